@@ -1,0 +1,1 @@
+//! The running hub: shards and control plane, and the handle to them.

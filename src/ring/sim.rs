@@ -1,0 +1,1 @@
+//! The seeded driver for tests.

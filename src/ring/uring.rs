@@ -1,0 +1,1 @@
+//! The real driver, on io_uring.
