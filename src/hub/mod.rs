@@ -1,1 +1,18 @@
-//! The `hub` layer.
+//! A shard's core: rooms, members, selections, fan-out, directories. Pure: no sockets, no clock, no randomness.
+//!
+//! A publish goes to the room's *home* (hash of its name), gets its `seq`, is encoded once behind the turn's other events
+//! of the room, and travels as one [`batch::Batch`] to every shard with members, which fan it out in slices.
+
+pub mod batch;
+pub mod core;
+pub mod directory;
+pub mod ids;
+pub mod members;
+pub mod message;
+pub mod name;
+pub mod outbox;
+pub mod reply;
+pub mod rooms;
+pub mod schema;
+pub mod selection;
+pub mod session_home;

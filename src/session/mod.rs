@@ -1,1 +1,2 @@
-//! The `session` layer.
+//! One client's state.
+pub mod limits;

@@ -1,0 +1,294 @@
+//! A turn's events of one room, encoded once: what travels to the shards and goes to the subscribers as it is.
+//!
+//! ```text
+//! bytes    | frame of event 41 | frame of event 42 | frame of event 43 |
+//! events     start..end, data    start..end, data    start..end, data     seq, type, who is left out
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use super::name::{RoomName, ShardId};
+use super::selection::Selection;
+use crate::ring::ConnKey;
+use crate::wire::envelope::{self, Event, Stamp};
+use crate::wire::json::Scratch;
+
+/// A connection anywhere on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// Whose connection.
+    pub shard: ShardId,
+    /// Which.
+    pub conn: ConnKey,
+}
+
+/// One event within a batch.
+#[derive(Debug, Clone)]
+pub struct EventMeta {
+    /// Its number in the room.
+    pub seq: u64,
+    /// The connection that must not get it (`echo: false`).
+    pub exclude: Option<Address>,
+    start: u32,
+    end: u32,
+    data_at: u32,
+    kind: Range<u32>,
+}
+
+/// Events of one room that are not sealed yet.
+#[derive(Debug, Default)]
+pub struct OpenBatch {
+    bytes: Vec<u8>,
+    events: Vec<EventMeta>,
+}
+
+/// Sealed events of one room.
+#[derive(Debug)]
+pub struct Batch {
+    /// The room.
+    pub room: RoomName,
+    /// All frames, one behind the other.
+    pub bytes: Bytes,
+    /// Where they are.
+    pub events: Vec<EventMeta>,
+    has_exclusions: bool,
+}
+
+/// Counts the memory of frames that are alive, whoever holds them.
+#[derive(Debug, Clone, Default)]
+pub struct FrameMemory(Arc<AtomicUsize>);
+
+struct Counted {
+    bytes: Vec<u8>,
+    memory: FrameMemory,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.memory.0.fetch_sub(self.bytes.capacity(), Ordering::Relaxed);
+    }
+}
+
+impl FrameMemory {
+    /// Bytes alive.
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Makes shareable bytes that are counted until the last holder lets go of them.
+    pub fn share(&self, bytes: Vec<u8>) -> Bytes {
+        self.0.fetch_add(bytes.capacity(), Ordering::Relaxed);
+        Bytes::from_owner(Counted { bytes, memory: self.clone() })
+    }
+}
+
+impl OpenBatch {
+    /// Encodes an event behind those that are there.
+    pub fn push(&mut self, stamp: &Stamp, event: &Event<'_>, exclude: Option<Address>) {
+        let start = self.bytes.len();
+        let spliced = envelope::write_event(&mut self.bytes, stamp, event);
+        let data_at = start + spliced.data_at;
+        // Offsets fit: a batch is sealed long before 4 GiB, and one message is at most 64 MiB by configuration.
+        let end = start + spliced.frame_bytes;
+        let kind_at = end - envelope::payload_bytes(event) + envelope::KIND_AT;
+        self.events.push(EventMeta {
+            seq: event.seq,
+            exclude,
+            start: start as u32,
+            end: end as u32,
+            data_at: data_at as u32,
+            kind: kind_at as u32..(kind_at + event.kind.len()) as u32,
+        });
+    }
+
+    /// Encoded bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Ends it; the batch can be shared from here on.
+    pub fn seal(&mut self, room: RoomName, memory: &FrameMemory) -> Batch {
+        let OpenBatch { bytes, events } = std::mem::take(self);
+        Batch { room, bytes: memory.share(bytes), has_exclusions: events.iter().any(|e| e.exclude.is_some()), events }
+    }
+}
+
+impl Batch {
+    /// Whether some connection must not get some event of it.
+    pub fn has_exclusions(&self) -> bool {
+        self.has_exclusions
+    }
+
+    /// The type of one of its events.
+    pub fn kind(&self, event: &EventMeta) -> &str {
+        let bytes = self.bytes.get(event.kind.start as usize..event.kind.end as usize).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    /// The data of one of its events, as it was published.
+    pub fn data(&self, event: &EventMeta) -> &[u8] {
+        // The payload ends with the brace that closes the envelope.
+        self.bytes.get(event.data_at as usize..(event.end as usize).saturating_sub(1)).unwrap_or_default()
+    }
+
+    /// One event's frame, sharing the batch's memory.
+    pub fn frame(&self, event: &EventMeta) -> Bytes {
+        self.bytes.slice(event.start as usize..event.end as usize)
+    }
+
+    /// The runs of frames that a connection gets when some are not for it.
+    pub fn without<'a>(&'a self, address: Address) -> impl Iterator<Item = Bytes> + 'a {
+        let mut at = 0;
+        let mut events = self.events.iter();
+        let mut done = false;
+        std::iter::from_fn(move || {
+            loop {
+                if done {
+                    return None;
+                }
+                let run = match events.find(|event| event.exclude == Some(address)) {
+                    Some(event) => {
+                        let run = at..event.start as usize;
+                        at = event.end as usize;
+                        run
+                    }
+                    None => {
+                        done = true;
+                        at..self.bytes.len()
+                    }
+                };
+                if !run.is_empty() {
+                    return Some(self.bytes.slice(run));
+                }
+            }
+        })
+    }
+
+    /// What of this batch a selection wants: none of it, all of it (sharing the bytes), or the chosen frames copied.
+    pub fn select(
+        self: &Arc<Batch>,
+        selection: &Selection,
+        scratch: &mut Scratch,
+        memory: &FrameMemory,
+    ) -> Option<Arc<Batch>> {
+        let mut text = Vec::new();
+        let chosen: Vec<&EventMeta> = self
+            .events
+            .iter()
+            .filter(|event| {
+                if !selection.wants_type(self.kind(event)) {
+                    return false;
+                }
+                if !selection.reads_data() {
+                    return true;
+                }
+                text.clear();
+                text.extend_from_slice(self.data(event));
+                scratch.parse(&mut text).is_ok_and(|document| selection.wants_data(document.root()))
+            })
+            .collect();
+        if chosen.is_empty() {
+            return None;
+        }
+        if chosen.len() == self.events.len() {
+            return Some(self.clone());
+        }
+        let mut bytes = Vec::new();
+        let mut events = Vec::with_capacity(chosen.len());
+        for event in chosen {
+            let shift = event.start - bytes.len() as u32;
+            bytes.extend_from_slice(self.bytes.get(event.start as usize..event.end as usize).unwrap_or_default());
+            events.push(EventMeta {
+                seq: event.seq,
+                exclude: event.exclude,
+                start: event.start - shift,
+                end: event.end - shift,
+                data_at: event.data_at - shift,
+                kind: event.kind.start - shift..event.kind.end - shift,
+            });
+        }
+        let has_exclusions = events.iter().any(|event| event.exclude.is_some());
+        Some(Arc::new(Batch { room: self.room.clone(), bytes: memory.share(bytes), events, has_exclusions }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::name::NameHasher;
+    use super::*;
+    use crate::wire::native::Wanted;
+
+    fn address(slot: u32) -> Address {
+        Address { shard: ShardId(0), conn: ConnKey { slot, generation: 1 } }
+    }
+
+    fn batch(events: &[(&str, &str, Option<u32>)], memory: &FrameMemory) -> Arc<Batch> {
+        let stamp = Stamp { id: [b'i'; 36], timestamp: envelope::rfc3339(0) };
+        let mut open = OpenBatch::default();
+        for (number, (kind, data, exclude)) in events.iter().enumerate() {
+            let event = Event { room: "a:b", kind, seq: number as u64 + 1, data: data.as_bytes() };
+            open.push(&stamp, &event, exclude.map(address));
+        }
+        Arc::new(open.seal(NameHasher::new(0).room("a:b"), memory))
+    }
+
+    #[test]
+    fn type_and_data_are_found_again_in_the_frames() {
+        let memory = FrameMemory::default();
+        let long = format!("{{\"x\":\"{}\"}}", "y".repeat(70_000));
+        let batch = batch(&[("one", "{\"a\":1}", None), ("two.three", &long, None), ("f", "null", None)], &memory);
+        let found: Vec<_> = batch.events.iter().map(|event| (batch.kind(event), batch.data(event))).collect();
+        assert_eq!(found, [("one", &b"{\"a\":1}"[..]), ("two.three", long.as_bytes()), ("f", b"null")]);
+        assert!(memory.bytes() > 70_000);
+        drop(batch);
+        assert_eq!(memory.bytes(), 0, "memory is counted until the last holder is gone");
+    }
+
+    #[test]
+    fn a_connection_is_left_out_of_its_own_events_only() {
+        let memory = FrameMemory::default();
+        let batch = batch(&[("a", "1", Some(5)), ("b", "2", None), ("c", "3", Some(5)), ("d", "4", Some(6))], &memory);
+        let join = |slot| batch.without(address(slot)).flat_map(|run| run.to_vec()).collect::<Vec<u8>>();
+        let frames =
+            |wanted: &[usize]| wanted.iter().flat_map(|&n| batch.frame(&batch.events[n]).to_vec()).collect::<Vec<u8>>();
+        assert_eq!(join(5), frames(&[1, 3]));
+        assert_eq!(join(6), frames(&[0, 1, 2]));
+        assert_eq!(join(7), frames(&[0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn a_selection_copies_only_when_some_events_are_not_wanted() {
+        let memory = FrameMemory::default();
+        let mut scratch = Scratch::new(64);
+        let batch = batch(&[("a", "{\"x\":1}", None), ("b", "{\"x\":2}", Some(1)), ("a", "{\"x\":3}", None)], &memory);
+        let selection = |types: &[&str], filters: Option<&str>| {
+            let wanted = Wanted {
+                types: types.iter().map(|&one| one.into()).collect(),
+                filters: filters.map(|text| text.as_bytes().into()),
+            };
+            Selection::compile(&wanted, 32).expect("compiles").expect("selects")
+        };
+        let all = batch.select(&selection(&["a", "b"], None), &mut scratch, &memory).expect("all");
+        assert!(Arc::ptr_eq(&all, &batch));
+        assert!(batch.select(&selection(&["c"], None), &mut scratch, &memory).is_none());
+        let some = batch.select(&selection(&[], Some("{\"x\":{\"min\":2}}")), &mut scratch, &memory).expect("some");
+        let seqs: Vec<_> = some.events.iter().map(|event| (event.seq, some.kind(event), some.data(event))).collect();
+        assert_eq!(seqs, [(2, "b", &b"{\"x\":2}"[..]), (3, "a", b"{\"x\":3}")]);
+        assert!(some.has_exclusions());
+    }
+}

@@ -1,0 +1,557 @@
+//! A shard's core: the rooms it is home to, the members it has, and the fan-out between them.
+//!
+//! Pure: messages and the time come in, messages for other shards and deliveries for this shard's connections go out.
+//! Larger than most files because the life of an event within a shard (publish, seal, deliver, fan out) is told in one
+//! place.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::{Address, Batch, FrameMemory};
+use super::directory::{Directory, PeerLimits};
+use super::ids::Ids;
+use super::members::{HOLE, ListId};
+use super::message::{
+    ClaimKind, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish, Published, ReplyTo,
+    RoomState, Ticket,
+};
+use super::name::{NameHasher, RoomName, ShardId, home_of};
+use super::reply::Responder;
+use super::rooms::{Home, RoomId, Rooms};
+use super::selection::Selection;
+use super::session_home::SessionHome;
+use crate::ring::{ConnKey, Now};
+use crate::wire::codes::ErrorCode;
+use crate::wire::envelope::Event;
+use crate::wire::json::Scratch;
+use crate::wire::native::{Refused, Since};
+
+/// What of the configuration the core goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct CoreLimits {
+    /// Rooms in one shard's table.
+    pub rooms_max: usize,
+    /// Different selections per room and shard.
+    pub selections_max: usize,
+    /// Messages that may wait for one other shard before publishes to it are refused.
+    pub backlog_max: usize,
+    /// Messages in one session's inbox.
+    pub inbox_max: usize,
+    /// Nesting of published data, for filters.
+    pub depth_max: usize,
+    /// Per network address.
+    pub peer: PeerLimits,
+}
+
+/// Counters of the core; only ever grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CoreFigures {
+    /// Events that got a number here.
+    pub publishes: u64,
+    /// Events handed to connections of this shard.
+    pub deliveries: u64,
+    /// Messages sent to other shards.
+    pub mesh_sent: u64,
+}
+
+/// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
+const OPEN_BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Calls of `receive` that may wait for one session.
+const WAITING_MAX: usize = 16;
+
+/// A shard's core.
+pub struct Core {
+    me: ShardId,
+    shards: u16,
+    hasher: NameHasher,
+    limits: CoreLimits,
+    rooms: Rooms,
+    directory: Directory,
+    /// Rooms with an open batch.
+    unsealed: Vec<RoomId>,
+    jobs: VecDeque<Job>,
+    ids: Ids,
+    scratch: Scratch,
+    memory: FrameMemory,
+    local: VecDeque<Message>,
+    outgoing: Vec<Vec<Message>>,
+    figures: CoreFigures,
+}
+
+/// A batch on its way to a list of members.
+struct Job {
+    room: RoomId,
+    list: ListId,
+    batch: Arc<Batch>,
+    at: usize,
+    end: usize,
+}
+
+impl Core {
+    /// The core of shard `me` of `shards`; all shards of a node share the seed of `hasher`.
+    pub fn new(me: ShardId, shards: u16, hasher: NameHasher, seed: [u64; 2], limits: CoreLimits) -> Core {
+        Core {
+            me,
+            shards,
+            hasher,
+            limits,
+            rooms: Rooms::default(),
+            directory: Directory::new(seed[0]),
+            unsealed: Vec::new(),
+            jobs: VecDeque::new(),
+            ids: Ids::new(seed),
+            scratch: Scratch::new(limits.depth_max),
+            memory: FrameMemory::default(),
+            local: VecDeque::new(),
+            outgoing: (0..shards).map(|_| Vec::new()).collect(),
+            figures: CoreFigures::default(),
+        }
+    }
+
+    /// This shard.
+    pub fn me(&self) -> ShardId {
+        self.me
+    }
+
+    /// The source of this shard's ids.
+    pub fn ids(&mut self) -> &mut Ids {
+        &mut self.ids
+    }
+
+    /// How names are hashed on this node.
+    pub fn hasher(&self) -> NameHasher {
+        self.hasher.clone()
+    }
+
+    /// The memory of frames made here that are still alive.
+    pub fn memory(&self) -> &FrameMemory {
+        &self.memory
+    }
+
+    /// Counters so far.
+    pub fn figures(&self) -> CoreFigures {
+        self.figures
+    }
+
+    /// The rooms of this shard.
+    pub fn rooms(&self) -> &Rooms {
+        &self.rooms
+    }
+
+    /// The directories of this shard.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Goes by new limits from here on.
+    pub fn set_limits(&mut self, limits: CoreLimits) {
+        self.limits = limits;
+    }
+
+    // ---- messages out ----
+
+    /// Sends a message to a shard, which may be this one.
+    pub fn send(&mut self, to: ShardId, message: Message) {
+        if to == self.me {
+            self.local.push_back(message);
+        } else if let Some(queue) = self.outgoing.get_mut(usize::from(to.0)) {
+            self.figures.mesh_sent += 1;
+            queue.push(message);
+        }
+    }
+
+    /// Sends a message to a room's home.
+    pub fn send_home(&mut self, room: &RoomName, message: Message) {
+        self.send(room.home(self.shards), message);
+    }
+
+    /// Sends a message to the home of a directory key.
+    pub fn send_to_key<K: std::hash::Hash + ?Sized>(&mut self, key: &K, message: Message) {
+        let home = home_of(self.hasher.hash(key), self.shards);
+        self.send(home, message);
+    }
+
+    /// Whether too much waits for a shard to take on more publishes for it.
+    pub fn is_congested(&self, to: ShardId) -> bool {
+        self.outgoing.get(usize::from(to.0)).is_some_and(|queue| queue.len() >= self.limits.backlog_max)
+    }
+
+    /// The next message from this shard to itself.
+    pub fn next_local(&mut self) -> Option<Message> {
+        self.local.pop_front()
+    }
+
+    /// What waits for another shard; the caller takes out what the mesh has room for.
+    pub fn outgoing(&mut self, to: ShardId) -> Option<&mut Vec<Message>> {
+        self.outgoing.get_mut(usize::from(to.0))
+    }
+
+    /// Routes an event to its room's home, or refuses it where the way there is congested.
+    pub fn route_publish(&mut self, publish: Publish) {
+        let home = publish.room.home(self.shards);
+        if self.is_congested(home) {
+            let Publish { room, reply, .. } = publish;
+            self.answer(reply, room, Err(OVERLOADED));
+            return;
+        }
+        self.send(home, Message::Publish(Box::new(publish)));
+    }
+
+    // ---- the home side ----
+
+    /// Handles a message that is for a home; gives back what is for a member's shard.
+    pub fn handle(&mut self, message: Message, now: Now) -> Option<Message> {
+        match message {
+            Message::Join(join) => self.join(*join),
+            Message::Leave { room, address, ticket } => self.leave(room, address, ticket),
+            Message::Publish(publish) => self.publish(*publish, now),
+            Message::Deposit(deposit) => self.deposit(*deposit),
+            Message::ClaimClient { client_id, address } => {
+                let refused = self.directory.claim_client(client_id, address).err();
+                self.send(address.shard, Message::Claimed { address, what: ClaimKind::Client, refused });
+            }
+            Message::ReleaseClient { client_id, address } => self.directory.release_client(&client_id, address),
+            Message::ClaimPeer { peer, address } => {
+                let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
+                self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
+            }
+            Message::ReleasePeer { peer } => self.directory.release_peer(peer, self.limits.peer),
+            Message::SendToClient { client_id, direct } => match self.directory.client(&client_id) {
+                Some(address) => self.send(address.shard, Message::ForwardToSession { address, direct }),
+                None => self.refuse_direct(*direct),
+            },
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Refuses a direct message whose addressee isn't there.
+    pub fn refuse_direct(&mut self, direct: Direct) {
+        let room = self.hasher.room("");
+        self.answer(direct.reply, room, Err(Refused::new(ErrorCode::NotFound, "there is no such client")));
+    }
+
+    fn answer(&mut self, reply: ReplyTo, room: RoomName, outcome: Result<Published, Refused>) {
+        match reply {
+            ReplyTo::Client { address, ticket } => {
+                // A client that gave no id hears of failures only.
+                if outcome.is_err() || ticket != Ticket::Single(None) {
+                    self.send(address.shard, Message::Published { address, ticket, room, outcome });
+                }
+            }
+            ReplyTo::Handle(responder) => responder.resolve(outcome.map_err(Into::into)),
+            ReplyTo::Nobody => {}
+        }
+    }
+
+    fn ensure_home(&mut self, room: &RoomName) -> Option<RoomId> {
+        if self.rooms.find(room).is_none() && self.rooms.len() >= self.limits.rooms_max {
+            return None;
+        }
+        let id = self.rooms.ensure(room);
+        let (ids, shards) = (&mut self.ids, self.shards);
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.home.get_or_insert_with(|| Box::new(Home::new(ids.epoch(), shards)));
+        }
+        Some(id)
+    }
+
+    fn home_mut(&mut self, id: RoomId) -> Option<&mut Home> {
+        self.rooms.get_mut(id)?.home.as_deref_mut()
+    }
+
+    fn join(&mut self, join: Join) {
+        let Join { room, address, claim, selection, since, ticket } = join;
+        let outcome = self.admit(&room, address, claim, since);
+        let joined = Joined { room, address, selection, ticket, outcome };
+        self.send(address.shard, Message::Joined(Box::new(joined)));
+    }
+
+    fn admit(
+        &mut self,
+        room: &RoomName,
+        address: Address,
+        claim: JoinClaim,
+        since: Option<Since>,
+    ) -> Result<RoomState, JoinRefused> {
+        let id = self.ensure_home(room).ok_or(JoinRefused::Rooms)?;
+        let mut taken_over = None;
+        let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
+        match claim {
+            JoinClaim::None => {}
+            JoinClaim::User { connections_max } => {
+                if connections_max > 0 && home.members_total() >= connections_max {
+                    return Err(JoinRefused::UserConnections);
+                }
+            }
+            JoinClaim::Session { user_id } => {
+                let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(user_id.clone())));
+                if session.user_id != user_id {
+                    return Err(JoinRefused::SessionOfOther);
+                }
+                taken_over = session.live.replace(address);
+            }
+        }
+        if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
+            *count += 1;
+        }
+        let state = state(home, since);
+        if let Some(old) = taken_over {
+            self.send(old.shard, Message::TakenOver { address: old });
+        }
+        // What has its number already goes out before the newcomer is a member.
+        self.seal(id);
+        Ok(state)
+    }
+
+    fn leave(&mut self, room: RoomName, address: Address, ticket: Option<Ticket>) {
+        if let Some(id) = self.rooms.find(&room) {
+            if let Some(home) = self.home_mut(id) {
+                if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
+                    *count = count.saturating_sub(1);
+                }
+                if let Some(session) = home.session.as_mut().filter(|session| session.live == Some(address)) {
+                    session.live = None;
+                }
+            }
+            self.rooms.forget_if_idle(id);
+        }
+        if let Some(ticket) = ticket {
+            self.send(address.shard, Message::Left { address, room, ticket });
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, now: Now) {
+        let Publish { room, kind, data, exclude, reply } = publish;
+        let Some(id) = self.ensure_home(&room) else {
+            self.answer(reply, room, Err(OVERLOADED));
+            return;
+        };
+        let stamp = self.ids.stamp(now.unix_ms);
+        let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
+        home.seq += 1;
+        let delivered = home.members_total();
+        let (seq, epoch) = (home.seq, home.epoch);
+        if delivered > 0 {
+            if home.open.is_empty() {
+                self.unsealed.push(id);
+            }
+            home.open.push(&stamp, &Event { room: room.as_str(), kind: &kind, seq, data: &data }, exclude);
+        } else {
+            self.rooms.forget_if_idle(id);
+        }
+        self.figures.publishes += 1;
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 };
+        self.answer(reply, room, Ok(published));
+    }
+
+    fn deposit(&mut self, deposit: Deposit) {
+        let Deposit { room, data, reply } = deposit;
+        let inbox_max = self.limits.inbox_max;
+        let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+        let outcome = match session {
+            Some(session) => session
+                .deposit(data, inbox_max)
+                .then_some(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 1, queued: 0 })
+                .ok_or(Refused::new(
+                    ErrorCode::Unavailable,
+                    "the session's inbox is full; the backend does not read it",
+                )),
+            None => Err(Refused::new(ErrorCode::NotFound, "there is no such session")),
+        };
+        self.answer(reply, room, outcome);
+    }
+
+    /// Answers with the next message in a session's inbox, when there is one.
+    pub fn collect(&mut self, room: &RoomName, responder: Responder<Bytes>) {
+        let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+        match session {
+            // The refusal of one caller too many is told by the dropped responder: unavailable.
+            Some(session) => drop(session.collect(responder, WAITING_MAX)),
+            None => responder.resolve(Err(Refused::new(ErrorCode::NotFound, "there is no such session").into())),
+        }
+    }
+
+    /// Whether some connection is a member of a room homed here.
+    pub fn is_occupied(&self, room: &RoomName) -> bool {
+        let room = self.rooms.find(room).and_then(|id| self.rooms.get(id));
+        room.and_then(|room| room.home.as_ref()).is_some_and(|home| home.members_total() > 0)
+    }
+
+    /// The rooms homed here that have members.
+    pub fn occupied(&self) -> impl Iterator<Item = &RoomName> {
+        let rooms =
+            self.rooms.iter().filter(|(_, room)| room.home.as_ref().is_some_and(|home| home.members_total() > 0));
+        rooms.map(|(_, room)| &room.name)
+    }
+
+    // ---- from open batches to deliveries ----
+
+    /// Seals what was published since; to be called once per turn. A room that is still being fanned out keeps gathering,
+    /// so that a fan-out slower than its publishers makes larger batches instead of a longer queue.
+    pub fn seal_all(&mut self) {
+        let mut kept = 0;
+        for at in 0..self.unsealed.len() {
+            let Some(&id) = self.unsealed.get(at) else { break };
+            let gathering = self.rooms.get(id).is_some_and(|room| {
+                room.jobs > 0 && room.home.as_ref().is_some_and(|home| home.open.bytes() < OPEN_BATCH_BYTES_MAX)
+            });
+            if gathering {
+                if let Some(place) = self.unsealed.get_mut(kept) {
+                    *place = id;
+                }
+                kept += 1;
+            } else {
+                self.dispatch(id);
+            }
+        }
+        self.unsealed.truncate(kept);
+    }
+
+    /// Seals one room's batch at once, because its members are about to change.
+    fn seal(&mut self, id: RoomId) {
+        if self.home_mut(id).is_some_and(|home| !home.open.is_empty()) {
+            self.unsealed.retain(|one| *one != id);
+            self.dispatch(id);
+        }
+    }
+
+    fn dispatch(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        if home.open.is_empty() {
+            return;
+        }
+        let batch = Arc::new(home.open.seal(room.name.clone(), &self.memory));
+        let mut here = false;
+        for (shard, count) in home.members.iter().enumerate() {
+            let shard = ShardId(shard as u16);
+            if *count == 0 {
+                continue;
+            }
+            if shard == self.me {
+                here = true;
+            } else if let Some(queue) = self.outgoing.get_mut(usize::from(shard.0)) {
+                self.figures.mesh_sent += 1;
+                queue.push(Message::Deliver(batch.clone()));
+            }
+        }
+        if here {
+            self.begin_fan_out(id, batch);
+        } else {
+            self.rooms.forget_if_idle(id);
+        }
+    }
+
+    // ---- the member side ----
+
+    /// Begins to fan a batch out to this shard's members.
+    pub fn deliver(&mut self, batch: Arc<Batch>) {
+        if let Some(id) = self.rooms.find(&batch.room) {
+            self.begin_fan_out(id, batch);
+        }
+    }
+
+    fn begin_fan_out(&mut self, id: RoomId, batch: Arc<Batch>) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        for (list, selection, end) in room.members.groups() {
+            if let Some(selected) = batch.select(selection, &mut self.scratch, &self.memory) {
+                self.jobs.push_back(Job { room: id, list, batch: selected, at: 0, end });
+                room.jobs += 1;
+            }
+        }
+        let end = room.members.list(0).len();
+        if end > 0 {
+            self.jobs.push_back(Job { room: id, list: 0, batch, at: 0, end });
+            room.jobs += 1;
+        }
+    }
+
+    /// Whether deliveries wait.
+    pub fn has_deliveries(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Hands out the next deliveries, at most `budget`: to this connection, these bytes.
+    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, &Batch)) {
+        let mut left = budget;
+        while left > 0 {
+            let Some(job) = self.jobs.front_mut() else { return };
+            let Some(room) = self.rooms.get_mut(job.room) else {
+                self.jobs.pop_front();
+                continue;
+            };
+            let to = job.end.min(job.at + left);
+            let members = room.members.list(job.list).get(job.at..to).unwrap_or_default();
+            for conn in members {
+                if *conn == HOLE {
+                    continue;
+                }
+                if job.batch.has_exclusions() {
+                    for run in job.batch.without(Address { shard: self.me, conn: *conn }) {
+                        deliver(*conn, &run, &job.batch);
+                    }
+                } else {
+                    deliver(*conn, &job.batch.bytes, &job.batch);
+                }
+            }
+            self.figures.deliveries += (members.len() * job.batch.events.len()) as u64;
+            left -= to - job.at;
+            job.at = to;
+            if job.at < job.end {
+                return;
+            }
+            let id = job.room;
+            self.jobs.pop_front();
+            room.jobs -= 1;
+            if room.jobs == 0 {
+                room.members.close_holes();
+                self.rooms.forget_if_idle(id);
+            }
+        }
+    }
+
+    /// Makes a connection of this shard a member, after its join was granted. Where it is one already, its selection is
+    /// replaced and the home is told that it counts once. False where the room has too many different selections here.
+    pub fn add_member(&mut self, room: &RoomName, conn: ConnKey, selection: Option<Arc<Selection>>) -> Option<RoomId> {
+        let id = self.rooms.ensure(room);
+        let selections_max = self.limits.selections_max;
+        let place = self.rooms.get_mut(id)?;
+        if place.members.add(conn, selection, selections_max) {
+            return Some(id);
+        }
+        self.rooms.forget_if_idle(id);
+        None
+    }
+
+    /// Takes a connection out of a room on this shard; the home is not told by this.
+    pub fn remove_member(&mut self, id: RoomId, conn: ConnKey) -> bool {
+        let Some(room) = self.rooms.get_mut(id) else { return false };
+        let keep_places = room.jobs > 0;
+        let removed = room.members.remove(conn, keep_places);
+        self.rooms.forget_if_idle(id);
+        removed
+    }
+}
+
+fn state(home: &Home, since: Option<Since>) -> RoomState {
+    let (seq, epoch) = (home.seq, home.epoch);
+    let missed = match since {
+        None => Some(0),
+        // Without a log to replay from, nothing is recovered but what was not missed.
+        Some(Since::Seq { seq: last, epoch: at }) => {
+            let same = at.is_none_or(|at| *at == *epoch_text(epoch));
+            if same && last <= seq { Some(seq - last) } else { None }
+        }
+        Some(Since::Last(last)) => Some(last.min(seq)),
+        Some(Since::Seconds(_)) => (seq == 0).then_some(0),
+    };
+    RoomState { seq, epoch, recovered: missed == Some(0), replayed: 0, missed }
+}
+
+/// An epoch as clients see it.
+pub fn epoch_text(epoch: u64) -> String {
+    format!("{epoch:016x}")
+}

@@ -1,0 +1,210 @@
+//! Who of a shard's connections is in a room.
+//!
+//! A fan-out may be spread over several turns and meanwhile members come and go: newcomers are appended behind the end
+//! that the fan-out has noted, leavers leave a hole, and holes are closed when no fan-out is under way.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::selection::Selection;
+use crate::ring::ConnKey;
+
+/// Stands where a member left while a fan-out was under way.
+pub const HOLE: ConnKey = ConnKey { slot: u32::MAX, generation: u32::MAX };
+
+/// Which of a room's lists: 0 for those who get everything, else a group's id.
+pub type ListId = u32;
+
+/// A room's members on one shard.
+#[derive(Debug, Default)]
+pub struct Members {
+    everything: List,
+    /// Most rooms have no member with a filter.
+    groups: Option<Box<Groups>>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    conns: SmallVec<[ConnKey; 2]>,
+    holes: u32,
+}
+
+#[derive(Debug, Default)]
+struct Groups {
+    list: Vec<Group>,
+    last_id: ListId,
+}
+
+/// Members who want the same selection.
+#[derive(Debug)]
+struct Group {
+    id: ListId,
+    selection: Arc<Selection>,
+    members: List,
+}
+
+impl List {
+    fn remove(&mut self, conn: ConnKey, keep_places: bool) -> bool {
+        let Some(place) = self.conns.iter().position(|one| *one == conn) else { return false };
+        if keep_places {
+            if let Some(member) = self.conns.get_mut(place) {
+                *member = HOLE;
+            }
+            self.holes += 1;
+        } else {
+            self.conns.swap_remove(place);
+            // A crowd that has gone must not keep its memory.
+            if self.conns.len() < self.conns.capacity() / 4 {
+                self.conns.shrink_to_fit();
+            }
+        }
+        true
+    }
+
+    fn close_holes(&mut self) {
+        if self.holes > 0 {
+            self.conns.retain(|conn| *conn != HOLE);
+            self.holes = 0;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.conns.len() - self.holes as usize
+    }
+}
+
+impl Members {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        let groups = self.groups.as_ref().map_or(0, |groups| groups.list.iter().map(|group| group.members.len()).sum());
+        self.everything.len() + groups
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a connection that is not a member. False where that would need one group more than `groups_max`.
+    pub fn add(&mut self, conn: ConnKey, selection: Option<Arc<Selection>>, groups_max: usize) -> bool {
+        let Some(selection) = selection else {
+            self.everything.conns.push(conn);
+            return true;
+        };
+        let groups = self.groups.get_or_insert_default();
+        if let Some(group) = groups.list.iter_mut().find(|group| group.selection == selection) {
+            group.members.conns.push(conn);
+            return true;
+        }
+        if groups.list.len() >= groups_max {
+            return false;
+        }
+        groups.last_id += 1;
+        let mut members = List::default();
+        members.conns.push(conn);
+        groups.list.push(Group { id: groups.last_id, selection, members });
+        true
+    }
+
+    /// Removes a connection; `keep_places` while a fan-out is under way. False where it was no member.
+    pub fn remove(&mut self, conn: ConnKey, keep_places: bool) -> bool {
+        if self.everything.remove(conn, keep_places) {
+            return true;
+        }
+        let Some(groups) = self.groups.as_mut() else { return false };
+        let removed = groups.list.iter_mut().any(|group| group.members.remove(conn, keep_places));
+        if !keep_places {
+            self.drop_empty_groups();
+        }
+        removed
+    }
+
+    /// Tidies up after the last fan-out.
+    pub fn close_holes(&mut self) {
+        self.everything.close_holes();
+        if let Some(groups) = self.groups.as_mut() {
+            for group in &mut groups.list {
+                group.members.close_holes();
+            }
+            self.drop_empty_groups();
+        }
+    }
+
+    fn drop_empty_groups(&mut self) {
+        if let Some(groups) = self.groups.as_mut() {
+            groups.list.retain(|group| !group.members.conns.is_empty());
+            if groups.list.is_empty() {
+                self.groups = None;
+            }
+        }
+    }
+
+    /// The places of a list, holes included.
+    pub fn list(&self, id: ListId) -> &[ConnKey] {
+        if id == 0 {
+            return &self.everything.conns;
+        }
+        let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
+        groups.iter().find(|group| group.id == id).map_or(&[], |group| &group.members.conns)
+    }
+
+    /// The lists with a selection.
+    pub fn groups(&self) -> impl Iterator<Item = (ListId, &Arc<Selection>, usize)> {
+        let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
+        groups.iter().map(|group| (group.id, &group.selection, group.members.conns.len()))
+    }
+
+    /// Every member.
+    pub fn iter(&self) -> impl Iterator<Item = ConnKey> {
+        let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
+        let filtered = groups.iter().flat_map(|group| group.members.conns.iter());
+        self.everything.conns.iter().chain(filtered).copied().filter(|conn| *conn != HOLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::native::Wanted;
+
+    fn conn(slot: u32) -> ConnKey {
+        ConnKey { slot, generation: 0 }
+    }
+
+    fn selection(kind: &str) -> Option<Arc<Selection>> {
+        let wanted = Wanted { types: vec![kind.into()], filters: None };
+        Selection::compile(&wanted, 1).expect("compiles").map(Arc::new)
+    }
+
+    #[test]
+    fn members_with_the_same_selection_share_a_group() {
+        let mut members = Members::default();
+        assert!(members.add(conn(1), None, 2));
+        assert!(members.add(conn(2), selection("a"), 2));
+        assert!(members.add(conn(3), selection("a"), 2));
+        assert!(members.add(conn(4), selection("b"), 2));
+        assert!(!members.add(conn(5), selection("c"), 2), "one group too many");
+        assert_eq!(members.len(), 4);
+        assert_eq!(members.groups().count(), 2);
+        assert!(members.remove(conn(4), false));
+        assert!(!members.remove(conn(4), false));
+        assert!(members.add(conn(5), selection("c"), 2), "an empty group makes room");
+        assert_eq!(members.iter().count(), 4);
+    }
+
+    #[test]
+    fn places_are_kept_while_a_fan_out_is_under_way() {
+        let mut members = Members::default();
+        for slot in 0..4 {
+            assert!(members.add(conn(slot), None, 0));
+        }
+        assert!(members.remove(conn(1), true));
+        assert_eq!(members.list(0), [conn(0), HOLE, conn(2), conn(3)]);
+        assert_eq!(members.len(), 3);
+        members.close_holes();
+        assert_eq!(members.list(0), [conn(0), conn(2), conn(3)]);
+        assert!(members.remove(conn(0), false));
+        assert_eq!(members.list(0), [conn(3), conn(2)]);
+    }
+}

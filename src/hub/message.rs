@@ -1,0 +1,301 @@
+//! What shards tell each other. One queue per ordered pair of shards carries these in order, a batch per turn.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::{Address, Batch};
+use super::name::RoomName;
+use super::reply::Responder;
+use super::selection::Selection;
+use crate::wire::codes::ErrorCode;
+use crate::wire::native::{Reference, Refused, Since};
+
+/// A message from shard to shard (or from a shard to itself).
+#[derive(Debug)]
+pub enum Message {
+    /// To a room's home: a connection wants to be a member.
+    Join(Box<Join>),
+    /// To a room's home: a connection is no member any more.
+    Leave {
+        /// The room.
+        room: RoomName,
+        /// Whose membership.
+        address: Address,
+        /// Where the answer goes, if the client asked for it.
+        ticket: Option<Ticket>,
+    },
+    /// To a room's home: an event for the room.
+    Publish(Box<Publish>),
+    /// To a session's home: a message for the backend.
+    Deposit(Box<Deposit>),
+    /// To a client id's home: reserve it.
+    ClaimClient {
+        /// The id.
+        client_id: Arc<str>,
+        /// For whom.
+        address: Address,
+    },
+    /// To a client id's home: it is free again.
+    ReleaseClient {
+        /// The id.
+        client_id: Arc<str>,
+        /// Who had it.
+        address: Address,
+    },
+    /// To a network address's home: one more connection from there.
+    ClaimPeer {
+        /// The network address.
+        peer: IpAddr,
+        /// For whom.
+        address: Address,
+    },
+    /// To a network address's home: one connection less.
+    ReleasePeer {
+        /// The network address.
+        peer: IpAddr,
+    },
+    /// To a client id's home: an event for the session of that client.
+    SendToClient {
+        /// The id.
+        client_id: Box<str>,
+        /// The event; its room is not known yet.
+        direct: Box<Direct>,
+    },
+
+    /// To a member's shard: what became of its `Join`.
+    Joined(Box<Joined>),
+    /// To a member's shard: its membership ended, as it asked.
+    Left {
+        /// Whose.
+        address: Address,
+        /// The room.
+        room: RoomName,
+        /// Where the answer goes.
+        ticket: Ticket,
+    },
+    /// To shards with members: events.
+    Deliver(Arc<Batch>),
+    /// To the shard of who published: what became of it.
+    Published {
+        /// Who.
+        address: Address,
+        /// What the answer is for.
+        ticket: Ticket,
+        /// The room it went to.
+        room: RoomName,
+        /// The outcome.
+        outcome: Result<Published, Refused>,
+    },
+    /// To a connection's shard: a claim was granted or not.
+    Claimed {
+        /// For whom.
+        address: Address,
+        /// Which claim.
+        what: ClaimKind,
+        /// The refusal, if it was refused.
+        refused: Option<ClaimRefused>,
+    },
+    /// To the shard of a client that an event is for: pass it on to the client's session.
+    ForwardToSession {
+        /// Which connection.
+        address: Address,
+        /// The event.
+        direct: Box<Direct>,
+    },
+    /// To a connection's shard: another connection took its session over.
+    TakenOver {
+        /// The old connection.
+        address: Address,
+    },
+}
+
+/// A membership that is asked for.
+#[derive(Debug)]
+pub struct Join {
+    /// The room.
+    pub room: RoomName,
+    /// Who.
+    pub address: Address,
+    /// What has to hold besides permission.
+    pub claim: JoinClaim,
+    /// What is wanted of the room; travels along and comes back.
+    pub selection: Option<Arc<Selection>>,
+    /// From where on.
+    pub since: Option<Since>,
+    /// What the answer is for.
+    pub ticket: Ticket,
+}
+
+/// What a room's home has to check at a join.
+#[derive(Debug)]
+pub enum JoinClaim {
+    /// Nothing.
+    None,
+    /// That a user doesn't have too many connections (0: no limit).
+    User {
+        /// The most there may be.
+        connections_max: u32,
+    },
+    /// That a session is new or this user's; an older connection of it is taken over.
+    Session {
+        /// Who.
+        user_id: Arc<str>,
+    },
+}
+
+/// What became of a join.
+#[derive(Debug)]
+pub struct Joined {
+    /// The room.
+    pub room: RoomName,
+    /// Who.
+    pub address: Address,
+    /// What is wanted of the room.
+    pub selection: Option<Arc<Selection>>,
+    /// What the answer is for.
+    pub ticket: Ticket,
+    /// The room's state, or why not.
+    pub outcome: Result<RoomState, JoinRefused>,
+}
+
+/// Why a join was refused by the home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JoinRefused {
+    /// The user has too many connections.
+    UserConnections,
+    /// The session is another user's.
+    SessionOfOther,
+    /// This shard has as many rooms as it may.
+    Rooms,
+}
+
+/// A room's state when someone joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomState {
+    /// The last number given: live events are those after it.
+    pub seq: u64,
+    /// The log's epoch.
+    pub epoch: u64,
+    /// Whether all that `since` asked for was there.
+    pub recovered: bool,
+    /// How many events are replayed.
+    pub replayed: u64,
+    /// How many were missed; none where that can't be known.
+    pub missed: Option<u64>,
+}
+
+/// What an answer is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ticket {
+    /// A step of the connection's admission.
+    Admission,
+    /// A command of its own.
+    Single(Option<Reference>),
+    /// One of several parts of a command; the session knows which by the number.
+    Part(u32),
+}
+
+/// An event on its way to its room's home.
+#[derive(Debug)]
+pub struct Publish {
+    /// The room.
+    pub room: RoomName,
+    /// The event's type.
+    pub kind: Box<str>,
+    /// The event's data: valid JSON.
+    pub data: Bytes,
+    /// Who must not get it.
+    pub exclude: Option<Address>,
+    /// Who is told of the outcome.
+    pub reply: ReplyTo,
+}
+
+/// A direct message whose session isn't known yet.
+#[derive(Debug)]
+pub struct Direct {
+    /// The event's type.
+    pub kind: Box<str>,
+    /// The event's data: valid JSON.
+    pub data: Bytes,
+    /// Who is told of the outcome.
+    pub reply: ReplyTo,
+}
+
+/// A message for the backend.
+#[derive(Debug)]
+pub struct Deposit {
+    /// The session's room.
+    pub room: RoomName,
+    /// The message's data: valid JSON.
+    pub data: Bytes,
+    /// Who is told of the outcome.
+    pub reply: ReplyTo,
+}
+
+/// Who is told what became of an event.
+#[derive(Debug)]
+pub enum ReplyTo {
+    /// A client, through its shard.
+    Client {
+        /// Who.
+        address: Address,
+        /// What the answer is for.
+        ticket: Ticket,
+    },
+    /// A caller of the hub's handle.
+    Handle(Responder<Published>),
+    /// Nobody.
+    Nobody,
+}
+
+/// An event that got its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The event's id.
+    pub id: [u8; 36],
+    /// Its number in the room.
+    pub seq: u64,
+    /// The log's epoch.
+    pub epoch: u64,
+    /// Whether it had been published before under the same key.
+    pub duplicate: bool,
+    /// How many connections it goes to.
+    pub delivered: u32,
+    /// How many absent sessions it waits for.
+    pub queued: u32,
+}
+
+impl Published {
+    /// The id as text.
+    pub fn id(&self) -> &str {
+        std::str::from_utf8(&self.id).unwrap_or_default()
+    }
+}
+
+/// Which claim was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimKind {
+    /// The client id.
+    Client,
+    /// The network address.
+    Peer,
+}
+
+/// Why a claim was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimRefused {
+    /// Another connection has the client id.
+    Taken,
+    /// Too many connections from there.
+    PeerConnections,
+    /// Too many new connections per second from there; to be tried again after so long.
+    PeerRate {
+        /// Milliseconds.
+        retry_after_ms: u64,
+    },
+}
+
+/// The refusal of an event that can't be taken on right now.
+pub const OVERLOADED: Refused = Refused::new(ErrorCode::Unavailable, "the hub can't keep up right now; try again");

@@ -1,0 +1,129 @@
+//! Answers across threads: what a caller of the hub's handle waits for.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_channel::oneshot;
+
+use crate::wire::codes::ErrorCode;
+use crate::wire::native::Refused;
+
+/// Why a call to the hub failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubError {
+    /// The protocol's error code.
+    pub code: ErrorCode,
+    /// One sentence for a person.
+    pub message: String,
+}
+
+impl HubError {
+    /// An error with its sentence.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> HubError {
+        HubError { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for HubError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+
+impl std::error::Error for HubError {}
+
+impl From<Refused> for HubError {
+    fn from(refused: Refused) -> HubError {
+        HubError { code: refused.code, message: refused.message.into_owned() }
+    }
+}
+
+/// An answer on its way: a future, or something to wait for.
+#[derive(Debug)]
+#[must_use = "the answer tells whether it worked"]
+pub struct Pending<T>(oneshot::Receiver<Result<T, HubError>>);
+
+/// The side that answers.
+#[derive(Debug)]
+pub struct Responder<T>(oneshot::Sender<Result<T, HubError>>);
+
+/// A pair of the two.
+pub fn pending<T>() -> (Responder<T>, Pending<T>) {
+    let (sender, receiver) = oneshot::channel();
+    (Responder(sender), Pending(receiver))
+}
+
+impl<T> Pending<T> {
+    /// An answer that is known already.
+    pub fn ready(answer: Result<T, HubError>) -> Pending<T> {
+        let (responder, pending) = pending();
+        responder.resolve(answer);
+        pending
+    }
+
+    /// Blocks this thread until the answer is there. Not for use on a shard or in async code.
+    pub fn wait(self) -> Result<T, HubError> {
+        futures_executor::block_on(self)
+    }
+
+    /// Blocks this thread until the answer is there or the time is over (`None`); what comes later is not lost where the
+    /// answering side keeps it, as an inbox does.
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<T>, HubError> {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+        let mut context = Context::from_waker(&waker);
+        let mut left = timeout;
+        loop {
+            if let Poll::Ready(answer) = Pin::new(&mut self).poll(&mut context) {
+                return answer.map(Some);
+            }
+            if left.is_zero() {
+                // An answer that came in this very moment is taken, not lost.
+                self.0.close();
+                return match self.0.try_recv() {
+                    Ok(Some(answer)) => answer.map(Some),
+                    Ok(None) | Err(_) => Ok(None),
+                };
+            }
+            // `park_timeout` may wake early; what it slept is not known without a clock, so sleep in steps.
+            let step = left.min(Duration::from_millis(20));
+            std::thread::park_timeout(step);
+            left -= step;
+        }
+    }
+}
+
+impl<T> Future for Pending<T> {
+    type Output = Result<T, HubError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|answer| {
+            answer.unwrap_or_else(|_| Err(HubError::new(ErrorCode::Unavailable, "the hub stopped before it answered")))
+        })
+    }
+}
+
+impl<T> Responder<T> {
+    /// Answers; nobody may be waiting any more, which is not an error.
+    pub fn resolve(self, answer: Result<T, HubError>) {
+        drop(self.0.send(answer));
+    }
+
+    /// Answers, and gives the answer back where nobody waits any more.
+    pub fn try_resolve(self, answer: Result<T, HubError>) -> Result<(), Result<T, HubError>> {
+        self.0.send(answer)
+    }
+
+    /// Whether nobody waits any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.is_canceled()
+    }
+}

@@ -1,0 +1,193 @@
+//! A shard's table of rooms: those it is home to, and those its connections are in.
+
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use super::batch::OpenBatch;
+use super::members::Members;
+use super::name::RoomName;
+use super::session_home::SessionHome;
+
+/// A room's place in its shard's table; valid as long as the room exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RoomId(pub u32);
+
+/// A room as one shard sees it.
+#[derive(Debug)]
+pub struct Room {
+    /// Its name.
+    pub name: RoomName,
+    /// This shard's connections in it.
+    pub members: Members,
+    /// Fan-outs under way for it.
+    pub jobs: u32,
+    /// What only the home shard has.
+    pub home: Option<Box<Home>>,
+}
+
+/// What a room's home knows.
+#[derive(Debug)]
+pub struct Home {
+    /// The last number given.
+    pub seq: u64,
+    /// Which life of the room's log this is.
+    pub epoch: u64,
+    /// Members by shard, on shards from 0 on.
+    pub members: SmallVec<[u32; 2]>,
+    /// Events of this turn.
+    pub open: OpenBatch,
+    /// For rooms of the kind `session`.
+    pub session: Option<Box<SessionHome>>,
+}
+
+impl Home {
+    /// A room that has had no event.
+    pub fn new(epoch: u64, shards: u16) -> Home {
+        Home {
+            seq: 0,
+            epoch,
+            members: SmallVec::from_elem(0, usize::from(shards)),
+            open: OpenBatch::default(),
+            session: None,
+        }
+    }
+
+    /// Members on all shards.
+    pub fn members_total(&self) -> u32 {
+        self.members.iter().sum()
+    }
+
+    /// Whether nothing would be lost with it.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+            && self.members.iter().all(|count| *count == 0)
+            && self.session.as_ref().is_none_or(|session| session.is_idle())
+    }
+}
+
+/// The rooms of a shard.
+#[derive(Debug, Default)]
+pub struct Rooms {
+    slots: Vec<Option<Room>>,
+    free: Vec<u32>,
+    index: HashTable<u32>,
+}
+
+impl Rooms {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Looks a room up by name.
+    pub fn find(&self, name: &RoomName) -> Option<RoomId> {
+        let found = self.index.find(name.hash(), |slot| self.slot(*slot).is_some_and(|room| room.name == *name));
+        found.map(|slot| RoomId(*slot))
+    }
+
+    /// Looks a room up by name and makes it where it is missing.
+    pub fn ensure(&mut self, name: &RoomName) -> RoomId {
+        if let Some(id) = self.find(name) {
+            return id;
+        }
+        let room = Room { name: name.clone(), members: Members::default(), jobs: 0, home: None };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                if let Some(place) = self.slots.get_mut(slot as usize) {
+                    *place = Some(room);
+                }
+                slot
+            }
+            None => {
+                self.slots.push(Some(room));
+                (self.slots.len() - 1) as u32
+            }
+        };
+        let Rooms { slots, index, .. } = self;
+        index.insert_unique(name.hash(), slot, |slot| hash_of(slots, *slot));
+        RoomId(slot)
+    }
+
+    /// A room.
+    pub fn get(&self, id: RoomId) -> Option<&Room> {
+        self.slot(id.0)
+    }
+
+    /// A room, to be changed.
+    pub fn get_mut(&mut self, id: RoomId) -> Option<&mut Room> {
+        self.slots.get_mut(id.0 as usize).and_then(Option::as_mut)
+    }
+
+    /// Forgets a room that has neither members here, nor fan-outs, nor a home part worth keeping.
+    pub fn forget_if_idle(&mut self, id: RoomId) {
+        let Some(room) = self.get_mut(id) else { return };
+        if room.home.as_ref().is_some_and(|home| home.is_idle()) {
+            room.home = None;
+        }
+        if room.jobs > 0 || room.home.is_some() || !room.members.is_empty() {
+            return;
+        }
+        let hash = room.name.hash();
+        if let Ok(entry) = self.index.find_entry(hash, |slot| *slot == id.0) {
+            entry.remove();
+        }
+        if let Some(place) = self.slots.get_mut(id.0 as usize) {
+            *place = None;
+            self.free.push(id.0);
+        }
+        // After a crowd left, the tables shrink with it.
+        if self.index.len() * 8 < self.index.capacity() && self.index.capacity() > 1024 {
+            let Rooms { slots, index, .. } = self;
+            index.shrink_to(index.len() * 2, |slot| hash_of(slots, *slot));
+        }
+    }
+
+    /// All rooms.
+    pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
+        self.slots.iter().enumerate().filter_map(|(slot, room)| Some((RoomId(slot as u32), room.as_ref()?)))
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Room> {
+        self.slots.get(slot as usize).and_then(Option::as_ref)
+    }
+}
+
+fn hash_of(slots: &[Option<Room>], slot: u32) -> u64 {
+    slots.get(slot as usize).and_then(Option::as_ref).map_or(0, |room| room.name.hash())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::name::NameHasher;
+    use super::*;
+    use crate::ring::ConnKey;
+
+    #[test]
+    fn rooms_are_found_until_they_are_idle() {
+        let hasher = NameHasher::new(3);
+        let mut rooms = Rooms::default();
+        let names: Vec<_> = (0..3000).map(|number| hasher.room(&format!("a:{number}"))).collect();
+        let conn = ConnKey { slot: 1, generation: 1 };
+        for name in &names {
+            let id = rooms.ensure(name);
+            assert!(rooms.get_mut(id).expect("there").members.add(conn, None, 0));
+        }
+        assert_eq!(rooms.len(), 3000);
+        for name in &names {
+            let id = rooms.find(name).expect("found");
+            rooms.forget_if_idle(id);
+            assert_eq!(rooms.find(name), Some(id), "a room with members stays");
+            assert!(rooms.get_mut(id).expect("there").members.remove(conn, false));
+            rooms.forget_if_idle(id);
+            assert_eq!(rooms.find(name), None);
+        }
+        assert!(rooms.is_empty());
+        let again = rooms.ensure(&names[5]);
+        assert!((again.0 as usize) < 3000, "slots are used again");
+    }
+}

@@ -1,0 +1,214 @@
+//! The native protocol, hub to client: the envelope `{"type","id","timestamp",…,"data"}` and its frame.
+
+use super::codes::ErrorCode;
+use super::json::{write_string, write_u64};
+use super::native::Reference;
+use super::ws::{self, OpCode};
+
+/// What identifies one message of the hub: its id and when it was made, as text.
+#[derive(Clone, Copy)]
+pub struct Stamp {
+    /// UUIDv7, 36 characters.
+    pub id: [u8; 36],
+    /// RFC 3339 UTC with milliseconds, 24 characters.
+    pub timestamp: [u8; 24],
+}
+
+/// An event about to become a frame.
+pub struct Event<'a> {
+    /// The room's name; has no character that needs escaping.
+    pub room: &'a str,
+    /// Its type; likewise.
+    pub kind: &'a str,
+    /// Its number in the room.
+    pub seq: u64,
+    /// The publisher's data, spliced as it is.
+    pub data: &'a [u8],
+}
+
+/// Where an event's data stands within what [`write_event`] appended.
+pub struct Spliced {
+    /// Of the frame, from its first byte.
+    pub frame_bytes: usize,
+    /// Of the data within the frame.
+    pub data_at: usize,
+}
+
+/// Where an event's type begins in its payload.
+pub const KIND_AT: usize = HEAD.len();
+
+const HEAD: &[u8] = br#"{"type":""#;
+const ID: &[u8] = br#"","id":""#;
+const TIMESTAMP: &[u8] = br#"","timestamp":""#;
+const ROOM: &[u8] = br#"","room":""#;
+const SEQ: &[u8] = br#"","seq":"#;
+const DATA: &[u8] = br#","data":"#;
+
+/// Appends an event as a whole text frame; every native subscriber gets these bytes.
+pub fn write_event(out: &mut Vec<u8>, stamp: &Stamp, event: &Event<'_>) -> Spliced {
+    let mut digits = itoa::Buffer::new();
+    let seq = digits.format(event.seq).as_bytes();
+    let payload = payload_bytes(event);
+    let before = payload - event.data.len() - 1;
+    let start = out.len();
+    out.reserve(payload + ws::HEADER_BYTES_MAX);
+    ws::write_header(out, OpCode::Text, payload);
+    let data_at = out.len() - start + before;
+    for part in [
+        HEAD,
+        event.kind.as_bytes(),
+        ID,
+        &stamp.id,
+        TIMESTAMP,
+        &stamp.timestamp,
+        ROOM,
+        event.room.as_bytes(),
+        SEQ,
+        seq,
+        DATA,
+        event.data,
+        b"}",
+    ] {
+        out.extend_from_slice(part);
+    }
+    Spliced { frame_bytes: out.len() - start, data_at }
+}
+
+/// The length of an event's payload, header not counted.
+pub fn payload_bytes(event: &Event<'_>) -> usize {
+    let fixed = HEAD.len() + ID.len() + 36 + TIMESTAMP.len() + 24 + ROOM.len() + SEQ.len() + DATA.len() + 1;
+    let digits = event.seq.checked_ilog10().unwrap_or(0) as usize + 1;
+    fixed + event.kind.len() + event.room.len() + digits + event.data.len()
+}
+
+/// Begins an answer's payload: `{"type":…,"id":…,"timestamp":…,"ref":…,"data":`; the caller appends the data and [`finish`].
+pub fn begin(payload: &mut Vec<u8>, kind: &str, stamp: &Stamp, reference: Option<&Reference>) {
+    payload.clear();
+    for part in [HEAD, kind.as_bytes(), ID, &stamp.id, TIMESTAMP, &stamp.timestamp, b"\""] {
+        payload.extend_from_slice(part);
+    }
+    if let Some(reference) = reference {
+        payload.extend_from_slice(b",\"ref\":");
+        write_reference(payload, reference);
+    }
+    payload.extend_from_slice(DATA);
+}
+
+/// Ends the payload that [`begin`] began and appends it to `out` as a text frame.
+pub fn finish(payload: &mut Vec<u8>, out: &mut Vec<u8>) {
+    payload.push(b'}');
+    ws::write_header(out, OpCode::Text, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends `{"code":…,"message":…,"details":…}`; `retry_after_ms` is given with rate limits.
+pub fn write_error_data(payload: &mut Vec<u8>, code: ErrorCode, message: &str, retry_after_ms: Option<u64>) {
+    payload.extend_from_slice(b"{\"code\":\"");
+    payload.extend_from_slice(code.as_str().as_bytes());
+    payload.extend_from_slice(b"\",\"message\":");
+    write_string(payload, message);
+    payload.extend_from_slice(b",\"details\":{");
+    if let Some(ms) = retry_after_ms {
+        payload.extend_from_slice(b"\"retry_after_ms\":");
+        write_u64(payload, ms);
+    }
+    payload.push(b'}');
+    if let Some(ms) = retry_after_ms {
+        payload.extend_from_slice(b",\"retry_after_ms\":");
+        write_u64(payload, ms);
+    }
+    payload.push(b'}');
+}
+
+fn write_reference(out: &mut Vec<u8>, reference: &Reference) {
+    match reference {
+        Reference::Text(text) => write_string(out, text),
+        Reference::Number(number) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
+    }
+}
+
+/// Formats milliseconds since 1970 as `2026-01-02T03:04:05.678Z`; years after 9999 stay at its end.
+pub fn rfc3339(unix_ms: u64) -> [u8; 24] {
+    const LAST_MS: u64 = 253_402_300_799_999;
+    let unix_ms = unix_ms.min(LAST_MS);
+    let (days, in_day) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    // Days to civil date after Howard Hinnant's chrono paper: eras of 400 years beginning in March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let mut put = |at: usize, digits: usize, mut number: u64| {
+        for place in text.iter_mut().skip(at).take(digits).rev() {
+            *place = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    };
+    put(0, 4, year);
+    put(5, 2, month);
+    put(8, 2, day);
+    put(11, 2, in_day / 3_600_000);
+    put(14, 2, in_day / 60_000 % 60);
+    put(17, 2, in_day / 1_000 % 60);
+    put(20, 3, in_day % 1_000);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_the_calendars() {
+        use time::format_description::well_known::Rfc3339;
+        for unix_ms in [
+            0,
+            1,
+            951_782_399_999,
+            951_782_400_000,
+            1_709_210_096_789,
+            1_767_225_599_999,
+            4_107_542_400_000,
+            253_402_300_799_999,
+        ] {
+            let nanos = i128::from(unix_ms) * 1_000_000;
+            let expected = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("in range");
+            let text = rfc3339(unix_ms);
+            let text = std::str::from_utf8(&text).expect("ascii");
+            assert_eq!(time::OffsetDateTime::parse(text, &Rfc3339).expect("valid"), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_frame_with_its_data_spliced() {
+        let stamp = Stamp { id: [b'i'; 36], timestamp: rfc3339(0) };
+        let data = br#"{"x":"\u0041"}"#;
+        let mut out = b"before".to_vec();
+        let event = Event { room: "project:1", kind: "a.b", seq: 42, data };
+        let spliced = write_event(&mut out, &stamp, &event);
+        assert_eq!(out.len(), 6 + spliced.frame_bytes);
+        assert_eq!(&out[6 + spliced.data_at..][..data.len()], data);
+        assert_eq!(&out[6..10], [0x81, 126, 0, (spliced.frame_bytes - 4) as u8]);
+        let value: serde_json::Value = serde_json::from_slice(&out[10..]).expect("json");
+        assert_eq!(value["seq"], 42);
+        assert_eq!(value["room"], "project:1");
+        assert_eq!(value["data"]["x"], "A");
+    }
+
+    #[test]
+    fn an_answer_carries_its_reference_escaped() {
+        let stamp = Stamp { id: [b'i'; 36], timestamp: rfc3339(0) };
+        let (mut payload, mut out) = (Vec::new(), Vec::new());
+        begin(&mut payload, "error", &stamp, Some(&Reference::Text("a\"b".into())));
+        write_error_data(&mut payload, ErrorCode::RateLimited, "slow\ndown", Some(20));
+        finish(&mut payload, &mut out);
+        let value: serde_json::Value = serde_json::from_slice(&payload).expect("json");
+        assert_eq!(value["ref"], "a\"b");
+        assert_eq!(value["data"]["retry_after_ms"], 20);
+        assert_eq!(out.len(), payload.len() + 4);
+    }
+}
