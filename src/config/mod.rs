@@ -1,1 +1,62 @@
-//! The `config` layer.
+//! The configuration: one definition per option, read from a profile, a file, the environment and the command line.
+//!
+//! ```text
+//! defaults  <  profile  <  file  <  environment (RINGHUB_…)  <  --set and flags
+//! ```
+//!
+//! [`options`] is the table; [`load`] lays the sources over each other and reports all that is wrong with them at
+//! once; [`host`] compares the result with what the machine grants.
+
+pub mod credentials;
+pub mod kinds;
+pub mod load;
+pub mod log;
+pub mod net;
+pub mod options;
+mod problem;
+pub mod profiles;
+mod reload;
+pub mod table;
+mod validate;
+pub mod value;
+
+pub use credentials::{KeySource, PublicKey, Secret};
+pub use kinds::{JoinRule, KindConfig, Policy};
+pub use load::Sources;
+pub use log::{LogFormat, LogLevel};
+pub use net::{IpNet, Listen, TrustedProxies};
+pub use options::*;
+pub use problem::{ConfigError, Origin, Problem};
+pub use table::{OptionDef, Reload, Rule};
+
+/// Most shards a node can have; the mesh has a queue for each pair of them.
+pub const SHARDS_MAX: usize = 64;
+
+impl Config {
+    /// The kind of that name, built in or declared.
+    pub fn kind(&self, name: &str) -> Option<&KindConfig> {
+        self.kinds.iter().find(|kind| kind.name == name)
+    }
+
+    /// How many shards to start: `shards.count`, or one per core this process may use.
+    pub fn shard_count(&self) -> usize {
+        match self.shards.count {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX),
+            count => count.min(SHARDS_MAX),
+        }
+    }
+
+    /// Most connections the node holds, all limits together.
+    pub fn connections_max(&self) -> usize {
+        let by_shards = self.shard_count().saturating_mul(self.limits.connections_per_shard_max);
+        match self.limits.connections_max {
+            0 => by_shards,
+            limit => limit.min(by_shards),
+        }
+    }
+
+    /// Events kept by the log of a room of this kind.
+    pub fn history_events_max(&self, kind: &KindConfig) -> u32 {
+        kind.history_events_max.unwrap_or(self.history.events_max)
+    }
+}

@@ -1,0 +1,214 @@
+//! The table of options. A row is: text, `field: type = default, rule, unit, reload;`.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use jsonwebtoken::Algorithm;
+
+use super::credentials::{PublicKey, Secret};
+use super::kinds::KindConfig;
+use super::log::{LogFormat, LogLevel};
+use super::net::{Listen, TrustedProxies};
+use super::table::{OptionDef, Reload, Rule, options, power_of_two, range};
+use super::value::{OptionValue, read};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+options! {
+    /// Where the hub listens, and which peers it believes about a client's address.
+    listen: ListenConfig {
+        /// Addresses of the public listener: `HOST:PORT`, `[V6]:PORT` or `unix:/path`; one or a list.
+        /// Port 0 lets the system choose.
+        public: Vec<Listen> = vec![Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))], Rule::Any, "", Restart;
+        /// A listener of its own for the HTTP API; when set, the API is served there only.
+        internal: Option<Listen> = None, Rule::Any, "", Restart;
+        /// Peers whose `X-Forwarded-For`, `Forwarded` or PROXY header is believed: addresses or networks
+        /// (`10.0.0.0/8`); the word `unix` stands for peers on unix sockets.
+        trusted_proxies: TrustedProxies = TrustedProxies::default(), Rule::Any, "", Live;
+        /// Expect a PROXY protocol header (v1 or v2) on every connection from a trusted proxy.
+        proxy_protocol: bool = false, Rule::Any, "", Live;
+        /// Connections the kernel may hold for each listener until they are accepted; `net.core.somaxconn` caps it.
+        backlog: u32 = 4096, range(1, 65_535), "connections", Restart;
+    }
+
+    /// This node among others.
+    node: NodeConfig {
+        /// The name shown in greetings, logs and metrics.
+        name: String = "node-1".to_owned(), Rule::Any, "", Restart;
+    }
+
+    /// The threads that hold the connections.
+    shards: ShardsConfig {
+        /// Number of shards; 0 starts one per core this process may use.
+        count: usize = 0, range(0, super::SHARDS_MAX as u64), "shards", Restart;
+        /// Pin each shard to a core of its own.
+        pin: bool = true, Rule::Any, "", Restart;
+        /// Deliveries a shard makes for broadcasts before it turns to other work; smaller keeps round trips short
+        /// beside large rooms, larger costs less CPU per delivery.
+        turn_deliveries_max: u32 = 2048, range(16, 1_000_000), "deliveries", Live;
+    }
+
+    /// Each shard's io_uring.
+    ring: RingConfig {
+        /// Receive buffers per shard, shared by all of its connections.
+        buffers: u16 = 1024, power_of_two(16, 32_768), "buffers", Restart;
+        /// Size of one receive buffer; a message that fits one is decoded where the kernel put it.
+        buffer_bytes: u32 = 4096, range(256, 64 * KIB), "bytes", Restart;
+        /// Entries of the submission queue: operations handed over in one call.
+        entries: u32 = 4096, power_of_two(64, 32_768), "entries", Restart;
+        /// Entries of the completion queue: completions kept between two turns before the kernel has to queue more.
+        completions: u32 = 65_536, power_of_two(128, 65_536), "entries", Restart;
+    }
+
+    /// The queues between shards.
+    mesh: MeshConfig {
+        /// Messages that may wait from one shard to another; beyond it publishes are refused as `unavailable`.
+        backlog_max: u32 = 65_536, range(64, 16_777_216), "messages", Restart;
+    }
+
+    /// Who may connect, and how that is proven.
+    auth: AuthConfig {
+        /// Ask for a token. Without it everybody is an anonymous administrator, which only loopback listeners accept.
+        enabled: bool = true, Rule::Any, "", Restart;
+        /// The secret that signs tokens: a string, or a list of strings and `{ kid = "…", secret = "…" }`. Tokens
+        /// that name a `kid` are checked with that secret, others with each in turn; new tokens are signed with
+        /// the first. Empty, with no keys either: a secret is drawn for the run.
+        secret: Vec<Secret> = Vec::new(), Rule::Any, "", Live;
+        /// The algorithm of the secrets: HS256, HS384 or HS512.
+        algorithm: Algorithm = Algorithm::HS256, Rule::Any, "", Live;
+        /// Public keys: `{ algorithm = "ES256", pem_file = "/path" }`, or `pem = "…"`; with `kid` when tokens name
+        /// one. RS, PS and ES with 256 to 512 bits (ES256, ES384), and EdDSA.
+        keys: Vec<PublicKey> = Vec::new(), Rule::Any, "", Live;
+        /// A JWKS file with public keys; read again on reload.
+        jwks: Option<PathBuf> = None, Rule::Any, "", Live;
+        /// Accepted audiences; a token must name one of them in `aud`. Empty accepts any.
+        audience: Vec<String> = Vec::new(), Rule::Any, "", Live;
+        /// Accepted issuers; a token's `iss` must be one of them. Empty accepts any.
+        issuer: Vec<String> = Vec::new(), Rule::Any, "", Live;
+        /// How far the clocks of issuer and hub may differ when `exp` and `nbf` are checked.
+        leeway_s: u64 = 10, range(0, 300), "s", Live;
+        /// Refuse tokens without `exp`.
+        require_exp: bool = true, Rule::Any, "", Live;
+        /// The cookie that may carry the token; empty looks at no cookie.
+        cookie: Option<String> = None, Rule::Any, "", Live;
+        /// How long before a token's end its connection is told `auth.expiring`; 0 tells nothing.
+        expiring_s: u64 = 60, range(0, 86_400), "s", Live;
+        /// Origins a browser may connect from: `https://app.example.com`, `https://*.example.com`, or `*`. Empty
+        /// accepts any; set it when `auth.cookie` is used, since browsers send cookies from every site.
+        origins: Vec<String> = Vec::new(), Rule::Any, "", Live;
+    }
+
+    /// How peers that vanished are noticed.
+    heartbeat: HeartbeatConfig {
+        /// A connection that was silent for this long is sent a ping.
+        interval_s: u64 = 30, range(1, 3600), "s", Live;
+        /// Time for anything to arrive after that ping before the connection is closed with 4408.
+        timeout_s: u64 = 10, range(1, 3600), "s", Live;
+    }
+
+    /// What one client, room or shard may use. 0 switches a rate or a count of connections off.
+    limits: LimitsConfig {
+        /// Largest message, after reassembly of fragments; a larger one closes the connection with 1009.
+        message_bytes_max: usize = 1 << 20, range(1024, 64 * MIB), "bytes", Live;
+        /// Deepest nesting of JSON in a message.
+        depth_max: usize = 64, range(4, 512), "levels", Live;
+        /// Rooms one connection may be subscribed to.
+        rooms_max: usize = 1000, range(1, 100_000), "rooms", Live;
+        /// Connections of the whole node; 0 leaves it to `limits.connections_per_shard_max`.
+        connections_max: usize = 0, range(0, 10_000_000), "connections", Live;
+        /// Connections one shard holds.
+        connections_per_shard_max: usize = 15_000, range(1, 1_000_000), "connections", Restart;
+        /// Connections one user may hold at a time; 0 for no limit.
+        connections_per_user_max: usize = 32, range(0, 1_000_000), "connections", Live;
+        /// Connections one client address may hold at a time; 0 for no limit. Behind a proxy, set
+        /// `listen.trusted_proxies`, or all clients count as the proxy's address.
+        connections_per_address_max: usize = 1024, range(0, 1_000_000), "connections", Live;
+        /// Connection attempts one client address may make, with bursts of twice as many; 0 for no limit.
+        connects_per_s: u32 = 100, range(0, 1_000_000), "per second", Live;
+        /// Messages one connection may send, averaged; 0 for no limit.
+        messages_per_s: u32 = 100, range(0, 1_000_000), "per second", Live;
+        /// Messages one connection may send at once before the average counts.
+        messages_burst: u32 = 200, range(1, 1_000_000), "messages", Live;
+        /// A connection that stays beyond its message rate for this long is closed with 4429.
+        flood_s: u64 = 10, range(1, 3600), "s", Live;
+        /// Messages refused as malformed within a minute before the connection is closed with 1008.
+        bad_messages_per_minute_max: u32 = 10, range(1, 10_000), "messages", Live;
+        /// Time for a request's header block to arrive.
+        handshake_s: u64 = 10, range(1, 300), "s", Live;
+        /// Largest header block of a request; a larger one is answered with 431.
+        header_bytes_max: usize = 16 << 10, range(KIB, 256 * KIB), "bytes", Live;
+        /// Time for a peer to answer a close before its connection is cut.
+        close_wait_s: u64 = 2, range(1, 60), "s", Live;
+        /// Bytes that may wait for one connection.
+        outbox_bytes_max: usize = 1 << 20, range(4 * KIB, GIB), "bytes", Live;
+        /// Bytes that may wait for all connections of one shard.
+        outbox_shard_bytes_max: usize = 256 << 20, range(MIB, 64 * GIB), "bytes", Live;
+        /// Rooms one shard is home to.
+        rooms_per_shard_max: usize = 1_000_000, range(16, 100_000_000), "rooms", Live;
+        /// Longest room name, kind included.
+        room_name_bytes_max: usize = 200, range(16, 1024), "bytes", Live;
+        /// Conditions in the filters of one subscription.
+        filter_conditions_max: usize = 32, range(1, 1024), "conditions", Live;
+        /// Different filters in use on one room of a shard; equal ones count once.
+        filters_per_room_max: usize = 256, range(1, 65_536), "filters", Live;
+        /// Metadata of one connection, as JSON.
+        metadata_bytes_max: usize = 4096, range(64, MIB), "bytes", Live;
+        /// Longest idempotency key of a publish.
+        key_bytes_max: usize = 128, range(8, 1024), "bytes", Live;
+    }
+
+    /// What a room's log keeps.
+    history: HistoryConfig {
+        /// Events kept per room; `rooms.KIND.history_events_max` overrides it for a kind.
+        events_max: u32 = 1000, range(0, 1_000_000), "events", Live;
+        /// Bytes kept per room.
+        bytes_max: usize = 1 << 20, range(0, GIB), "bytes", Live;
+        /// Age up to which events are kept.
+        age_s: u64 = 3600, range(1, 2_592_000), "s", Live;
+    }
+
+    /// Sessions whose connection is gone.
+    session: SessionConfig {
+        /// How long a session without a connection can be resumed.
+        resume_window_s: u64 = 120, range(0, 86_400), "s", Live;
+        /// Messages kept for a session or user that is away.
+        queue_max: u32 = 100, range(0, 100_000), "messages", Live;
+    }
+
+    /// Endpoints that are off by default.
+    endpoints: EndpointsConfig {
+        /// Serve `/echo`, which sends every data frame back as it came.
+        echo: bool = false, Rule::Any, "", Restart;
+    }
+
+    /// Checks on published events.
+    events: EventsConfig {
+        /// Refuse event types that the protocol does not know.
+        strict: bool = false, Rule::Any, "", Live;
+    }
+
+    /// What happens on SIGTERM.
+    drain: DrainConfig {
+        /// Time between telling clients and closing what is left.
+        seconds: u64 = 10, range(0, 3600), "s", Live;
+        /// Reconnects are spread over this long, so that clients do not all return at once.
+        spread_ms: u64 = 5000, range(0, 600_000), "ms", Live;
+    }
+
+    /// The log on standard error.
+    log: LogConfig {
+        /// Lines for people (`text`) or one JSON object per line (`json`).
+        format: LogFormat = LogFormat::Text, Rule::Any, "", Restart;
+        /// The least severe level written: `error`, `warn`, `info`, `debug` or `trace`.
+        level: LogLevel = LogLevel::Info, Rule::Any, "", Live;
+    }
+
+    /// Browsers that call the HTTP API from other sites.
+    cors: CorsConfig {
+        /// Origins that are answered with CORS headers, written as in `auth.origins`; empty answers none.
+        origins: Vec<String> = Vec::new(), Rule::Any, "", Live;
+    }
+}

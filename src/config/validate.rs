@@ -1,0 +1,66 @@
+//! What several options together must satisfy.
+
+use std::collections::BTreeSet;
+
+use super::kinds::JoinRule;
+use super::net::Listen;
+use super::options::Config;
+use super::problem::Problem;
+
+/// Every rule that `config` breaks.
+pub fn problems(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut report = |key: &str, message: String| problems.push(Problem::new(key, None, message));
+
+    if !config.auth.enabled {
+        let open: Vec<String> = listeners(config).filter(|listen| !listen.is_local()).map(Listen::to_string).collect();
+        if !open.is_empty() {
+            let addresses = open.join(", ");
+            let message = "without authentication everybody is an administrator; that is allowed on loopback only";
+            report("auth.enabled", format!("{message}, not on {addresses}"));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for listen in listeners(config) {
+        let drawn = matches!(listen, Listen::Tcp(address) if address.port() == 0);
+        if !drawn && !seen.insert(listen.to_string()) {
+            report("listen.public", format!("{listen} is listened on twice"));
+        }
+    }
+    if config.listen.proxy_protocol && config.listen.trusted_proxies == Default::default() {
+        let message = "needs listen.trusted_proxies: only their header is read";
+        report("listen.proxy_protocol", message.to_owned());
+    }
+    if config.ring.completions < config.ring.entries {
+        let message = format!("{} is less than ring.entries ({})", config.ring.completions, config.ring.entries);
+        report("ring.completions", message);
+    }
+    for (key, patterns) in [("auth.origins", &config.auth.origins), ("cors.origins", &config.cors.origins)] {
+        for pattern in patterns.iter().filter(|pattern| !is_origin_pattern(pattern)) {
+            report(key, format!("{pattern:?}: expected SCHEME://HOST[:PORT], SCHEME://*.HOST[:PORT] or *"));
+        }
+    }
+    for kind in &config.kinds {
+        let own = |rule: &JoinRule| matches!(rule, JoinRule::OwnUser | JoinRule::OwnSession);
+        if kind.name == "global" && kind.join.iter().any(own) {
+            report("rooms.global.join", "the room global belongs to no user and no session".to_owned());
+        }
+    }
+    problems
+}
+
+fn listeners(config: &Config) -> impl Iterator<Item = &Listen> {
+    config.listen.public.iter().chain(&config.listen.internal)
+}
+
+/// Whether a pattern can match an `Origin` header: a scheme and a host, no path.
+fn is_origin_pattern(pattern: &str) -> bool {
+    if pattern == "*" || pattern == "null" {
+        return true;
+    }
+    let Some((scheme, rest)) = pattern.split_once("://") else { return false };
+    let host = rest.strip_prefix("*.").unwrap_or(rest);
+    let scheme_fits = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let host_fits = !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/*@?#".contains(&b));
+    scheme_fits && host_fits
+}
