@@ -212,7 +212,7 @@ fn join_rule(text: String) -> Result<JoinRule, String> {
                 return Err(format!("{text:?}: expected {words}"));
             }
             Ok(JoinRule::Permission(text))
-        },
+        }
     }
 }
 

@@ -91,7 +91,7 @@ impl Loading {
                 let mut problem = Problem::new("--profile", None, format!("there is no profile {name:?}"));
                 problem.allowed = Some(profiles::names().collect::<Vec<_>>().join(", "));
                 self.problems.push(problem);
-            },
+            }
         }
     }
 
@@ -101,7 +101,7 @@ impl Loading {
             Err(error) => {
                 let message = format!("cannot read {}: {error}", path.display());
                 self.problems.push(Problem::new("--config", None, message));
-            },
+            }
         }
     }
 
@@ -114,7 +114,7 @@ impl Loading {
                 let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;
                 let message = format!("not TOML: line {line}: {}", error.message().trim());
                 self.problems.push(Problem::new("", Some(origin.clone()), message));
-            },
+            }
         }
     }
 
@@ -144,7 +144,7 @@ impl Loading {
                     let names: Vec<String> = known_keys().map(env_name).collect();
                     problem.nearest = nearest(var, names.iter().map(String::as_str));
                     self.problems.push(problem);
-                },
+                }
             }
         }
     }
@@ -156,7 +156,7 @@ impl Loading {
                 // What follows may be a secret given in the wrong shape, so that it is not repeated.
                 let message = "expected KEY=VALUE".to_owned();
                 self.problems.push(Problem::new("--set", Some(Origin::Set), message));
-            },
+            }
         }
     }
 
@@ -179,7 +179,7 @@ impl Loading {
             match kinds::read_role(role, input) {
                 Ok(permissions) => {
                     self.config.roles.insert(role.to_owned(), permissions);
-                },
+                }
                 Err(message) => self.problems.push(Problem::new(key, Some(origin.clone()), message)),
             }
         } else {
@@ -198,11 +198,11 @@ impl Loading {
             match input {
                 Input::Toml(toml::Value::Table(table)) if table.is_empty() => {
                     self.kind(kind);
-                },
+                }
                 _ => {
                     let message = "expected a table of options".to_owned();
                     self.problems.push(Problem::new(key, Some(origin.clone()), message));
-                },
+                }
             }
             return;
         }
@@ -227,7 +227,7 @@ impl Loading {
             None => {
                 kinds.push(KindConfig::new(name));
                 kinds.len() - 1
-            },
+            }
         };
         &mut kinds[index]
     }

@@ -36,7 +36,9 @@ impl FromStr for Listen {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.len() {
                 1..=UNIX_PATH_BYTES_MAX if path.starts_with('/') => Ok(Listen::Unix(PathBuf::from(path))),
-                _ => Err(format!("{text:?}: expected unix: and an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes")),
+                _ => {
+                    Err(format!("{text:?}: expected unix: and an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes"))
+                }
             };
         }
         // The one name that means the same everywhere; others would need a resolver, and could mean several addresses.
@@ -62,7 +64,8 @@ impl OptionValue for Vec<Listen> {
     const KIND: &'static str = "address or list of addresses";
 
     fn read(input: Input<'_>, unit: &str) -> Result<Self, String> {
-        let listeners: Self = Vec::<String>::read(input, unit)?.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let listeners: Self =
+            Vec::<String>::read(input, unit)?.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         if listeners.is_empty() { Err("expected at least one address".to_owned()) } else { Ok(listeners) }
     }
 
@@ -98,11 +101,11 @@ impl IpNet {
             (IpAddr::V4(base), IpAddr::V4(address)) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
                 base.to_bits() & mask == address.to_bits() & mask
-            },
+            }
             (IpAddr::V6(base), IpAddr::V6(address)) => {
                 let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
                 base.to_bits() & mask == address.to_bits() & mask
-            },
+            }
             _ => false,
         }
     }

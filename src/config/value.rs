@@ -35,7 +35,7 @@ impl<'a> Input<'a> {
             Input::Text(text) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(|item| toml::Value::String(item.to_owned())).collect())
-            },
+            }
         }
     }
 }
