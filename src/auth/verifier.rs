@@ -167,7 +167,7 @@ impl Verifier {
         match expires_at {
             Some(exp) if unix_s >= exp.saturating_add(self.leeway_s) => return Err(AuthError::Expired),
             None if self.require_exp => return Err(AuthError::MissingClaim("exp")),
-            _ => {},
+            _ => {}
         }
         match numeric_date("nbf", &claims.nbf)? {
             Some(nbf) if unix_s.saturating_add(self.leeway_s) < nbf => Err(AuthError::NotYet),
@@ -252,11 +252,9 @@ fn signature_only(key: &Key) -> Validation {
 fn text(name: &'static str, claim: &Option<Value>, bytes_max: usize) -> Result<Option<String>, AuthError> {
     match claim {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text))
-            if (1..=bytes_max).contains(&text.len()) && !text.chars().any(char::is_control) =>
-        {
+        Some(Value::String(text)) if (1..=bytes_max).contains(&text.len()) && !text.chars().any(char::is_control) => {
             Ok(Some(text.clone()))
-        },
+        }
         Some(_) => Err(AuthError::BadClaim(name)),
     }
 }
@@ -266,10 +264,9 @@ fn texts(name: &'static str, claim: &Option<Value>) -> Result<Vec<String>, AuthE
     match claim {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::String(text)) => Ok(vec![text.clone()]),
-        Some(Value::Array(items)) => items
-            .iter()
-            .map(|item| item.as_str().map(str::to_owned).ok_or(AuthError::BadClaim(name)))
-            .collect(),
+        Some(Value::Array(items)) => {
+            items.iter().map(|item| item.as_str().map(str::to_owned).ok_or(AuthError::BadClaim(name))).collect()
+        }
         Some(_) => Err(AuthError::BadClaim(name)),
     }
 }

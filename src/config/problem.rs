@@ -58,7 +58,7 @@ impl fmt::Display for Problem {
             (Some(origin), false) => write!(f, "{} (set {origin}): ", self.key)?,
             (Some(origin), true) => write!(f, "{origin}: ")?,
             (None, false) => write!(f, "{}: ", self.key)?,
-            (None, true) => {},
+            (None, true) => {}
         }
         f.write_str(&self.message)?;
         if let Some(allowed) = &self.allowed {
