@@ -9,6 +9,9 @@ pub mod origin;
 pub mod permissions;
 pub mod verifier;
 
+#[cfg(test)]
+mod tests;
+
 pub use keys::AuthSetupError;
 pub use mint::{Claims, MintError, mint};
 pub use origin::origin_allowed;

@@ -229,7 +229,7 @@ mod tests {
         let ok = Finding::ok("a", "fine");
         let warn = Finding::warn("b", "hm", "because", "do this");
         let fail = Finding::fail("c", "no", "because", "do that");
-        assert!(text(&[ok.clone()]).ends_with("All is well.\n"));
+        assert!(text(std::slice::from_ref(&ok)).ends_with("All is well.\n"));
         assert!(text(&[ok.clone(), warn.clone()]).contains("fix: do this"));
         assert!(text(&[ok, warn, fail.clone()]).ends_with("The hub does not run here; 1 to put right first.\n"));
         let parsed: serde_json::Value = serde_json::from_str(&json(&[fail])).expect("JSON");

@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_proxy_is_asked_about_only_where_addresses_count() {
         let mut config = Config::default();
-        assert_eq!(proxy_path(&config).fix.is_empty(), false);
+        assert!(!proxy_path(&config).fix.is_empty());
         config.listen.trusted_proxies.unix = true;
         assert!(proxy_path(&config).fix.is_empty());
     }

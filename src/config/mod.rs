@@ -24,6 +24,9 @@ pub mod table;
 mod validate;
 pub mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use credentials::{KeySource, PublicKey, Secret};
 pub use finding::{Finding, Level};
 pub use host::check_host;
