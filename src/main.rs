@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `ringhub`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ringhub::cli::run()
+}

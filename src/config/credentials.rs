@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jsonwebtoken::Algorithm;
 
-use super::value::{Input, OptionValue, article, toml_array};
+use super::value::{Input, OptionValue, article, is_bracketed, toml_array};
 
 /// A shared secret, with the `kid` that tokens name it by.
 #[derive(Clone, PartialEq, Eq)]
@@ -51,16 +51,13 @@ impl OptionValue for Vec<Secret> {
     fn read(input: Input<'_>, _unit: &str) -> Result<Self, String> {
         // A plain string is one secret, whatever is in it: a comma or a colon may belong to it.
         let items = match input {
-            Input::Text(text) if text.trim_start().starts_with('[') => toml_array(text)?,
+            Input::Text("") => Vec::new(),
+            Input::Toml(toml::Value::String(text)) if text.is_empty() => Vec::new(),
+            Input::Text(text) if is_bracketed(text) => toml_array(text)?,
             Input::Text(text) => vec![toml::Value::String(text.to_owned())],
             Input::Toml(toml::Value::Array(items)) => items.clone(),
             Input::Toml(other) => vec![other.clone()],
         };
-        if let [toml::Value::String(only)] = items.as_slice()
-            && only.is_empty()
-        {
-            return Ok(Vec::new());
-        }
         let secrets: Vec<Secret> = items.into_iter().map(secret).collect::<Result<_, _>>()?;
         unique_kids(secrets.iter().filter_map(|secret| secret.kid.as_deref()))?;
         Ok(secrets)

@@ -170,7 +170,10 @@ impl OptionValue for Option<u32> {
     const KIND: &'static str = "number";
 
     fn read(input: Input<'_>, unit: &str) -> Result<Self, String> {
-        u32::read(input, unit).map(Some)
+        match input.text() {
+            Ok("") => Ok(None),
+            _ => u32::read(input, unit).map(Some),
+        }
     }
 
     fn show(&self) -> toml::Value {

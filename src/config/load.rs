@@ -56,6 +56,24 @@ impl Config {
         loading.finish()
     }
 
+    /// Reads TOML text over the defaults.
+    ///
+    /// ```
+    /// let config = ringhub::config::Config::from_toml("[limits]\nrooms_max = 50").unwrap();
+    /// assert_eq!(config.limits.rooms_max, 50);
+    ///
+    /// let error = ringhub::config::Config::from_toml("limits.room_max = 50").unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "limits.room_max (set in the text): unknown option; did you mean limits.rooms_max?"
+    /// );
+    /// ```
+    pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let mut loading = Loading::default();
+        loading.toml(text, &Origin::Text);
+        loading.finish()
+    }
+
     /// Reads one file over the defaults, as `ringhub config --check` does.
     pub fn check_file(path: &Path) -> Result<Config, ConfigError> {
         Self::load(&Sources { file: Some(path.to_owned()), ..Sources::default() })
@@ -122,7 +140,10 @@ impl Loading {
         for (name, value) in table {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
             match value {
-                toml::Value::Table(inner) if is_group(&key) => self.table(&key, inner, origin),
+                // An empty `[rooms.KIND]` is a statement of its own: it declares the kind.
+                toml::Value::Table(inner) if is_group(&key) && !(inner.is_empty() && key.starts_with("rooms.")) => {
+                    self.table(&key, inner, origin);
+                }
                 value => self.apply(&key, Input::Toml(value), origin),
             }
         }
@@ -263,7 +284,7 @@ fn is_group(key: &str) -> bool {
 }
 
 /// The key that an environment variable stands for.
-fn key_of_env(var: &str) -> Option<String> {
+pub(super) fn key_of_env(var: &str) -> Option<String> {
     if let Some(key) = known_keys().find(|key| env_name(key) == var) {
         return Some(key.to_owned());
     }

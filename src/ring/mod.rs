@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 mod doorbell;
+pub mod host;
 pub mod sim;
 pub mod uring;
 
