@@ -21,6 +21,8 @@ use super::stream::{Stream, stream_of};
 
 /// Header fields of a request, at most.
 const HEADERS_MAX: usize = 64;
+/// What hyper may keep of a body at a time, besides a head. hyper asks for 8 KiB at least.
+const BODY_CHUNK_BYTES: usize = 16 * 1024;
 /// Read past an answer that came before the request's end, so that closing does not destroy the answer on its way.
 const LINGER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
@@ -54,7 +56,8 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
     let mut http = http1::Builder::new()
         .half_close(true)
         .max_headers(HEADERS_MAX)
-        .max_buf_size(app.options.buffer_bytes())
+        .max_header_size(app.options.header_bytes_max)
+        .max_buf_size(app.options.header_bytes_max + BODY_CHUNK_BYTES)
         .serve_connection(stream, service);
 
     let patience = app.options.patience();

@@ -65,7 +65,6 @@ pub fn inbox(connections_max: usize) -> std::io::Result<(Inbox, Intake)> {
 impl Inbox {
     /// Hands a connection over. When the control plane has as many as it may have, or has ended, the connection comes back
     /// and the shard answers 503 itself.
-    #[expect(clippy::result_large_err, reason = "the error is the connection itself, moved once on a rare path")]
     pub fn push(&self, connection: Adopted) -> Result<(), Adopted> {
         let shared = &*self.shared;
         if shared.door.is_closed() {

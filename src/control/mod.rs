@@ -57,8 +57,6 @@ use service::App;
 const IO_MEMORY_BYTES: usize = 64 * 1024;
 /// Requests to the kernel that may wait in each of the executor's three rings.
 const RING_DEPTH: usize = 128;
-/// What hyper may keep of a connection, a request's head included (protocol: header block 16 KiB).
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 /// How the control plane is to be run.
 #[derive(Debug, Clone)]
@@ -69,6 +67,8 @@ pub struct Options {
     pub cpu: Option<usize>,
     /// Connections open at a time on the internal listener. The inbox bounds those of the shards.
     pub internal_connections_max: usize,
+    /// A request's head, in bytes.
+    pub header_bytes_max: usize,
     /// A request's body, in bytes.
     pub body_bytes_max: usize,
     /// Events in one `POST /api/v1/publish`.
@@ -93,6 +93,7 @@ impl Default for Options {
             internal: None,
             cpu: None,
             internal_connections_max: 256,
+            header_bytes_max: 16 * 1024,
             body_bytes_max: 4 << 20,
             publish_events_max: 1000,
             head_timeout: Duration::from_secs(10),
@@ -108,10 +109,6 @@ impl Default for Options {
 impl Options {
     fn patience(&self) -> Patience {
         Patience { idle: self.idle_timeout, head: self.head_timeout, writing: self.request_timeout }
-    }
-
-    fn buffer_bytes(&self) -> usize {
-        BUFFER_BYTES_MAX
     }
 }
 
@@ -129,6 +126,9 @@ pub enum StartError {
     /// The executor's rings can't be set up. `error` has the kernel's errno.
     #[error("the control plane's io_uring can't be set up: {0}")]
     Ring(std::io::Error),
+    /// The processor asked for can't be had.
+    #[error("the control plane can't be placed: {0}")]
+    Placement(String),
     /// The limit on locked memory is below what glommio asks for.
     #[error(
         "the limit on locked memory is {limit_bytes} bytes and has to be {needed_bytes}: raise it with `ulimit -l`, or LimitMEMLOCK= in systemd"
@@ -197,6 +197,7 @@ impl Drop for ControlPlane {
 pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result<ControlPlane, StartError> {
     let Intake { shared, inside } = intake;
     let door = Arc::clone(&shared.door);
+    let at_end = CloseAtEnd(Arc::clone(&door));
     let internal = match &options.internal {
         Some(listen) => Some(listener::bind(listen).map_err(|error| StartError::Listen {
             listen: match listen {
@@ -210,7 +211,6 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
     let internal_address = internal.as_ref().and_then(|bound| bound.address);
 
     let (started, start) = mpsc::sync_channel(1);
-    let at_end = CloseAtEnd(Arc::clone(&door));
     let main = move || {
         let _at_end = at_end;
         let placement = options.cpu.map_or(Placement::Unbound, Placement::Fixed);
@@ -263,6 +263,7 @@ fn start_error(error: GlommioError<()>) -> StartError {
         GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit_bytes, needed_bytes)) => {
             StartError::LockedMemory { limit_bytes, needed_bytes }
         }
+        GlommioError::BuilderError(error) => StartError::Placement(error.to_string()),
         other => StartError::Ring(other.into()),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::AsyncReadExt as _;
+use futures_lite::future::yield_now;
 use glommio::timer::sleep;
 
 use super::backend::Backend;
@@ -38,7 +39,7 @@ pub(crate) async fn run<B: Backend>(
     while !shared.door.stop_requested() {
         if attend(&app, &shared, &connections) {
             // Whoever was woken gets its turn before the next look.
-            glommio::yield_if_needed().await;
+            yield_now().await;
             continue;
         }
         shared.door.sleep();

@@ -103,7 +103,10 @@ impl<B: Backend> App<B> {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let route = response.extensions_mut().remove::<Route>();
-        self.requests.count(route.as_ref().map_or("other", Route::path), &method, response.status());
+        let route = route.as_ref().map_or("other", Route::path);
+        // The route and not the target, which may hold a token.
+        tracing::debug!(%method, route, status = response.status().as_u16(), "http request");
+        self.requests.count(route, &method, response.status());
         (response, !read.load(Ordering::Relaxed))
     }
 

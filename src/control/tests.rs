@@ -398,6 +398,18 @@ fn slow_heads_bodies_and_idle_connections_are_ended() {
 }
 
 #[test]
+fn a_head_over_the_limit_is_refused() {
+    let fixture = fixture(|options| options.header_bytes_max = 8192);
+    let mut client = fixture.connect("");
+    let padding = "x".repeat(9000);
+    client.write_all(format!("GET /live HTTP/1.1\r\nHost: h\r\nX-A: {padding}\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(reply(&mut client).status, 431);
+    let padding = "x".repeat(7000);
+    let kept = fixture.ask(&format!("GET /live HTTP/1.1\r\nHost: h\r\nX-A: {padding}\r\n\r\n"));
+    assert_eq!(kept.status, 200);
+}
+
+#[test]
 fn an_upgrade_on_a_kept_connection_goes_back_to_a_shard_untouched() {
     let fixture = fixture(|_| {});
     let mut client = fixture.connect(&get("/live"));
@@ -459,13 +471,13 @@ fn an_upgrade_that_a_shard_declined_is_refused_and_not_passed_to_and_fro() {
 fn an_answer_that_the_peer_does_not_read_yet_is_complete_before_the_upgrade_leaves() {
     let fixture = fixture_with(8, |_| {});
     let (mut client, server) = pair();
-    socket2::SockRef::from(&server).set_send_buffer_size(4096).unwrap();
-    socket2::SockRef::from(&client).set_recv_buffer_size(4096).unwrap();
-    let requests = get("/metrics").repeat(40);
+    socket2::SockRef::from(&server).set_send_buffer_size(16_384).unwrap();
+    socket2::SockRef::from(&client).set_recv_buffer_size(16_384).unwrap();
+    let requests = get("/metrics").repeat(20);
     let received = format!("{requests}{}", upgrade("/ws")).into_bytes();
     fixture.inbox.push(Adopted { socket: server.into(), received, origin: ConnectionOrigin::default() }).unwrap();
     assert!(fixture.adopted.recv_timeout(Duration::from_millis(100)).is_err(), "answers are still on their way");
-    for _ in 0..40 {
+    for _ in 0..20 {
         assert_eq!(reply(&mut client).status, 200);
     }
     fixture.adopted.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -569,7 +581,7 @@ fn a_taken_address_is_an_error_of_the_start() {
     }
     let (_, intake) = inbox(1).unwrap();
     let options = Options { cpu: Some(100_000), ..Options::default() };
-    assert!(matches!(start(options, fixture.hub, intake), Err(StartError::Ring(_))));
+    assert!(matches!(start(options, fixture.hub, intake), Err(StartError::Placement(_))));
 }
 
 #[test]
