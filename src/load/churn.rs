@@ -203,7 +203,7 @@ impl Churner {
             match attempt.client.receive()? {
                 Received::Nothing => return Ok(false),
                 Received::Ended => return Ok(true),
-                Received::Binary(_) => return Err(Failure::Protocol("a binary frame, text was expected".into())),
+                Received::Binary => return Err(Failure::Protocol("a binary frame, text was expected".into())),
                 Received::Text(text) => {
                     let stage = attempt.stage;
                     let kind = Envelope::parse(text.as_str());

@@ -8,7 +8,7 @@ use tungstenite::handshake::client::{ClientHandshake, Request};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Message, WebSocketConfig};
-use tungstenite::{Bytes, Utf8Bytes, WebSocket};
+use tungstenite::{Utf8Bytes, WebSocket};
 
 use super::failure::{Failure, peer_text};
 use super::target::Target;
@@ -37,7 +37,7 @@ enum Phase {
 #[derive(Debug)]
 pub(crate) enum Received {
     Text(Utf8Bytes),
-    Binary(Bytes),
+    Binary,
     /// All there was has been read.
     Nothing,
     /// The close handshake that this side began is done.
@@ -86,7 +86,7 @@ impl Client {
         loop {
             match socket.read() {
                 Ok(Message::Text(text)) => return Ok(Received::Text(text)),
-                Ok(Message::Binary(bytes)) => return Ok(Received::Binary(bytes)),
+                Ok(Message::Binary(_)) => return Ok(Received::Binary),
                 Ok(Message::Ping(_)) => self.pings += 1,
                 Ok(Message::Pong(_) | Message::Frame(_)) => {}
                 Ok(Message::Close(frame)) => {
@@ -129,11 +129,6 @@ impl Client {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether the upgrade is done and the connection not over.
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open(_))
     }
 
     /// Whether it waits for room to write (or for the connect to be done).

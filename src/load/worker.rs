@@ -127,7 +127,7 @@ impl Worker {
             .collect();
         let templates = match (plan.mode, plan.echo) {
             (Mode::Echo, EchoVia::Path) => vec![Template { head: String::new(), tail: String::new() }],
-            (Mode::Echo, EchoVia::Ping) => vec![Template::around(|body| message::ping(body))],
+            (Mode::Echo, EchoVia::Ping) => vec![Template::around(message::ping)],
             _ => (0..plan.rooms).map(|room| Template::publish(&plan.room(room), &plan.event_type)).collect(),
         };
         let connects =
@@ -330,7 +330,7 @@ impl Worker {
             let now = *now.get_or_insert_with(|| self.run.now_ns());
             match received {
                 Received::Text(text) => self.received(index, text.as_str(), now)?,
-                Received::Binary(_) => return Err(Failure::Protocol("a binary frame, text was expected".into())),
+                Received::Binary => return Err(Failure::Protocol("a binary frame, text was expected".into())),
                 Received::Nothing => break,
                 Received::Ended => return Err(Failure::Lost),
             }
