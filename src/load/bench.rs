@@ -1,32 +1,16 @@
-//! `ringhub bench`: settings, the course of a run, and its outcome.
+//! `ringhub bench`: its settings and what follows from them. `course` runs it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::churn::Churner;
+use super::course::Bench;
 pub use super::plan::{EchoVia, Mode};
 use super::plan::{Pace, Plan};
-use super::process::{self, Process, Usage};
-use super::report::{Connections, ErrorCount, Limits, Probe, Report, Server, Settings, Traffic};
-use super::run::{Run, Window};
+use super::process::{self, Process};
+use super::report::Limits;
 use super::stamp::{STAMP_BYTES, Stamp};
-use super::tally::Tally;
 use super::target::{SOURCES_MAX, Target, Token};
-use super::worker::Worker;
-
-/// How often the course of a run is looked at.
-const LOOK: Duration = Duration::from_millis(20);
-/// From the decision to begin to the first event, so that every thread knows in time.
-const LEAD_NS: u64 = 30_000_000;
-/// After the last connection is set up: the hub's memory comes to rest before it is read.
-const SETTLE: Duration = Duration::from_millis(300);
 
 /// Put load on a hub and measure what it does.
 #[derive(Debug, clap::Args)]
@@ -157,17 +141,6 @@ pub fn run(args: Args) -> ExitCode {
     if measured && report.verdict.is_none_or(|v| v.pass) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A run that is ready to start.
-struct Bench {
-    plan: Plan,
-    /// Echo connections beside it.
-    probe: Option<Plan>,
-    drain: Duration,
-    process: Option<(u32, Process)>,
-    limits: Limits,
-    progress: bool,
-}
-
 impl Bench {
     /// Checks the settings and fills in what follows from the mode.
     fn new(args: &Args) -> Result<Bench, String> {
@@ -235,7 +208,7 @@ impl Bench {
         process::allow_connections(all as u64).map_err(|e| e.to_string())?;
         let process = match args.pid {
             None => None,
-            Some(pid) => Some((pid, Process::new(pid).map_err(|e| format!("--pid {pid}: {e}"))?)),
+            Some(pid) => Some(Process::new(pid).map_err(|e| format!("--pid {pid}: {e}"))?),
         };
         let strict = |given: Option<f64>, full_load: f64| given.or(full.then_some(full_load));
         let has_traffic = plan.mode != Mode::Idle;
@@ -252,203 +225,6 @@ impl Bench {
             },
             progress: !args.quiet && !args.json,
         })
-    }
-
-    /// Connects, begins, measures, waits for what is under way, and reports.
-    fn course(self) -> io::Result<Report> {
-        let interrupted = interrupt_flag()?;
-        let settings = Settings::of(&self.plan);
-        let before = self.usage()?;
-        let origin = Instant::now();
-        let load = Load::start(self.plan, origin)?;
-        let probe = self.probe.map(|plan| Load::start(plan, origin)).transpose()?;
-        let bar = progress_bar(self.progress);
-
-        load.settle(&bar, &interrupted);
-        if let Some(probe) = &probe {
-            probe.settle(&ProgressBar::hidden(), &interrupted);
-        }
-        let setup_s = origin.elapsed().as_secs_f64();
-        if load.run.plan.mode != Mode::Churn && !interrupted.load(Relaxed) {
-            thread::sleep(SETTLE);
-        }
-        let process = self.process.as_ref();
-        let usage = || process.map(|(_, p)| p.usage()).transpose().map(Option::unwrap_or_default);
-        let connected = usage()?;
-
-        let run = &load.run;
-        let start_ns = run.now_ns() + LEAD_NS;
-        let count_ns = start_ns + run.plan.warmup_ns;
-        let window = Window { start_ns, count_ns, end_ns: count_ns + run.plan.measured_ns };
-        if run.plan.mode == Mode::Churn || run.open.load(Relaxed) > 0 {
-            run.begin(window);
-            if let Some(probe) = &probe {
-                probe.run.begin(window);
-            }
-            wait_until(run, window.count_ns, &interrupted, || load.show(&bar, "warming up", window));
-        }
-        let (begin, delivered_at_begin) = (usage()?, run.delivered.load(Relaxed));
-        if run.window().is_some() {
-            wait_until(run, window.end_ns, &interrupted, || load.show(&bar, "measuring", window));
-        }
-        let measured_s = run.now_ns().min(window.end_ns).saturating_sub(window.count_ns) as f64 / 1e9;
-        let (end, delivered_at_end) = (usage()?, run.delivered.load(Relaxed));
-        let until = Instant::now() + self.drain;
-        let under_way = |run: &Run| run.counted_delivered.load(Relaxed) < run.counted_expected.load(Relaxed);
-        while (under_way(run) || probe.as_ref().is_some_and(|p| under_way(&p.run)))
-            && Instant::now() < until
-            && !interrupted.load(Relaxed)
-        {
-            load.show(&bar, "draining", window);
-            thread::sleep(LOOK);
-        }
-        bar.finish_and_clear();
-
-        let check_seq = run.plan.check_seq && run.plan.mode == Mode::Fanout;
-        let probe_rate = probe.as_ref().map(|p| if let Pace::Rate(rate) = p.run.plan.pace { rate } else { 0.0 });
-        let (url, threads_url) = (run.plan.target.to_string(), load);
-        let probe_tally = probe.map(Load::end).transpose()?;
-        let mut tally = threads_url.end()?;
-        // What goes wrong on the probe's connections is an error of the run as well.
-        if let Some(probe) = &probe_tally {
-            tally.failures.add(probe.failures.clone());
-        }
-        let deliveries = delivered_at_end.saturating_sub(delivered_at_begin);
-        let mut report = Report {
-            version: env!("CARGO_PKG_VERSION"),
-            url,
-            settings,
-            interrupted: interrupted.load(Relaxed),
-            connections: Connections::of(&tally, setup_s),
-            traffic: Traffic::of(&tally, measured_s),
-            sequence: check_seq.then_some(tally.disorder),
-            latency_us: tally.latency.percentiles(),
-            generator_lag_us: tally.lag.percentiles(),
-            probe: probe_tally.zip(probe_rate).map(|(tally, rate)| Probe::of(&tally, rate)),
-            server: self
-                .process
-                .as_ref()
-                .map(|(pid, _)| Server::of(*pid, [before, connected, begin, end], tally.ready, deliveries, measured_s)),
-            errors: ErrorCount::of(&tally),
-            verdict: None,
-        };
-        report.judge(self.limits);
-        Ok(report)
-    }
-
-    fn usage(&self) -> io::Result<Usage> {
-        self.process.as_ref().map(|(_, p)| p.usage()).transpose().map(Option::unwrap_or_default)
-    }
-}
-
-/// A run and its threads.
-struct Load {
-    run: Arc<Run>,
-    threads: Vec<JoinHandle<io::Result<Tally>>>,
-}
-
-impl Load {
-    fn start(plan: Plan, origin: Instant) -> io::Result<Load> {
-        let run = Arc::new(Run::new(plan, origin));
-        let mut wakers = Vec::new();
-        let mut works: Vec<Box<dyn FnOnce() -> io::Result<Tally> + Send>> = Vec::new();
-        for number in 0..run.plan.threads {
-            if run.plan.mode == Mode::Churn {
-                let churner = Churner::new(Arc::clone(&run), number)?;
-                wakers.push(churner.waker());
-                works.push(Box::new(move || churner.work()));
-            } else {
-                let worker = Worker::new(Arc::clone(&run), number)?;
-                wakers.push(worker.waker());
-                works.push(Box::new(move || worker.work()));
-            }
-        }
-        run.set_wakers(wakers);
-        let threads = works
-            .into_iter()
-            .enumerate()
-            .map(|(number, work)| thread::Builder::new().name(format!("load-{number}")).spawn(work))
-            .collect::<io::Result<Vec<_>>>()?;
-        Ok(Load { run, threads })
-    }
-
-    /// Waits until every connection is set up or has failed. No longer than that can take by the plan.
-    fn settle(&self, bar: &ProgressBar, interrupted: &AtomicBool) {
-        let plan = &self.run.plan;
-        if plan.mode == Mode::Churn {
-            return;
-        }
-        let total = plan.connections_all();
-        bar.set_length(total as u64);
-        let until = Instant::now()
-            + Duration::from_secs_f64(total as f64 / plan.connect_rate * 2.0)
-            + Duration::from_nanos(plan.setup_timeout_ns).saturating_mul(2);
-        while self.run.settled.load(Relaxed) < total
-            && Instant::now() < until
-            && !interrupted.load(Relaxed)
-            && !self.threads.iter().any(JoinHandle::is_finished)
-        {
-            bar.set_position(self.run.settled.load(Relaxed) as u64);
-            bar.set_message(format!("connecting, {} errors", self.run.failures.load(Relaxed)));
-            thread::sleep(LOOK);
-        }
-    }
-
-    fn show(&self, bar: &ProgressBar, what: &str, window: Window) {
-        let run = &self.run;
-        bar.set_length((window.end_ns - window.start_ns) / 1_000_000);
-        bar.set_position(run.now_ns().min(window.end_ns).saturating_sub(window.start_ns) / 1_000_000);
-        bar.set_message(format!(
-            "{what}: {} open, {} sent, {} delivered, {} errors",
-            run.open.load(Relaxed),
-            run.sent.load(Relaxed),
-            run.delivered.load(Relaxed),
-            run.failures.load(Relaxed)
-        ));
-    }
-
-    /// Ends the threads and adds up what they counted.
-    fn end(self) -> io::Result<Tally> {
-        self.run.stop();
-        let mut tally = Tally::default();
-        for thread in self.threads {
-            match thread.join() {
-                Ok(part) => tally.add(part?),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        Ok(tally)
-    }
-}
-
-fn wait_until(run: &Run, end_ns: u64, interrupted: &AtomicBool, mut look: impl FnMut()) {
-    loop {
-        let left = Duration::from_nanos(end_ns.saturating_sub(run.now_ns()));
-        if left.is_zero() || interrupted.load(Relaxed) {
-            return;
-        }
-        look();
-        thread::sleep(left.min(LOOK));
-    }
-}
-
-/// Set by the first Ctrl-C, which ends the run with a report; the second one ends the program.
-fn interrupt_flag() -> io::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register_conditional_shutdown(signal_hook::consts::SIGINT, 130, Arc::clone(&flag))?;
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&flag))?;
-    Ok(flag)
-}
-
-/// A bar on the error stream; hidden by itself where that is no terminal.
-fn progress_bar(shown: bool) -> ProgressBar {
-    if !shown {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
-    match ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} {msg}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 
@@ -477,6 +253,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::load::report::Report;
     use crate::load::standin::StandIn;
 
     #[derive(Parser)]
@@ -561,6 +338,16 @@ mod tests {
         let report = measure(&hub, "--mode idle --conns 5 --secs 0.3 --max-errors 0");
         assert!(report.errors.iter().any(|e| e.kind == "closed by the hub with 4500" && e.count == 5), "{report}");
         assert!(report.verdict.is_some_and(|v| !v.pass));
+    }
+
+    #[test]
+    fn a_server_process_that_ends_on_the_way_ends_its_readings_and_not_the_run() {
+        let hub = StandIn::start();
+        let mut child = std::process::Command::new("sleep").arg("0.4").spawn().unwrap();
+        let report = measure(&hub, &format!("--mode idle --conns 2 --secs 0.8 --pid {}", child.id()));
+        child.wait().unwrap();
+        assert!(report.server.is_none() && report.connections.ready == 2, "{report}");
+        assert!(report.errors.iter().any(|e| e.kind.contains("--pid")), "{report}");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) enum Failure {
     Stalled,
     #[error("an echo differs from what was sent")]
     EchoDiffers,
+    #[error("the process given with --pid can't be read: {0}")]
+    Process(String),
 }
 
 impl Failure {

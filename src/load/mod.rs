@@ -12,6 +12,7 @@
 pub mod bench;
 mod churn;
 mod client;
+mod course;
 mod failure;
 mod message;
 mod plan;
@@ -19,6 +20,7 @@ mod poller;
 mod process;
 pub mod publish;
 mod report;
+mod report_text;
 mod run;
 mod schedule;
 mod sequence;
@@ -27,6 +29,7 @@ pub mod tail;
 mod tally;
 mod target;
 mod text;
+mod traffic;
 mod worker;
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
 //! Readiness of many sockets: an epoll set of level-triggered descriptors, and a way to wake it from another thread.
+//!
+//! Waits are exact to the timer's slack, not to the millisecond (`epoll_pwait2`, Linux 5.11): an open loop's events
+//! have to go out when they are due.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -12,6 +12,7 @@ const DESCRIPTORS_SPARE: u64 = 64;
 /// A process to watch.
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
+    pid: u32,
     folder: PathBuf,
 }
 
@@ -39,9 +40,17 @@ pub(crate) struct TooFewDescriptors {
 impl Process {
     /// Looks a process up by its id.
     pub(crate) fn new(pid: u32) -> io::Result<Process> {
-        let process = Process { folder: PathBuf::from(format!("/proc/{pid}")) };
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        if !folder.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no such process"));
+        }
+        let process = Process { pid, folder };
         process.usage()?;
         Ok(process)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Reads its present figures. Threads that have ended are not in the CPU time: it is meant for servers whose

@@ -3,6 +3,8 @@
 //! A turn: connect what is due, send what is due, wait for readiness, read. What is due is looked at again between two
 //! sockets, so that a long burst of deliveries delays the next event as little as possible; how late it went out
 //! nevertheless is recorded as the generator's own lag.
+//!
+//! One file, because setting up, receiving and sending all work on the same connections within one turn.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,11 +19,12 @@ use super::failure::Failure;
 use super::message::{self, Envelope};
 use super::plan::{EchoVia, Mode, Pace};
 use super::poller::{Poller, Readiness, Ready};
-use super::run::{Run, Window};
-use super::schedule::{Schedule, Timetable, shares};
+use super::run::Run;
+use super::schedule::Schedule;
 use super::sequence::SeqTracker;
 use super::stamp::SeqField;
 use super::tally::Tally;
+use super::traffic::{Lane, Template, Traffic};
 
 /// Connections of one worker that are being set up at a time: the hub's backlog is not the generator's to fill.
 const SETUPS_MAX: usize = 256;
@@ -78,32 +81,6 @@ enum Stage {
     Ended,
 }
 
-/// Who sends to where: a publisher into a room, or an echo client.
-#[derive(Debug, Clone, Copy)]
-struct Lane {
-    connection: usize,
-    room: Option<usize>,
-}
-
-enum Traffic {
-    /// The measured time isn't fixed yet.
-    Waiting,
-    Open {
-        lanes: Vec<Lane>,
-        table: Timetable,
-    },
-    Closed {
-        lanes: Vec<Lane>,
-        window: u32,
-    },
-}
-
-/// The text around a body.
-struct Template {
-    head: String,
-    tail: String,
-}
-
 impl Worker {
     /// The worker with this number out of `plan.threads`.
     pub(crate) fn new(run: Arc<Run>, number: usize) -> io::Result<Worker> {
@@ -125,11 +102,7 @@ impl Worker {
                 watches_write: false,
             })
             .collect();
-        let templates = match (plan.mode, plan.echo) {
-            (Mode::Echo, EchoVia::Path) => vec![Template { head: String::new(), tail: String::new() }],
-            (Mode::Echo, EchoVia::Ping) => vec![Template::around(message::ping)],
-            _ => (0..plan.rooms).map(|room| Template::publish(&plan.room(room), &plan.event_type)).collect(),
-        };
+        let templates = Template::all(plan);
         let connects =
             Schedule::new(run.now_ns(), plan.connect_rate / plan.threads as f64, number as f64 / plan.threads as f64);
         Ok(Worker {
@@ -430,7 +403,8 @@ impl Worker {
     fn send_due(&mut self, now: u64) {
         let Some(window) = self.run.window().filter(|w| w.start_ns <= now) else { return };
         if matches!(self.traffic, Traffic::Waiting) {
-            self.traffic = self.plan_traffic(window);
+            let numbers: Vec<usize> = self.connections.iter().map(|c| c.number).collect();
+            self.traffic = Traffic::plan(&self.run.plan, &numbers, window);
             if let Traffic::Closed { lanes, .. } = &self.traffic {
                 let echoes: Vec<usize> = lanes.iter().filter(|l| l.room.is_none()).map(|l| l.connection).collect();
                 echoes.into_iter().for_each(|connection| self.send_echoes(connection, now));
@@ -453,42 +427,6 @@ impl Worker {
         }
         self.traffic = traffic;
         self.flush_written();
-    }
-
-    /// Fixes who sends what when, once the measured time is known.
-    fn plan_traffic(&self, window: Window) -> Traffic {
-        let plan = &self.run.plan;
-        let mut lanes = Vec::new();
-        let mut schedules = Vec::new();
-        let mut add = |lane: Lane, rate: f64, phase: f64| {
-            lanes.push(lane);
-            if rate > 0.0 {
-                schedules.push(Schedule::new(window.start_ns, rate, phase));
-            }
-        };
-        let rate = if let Pace::Rate(rate) = plan.pace { rate } else { 0.0 };
-        match plan.mode {
-            Mode::Fanout => {
-                let shares = shares(plan.rooms, plan.skewed);
-                for lane in 0..plan.lanes() {
-                    let (room, number) = (lane % plan.rooms, plan.connections + lane % plan.publishers);
-                    let Some(connection) = self.connections.iter().position(|c| c.number == number) else { continue };
-                    let rate = rate * shares[room] / plan.lanes_of_room(room) as f64;
-                    add(Lane { connection, room: Some(room) }, rate, lane as f64 / plan.lanes() as f64);
-                }
-            }
-            Mode::Echo => {
-                let each = rate / plan.connections as f64;
-                for (connection, c) in self.connections.iter().enumerate() {
-                    add(Lane { connection, room: None }, each, c.number as f64 / plan.connections as f64);
-                }
-            }
-            Mode::Idle | Mode::Churn => {}
-        }
-        match plan.pace {
-            Pace::Rate(_) => Traffic::Open { lanes, table: Timetable::new(schedules) },
-            Pace::Window(window) => Traffic::Closed { lanes, window },
-        }
     }
 
     /// Closed loop: publishes until every room has its number of events in flight.
@@ -595,43 +533,5 @@ impl Worker {
         if let Err(error) = modified {
             self.fail(index, Failure::from_io(&error));
         }
-    }
-}
-
-impl Template {
-    fn publish(room: &str, event_type: &str) -> Template {
-        #[derive(serde::Serialize)]
-        struct Body<'a> {
-            body: &'a str,
-        }
-        Template::around(|body| {
-            let data = serde_json::value::to_raw_value(&Body { body }).unwrap_or_default();
-            message::publish(None, &message::Publish { room, r#type: event_type, data: &data, key: None })
-        })
-    }
-
-    /// Splits the text that `write` makes of a body into what stands before and after it.
-    fn around(write: impl Fn(&str) -> String) -> Template {
-        const MARK: &str = "\u{1f}body\u{1f}";
-        let escaped = "\\u001fbody\\u001f";
-        let text = write(MARK);
-        let (head, tail) = text.split_once(escaped).unwrap_or((&text, ""));
-        Template { head: head.into(), tail: tail.into() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_template_is_the_command_around_the_body() {
-        let t = Template::publish("project:bench-0", "bench.event");
-        assert_eq!(
-            format!("{}BODY{}", t.head, t.tail),
-            r#"{"type":"publish","data":{"room":"project:bench-0","type":"bench.event","data":{"body":"BODY"}}}"#
-        );
-        let t = Template::around(message::ping);
-        assert_eq!(format!("{}B{}", t.head, t.tail), r#"{"type":"ping","id":"p","data":{"body":"B"}}"#);
     }
 }
