@@ -15,7 +15,7 @@ use super::ids::Ids;
 use super::members::{HOLE, ListId};
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
-    Published, ReplyTo, RoomState,
+    Published, ReplyTo, RoomState, Ticket,
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::reply::Responder;

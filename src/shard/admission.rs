@@ -104,7 +104,7 @@ impl State {
                 }
                 Ok(Some(bytes))
             }
-            proxy::Proxy::Invalid => Err(Refusal::bad_request("a PROXY header was expected from this proxy")),
+            proxy::Proxy::Invalid(_) => Err(Refusal::bad_request("a PROXY header was expected from this proxy")),
         }
     }
 

@@ -111,7 +111,8 @@ impl<D: Driver> Shard<D> {
                         self.state.opened(socket, origin, &mut []);
                     } else {
                         self.state.figures.refused.add("capacity");
-                        drop(self.driver.attached(socket));
+                        // Closed by being dropped: nothing was started on it.
+                        drop(self.driver.detach(NOBODY, socket));
                     }
                 }
                 Completion::ReceiveEnded { conn, end } => {
@@ -274,6 +275,9 @@ impl<D: Driver> Shard<D> {
         figures.handshakes.set((connections.len() as u64).saturating_sub(figures.connections.value()));
     }
 }
+
+/// Stands for a connection where there is none yet.
+const NOBODY: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
 
 /// A connection with less than this in its outbox keeps up, whatever the shard's memory.
 const LAGS_BYTES: usize = 64 * 1024;
