@@ -1,1 +1,8 @@
-//! The `wire` layer.
+//! Pure codecs between the bytes of a socket and what they mean.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
+//! go out, and answers are appended to a buffer of the caller.
+
+pub mod mask;
+pub mod utf8;
+pub mod ws;
