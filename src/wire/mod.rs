@@ -3,6 +3,9 @@
 //! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
 //! go out, and answers are appended to a buffer of the caller.
 
+pub mod http;
 pub mod mask;
+pub mod refusal;
+pub mod upgrade;
 pub mod utf8;
 pub mod ws;
