@@ -1,4 +1,4 @@
-//! RFC 6455 frames, server side.
+//! RFC 6455 frames, server side: headers read and frames written. [`Decoder`] makes messages of what arrives.
 //!
 //! ```text
 //!  byte 0            byte 1                                       then
@@ -8,20 +8,17 @@
 //! +---+---+---------+---+-------------+---------------+------+-------------+
 //! ```
 //!
-//! Messages are decoded in the buffer they were received in. Only what is unfinished when the buffer ends is copied
-//! aside, into a [`Spill`] that is gone again with its message. Every rule is checked at the first byte that breaks
-//! it, so the outcome does not depend on how the stream was cut.
-//!
-//! The header is read by hand: `tungstenite`'s `FrameHeader::parse` judges opcodes only after the whole header and has
-//! no notion of masking being required; tests hold both to the same answer, `benches/wire.rs` compares their speed.
+//! The header is read by hand: `tungstenite`'s `FrameHeader::parse` judges an opcode only after the whole header, lets
+//! lengths in a longer form than needed pass, and takes three times as long (`benches/wire.rs`). A test holds both to
+//! the same answer where both are right.
 
-use super::{mask::unmask, utf8::Validator};
+pub use super::decoder::{Decoder, Input, Message};
 
 /// The longest payload of a control frame (RFC 6455 §5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
 /// The longest header a client can send: 2 + 8 bytes of length + 4 of mask.
-const HEADER_BYTES_MAX: usize = 14;
+pub(super) const HEADER_BYTES_MAX: usize = 14;
 
 /// The frame types of RFC 6455 §5.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,24 +51,9 @@ impl Opcode {
         })
     }
 
-    const fn is_control(self) -> bool {
+    pub(super) const fn is_control(self) -> bool {
         self as u8 & 0x8 != 0
     }
-}
-
-/// What a client sent, unmasked; borrowed from the receive buffer or, if it came in pieces, from the decoder.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Message<'a> {
-    /// A whole text message; valid UTF-8. Mutable, because parsers work in place.
-    Text(&'a mut [u8]),
-    /// A whole binary message.
-    Binary(&'a mut [u8]),
-    /// A ping; the answer is a pong with the same payload.
-    Ping(&'a [u8]),
-    /// A pong, asked for or not.
-    Pong(&'a [u8]),
-    /// The peer closes: its code and reason, if it gave any. Nothing after it is to be decoded.
-    Close(Option<(u16, &'a str)>),
 }
 
 /// A breach of RFC 6455 or of the message limit. The connection is to be closed with this code; nothing more can be
@@ -86,391 +68,12 @@ pub struct ProtocolError {
 }
 
 impl ProtocolError {
-    const fn protocol(reason: &'static str) -> Self {
+    pub(super) const fn protocol(reason: &'static str) -> Self {
         Self { close_code: 1002, reason }
     }
 
-    const UTF8: Self = Self { close_code: 1007, reason: "text is not valid UTF-8" };
-    const TOO_LARGE: Self = Self { close_code: 1009, reason: "message too large" };
-}
-
-/// One receive's bytes and how far they are decoded.
-#[derive(Debug)]
-pub struct Input<'b> {
-    buffer: &'b mut [u8],
-    /// Invariant: `at <= buffer.len()`; everything before it is decoded or kept in the decoder.
-    at: usize,
-}
-
-impl<'b> Input<'b> {
-    /// The bytes of one receive.
-    pub const fn new(buffer: &'b mut [u8]) -> Self {
-        Self { buffer, at: 0 }
-    }
-
-    /// How many bytes are not decoded yet.
-    pub const fn remaining(&self) -> usize {
-        self.buffer.len() - self.at
-    }
-
-    fn rest(&self) -> &[u8] {
-        self.buffer.get(self.at..).unwrap_or_default()
-    }
-
-    /// Hands out the next `length` bytes, fewer at the end.
-    fn take(&mut self, length: usize) -> &mut [u8] {
-        let start = self.at;
-        self.at = start + length.min(self.remaining());
-        self.buffer.get_mut(start..self.at).unwrap_or_default()
-    }
-}
-
-/// The receiving half of one connection: a pointer that is empty unless a message is unfinished.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    spill: Option<Box<Spill>>,
-}
-
-const _: () = assert!(size_of::<Decoder>() <= 40, "a decoder is part of every idle connection");
-
-impl Decoder {
-    /// A decoder at the beginning of a connection.
-    pub const fn new() -> Self {
-        Self { spill: None }
-    }
-
-    /// The next message in `input`; `None` when the rest of the input is kept for later (then all of it is consumed).
-    ///
-    /// To be called until `None` or an error. A message longer than `message_bytes_max` is refused at its header.
-    #[inline]
-    pub fn next<'a>(
-        &'a mut self,
-        input: &'a mut Input<'_>,
-        message_bytes_max: usize,
-    ) -> Result<Option<Message<'a>>, ProtocolError> {
-        if self.spill.is_some() {
-            self.release_delivered();
-        }
-        // The common case first: a connection with nothing kept, a frame that came whole.
-        if self.spill.is_none()
-            && let Some(header) = Header::parse(input.rest(), None, message_bytes_max)?
-            && header.fin
-            && input.remaining() - header.bytes >= header.payload_bytes
-        {
-            input.at += header.bytes;
-            let payload = input.take(header.payload_bytes);
-            unmask(payload, header.mask, 0);
-            return whole_message(header.opcode, payload).map(Some);
-        }
-        self.next_in_pieces(input, message_bytes_max)
-    }
-
-    /// The memory that an unfinished message holds.
-    pub fn spill_bytes(&self) -> usize {
-        self.spill.as_ref().map_or(0, |spill| size_of::<Spill>() + spill.payload.capacity() + spill.control.capacity())
-    }
-
-    /// Whether a message or frame has begun and not ended.
-    pub fn is_mid_message(&self) -> bool {
-        self.spill.as_ref().is_some_and(|spill| spill.delivered != Some(Delivered::Data))
-    }
-
-    fn next_in_pieces<'a>(
-        &'a mut self,
-        input: &'a mut Input<'_>,
-        message_bytes_max: usize,
-    ) -> Result<Option<Message<'a>>, ProtocolError> {
-        let ready = loop {
-            if input.remaining() == 0 && !self.spill.as_ref().is_some_and(|spill| spill.frame.is_some()) {
-                return Ok(None);
-            }
-            let spill = self.spill.get_or_insert_default();
-            if spill.frame.is_none() {
-                let Some(header) = spill.gather_header(input, message_bytes_max)? else { return Ok(None) };
-                if header.opcode.is_control() && input.remaining() >= header.payload_bytes {
-                    let unused = spill.message.is_none();
-                    if unused {
-                        self.spill = None;
-                    }
-                    let payload = input.take(header.payload_bytes);
-                    unmask(payload, header.mask, 0);
-                    return whole_message(header.opcode, payload).map(Some);
-                }
-                spill.begin(header);
-            }
-            match spill.absorb(input, message_bytes_max)? {
-                Progress::Starved => return Ok(None),
-                Progress::Fragment => {}
-                Progress::Ready(ready) => break ready,
-            }
-        };
-        let Some(spill) = self.spill.as_deref_mut() else { return Ok(None) };
-        match ready {
-            Ready::Control(opcode) => {
-                spill.delivered = Some(Delivered::Control);
-                whole_message(opcode, &mut spill.control).map(Some)
-            }
-            Ready::Text => {
-                spill.delivered = Some(Delivered::Data);
-                Ok(Some(Message::Text(&mut spill.payload)))
-            }
-            Ready::Binary => {
-                spill.delivered = Some(Delivered::Data);
-                Ok(Some(Message::Binary(&mut spill.payload)))
-            }
-        }
-    }
-
-    /// Frees what the last call lent out.
-    fn release_delivered(&mut self) {
-        let Some(spill) = self.spill.as_deref_mut() else { return };
-        match spill.delivered.take() {
-            Some(Delivered::Data) => self.spill = None,
-            Some(Delivered::Control) if spill.message.is_none() => self.spill = None,
-            Some(Delivered::Control) => spill.control = Vec::new(),
-            None => {}
-        }
-    }
-}
-
-/// Everything kept of a message that is not whole yet.
-#[derive(Debug, Default)]
-struct Spill {
-    /// The beginning of a header: `header[..header_bytes]`. Empty while a frame is being read.
-    header: [u8; HEADER_BYTES_MAX],
-    header_bytes: u8,
-    /// The frame whose payload is being read.
-    frame: Option<Frame>,
-    /// What the message is whose fragments `payload` gathers.
-    message: Option<Kind>,
-    /// The message so far, unmasked.
-    payload: Vec<u8>,
-    utf8: Validator,
-    /// The payload so far of an unfinished control frame, which may stand between fragments.
-    control: Vec<u8>,
-    /// Lent out by the last call.
-    delivered: Option<Delivered>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Frame {
-    opcode: Opcode,
-    fin: bool,
-    mask: [u8; 4],
-    payload_bytes: usize,
-    done_bytes: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Binary,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Delivered {
-    Data,
-    Control,
-}
-
-enum Progress {
-    /// The input ended inside the frame.
-    Starved,
-    /// A fragment ended, its message did not.
-    Fragment,
-    Ready(Ready),
-}
-
-enum Ready {
-    Text,
-    Binary,
-    Control(Opcode),
-}
-
-impl Spill {
-    /// Reads a header that may have begun in an earlier input.
-    fn gather_header(
-        &mut self,
-        input: &mut Input<'_>,
-        message_bytes_max: usize,
-    ) -> Result<Option<Header>, ProtocolError> {
-        let so_far = self.message.map(|_| self.payload.len());
-        if self.header_bytes == 0
-            && let Some(header) = Header::parse(input.rest(), so_far, message_bytes_max)?
-        {
-            input.at += header.bytes;
-            return Ok(Some(header));
-        }
-        while let &mut [byte] = input.take(1) {
-            let at = usize::from(self.header_bytes);
-            let Some(slot) = self.header.get_mut(at) else { break };
-            *slot = byte;
-            self.header_bytes += 1;
-            if let Some(header) = Header::parse(self.header.get(..=at).unwrap_or_default(), so_far, message_bytes_max)?
-            {
-                self.header_bytes = 0;
-                return Ok(Some(header));
-            }
-        }
-        Ok(None)
-    }
-
-    fn begin(&mut self, header: Header) {
-        match header.opcode {
-            Opcode::Text => self.message = Some(Kind::Text),
-            Opcode::Binary => self.message = Some(Kind::Binary),
-            Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong => {}
-        }
-        let Header { opcode, fin, mask, payload_bytes, .. } = header;
-        self.frame = Some(Frame { opcode, fin, mask, payload_bytes, done_bytes: 0 });
-    }
-
-    /// Takes what the input has of the current frame's payload.
-    fn absorb(&mut self, input: &mut Input<'_>, message_bytes_max: usize) -> Result<Progress, ProtocolError> {
-        let Some(mut frame) = self.frame.take() else { return Ok(Progress::Starved) };
-        let piece = input.take(frame.payload_bytes - frame.done_bytes);
-        unmask(piece, frame.mask, frame.done_bytes);
-        frame.done_bytes += piece.len();
-        if frame.opcode.is_control() {
-            self.control.extend_from_slice(piece);
-        } else {
-            if self.message == Some(Kind::Text) {
-                self.utf8.push(piece).map_err(|_| ProtocolError::UTF8)?;
-            }
-            let ahead_bytes = if frame.fin { frame.payload_bytes - frame.done_bytes } else { message_bytes_max };
-            append(&mut self.payload, piece, ahead_bytes);
-        }
-        if frame.done_bytes < frame.payload_bytes {
-            self.frame = Some(frame);
-            return Ok(Progress::Starved);
-        }
-        if frame.opcode.is_control() {
-            return Ok(Progress::Ready(Ready::Control(frame.opcode)));
-        }
-        if !frame.fin {
-            return Ok(Progress::Fragment);
-        }
-        match self.message {
-            Some(Kind::Text) if !self.utf8.is_complete() => Err(ProtocolError::UTF8),
-            Some(Kind::Text) => Ok(Progress::Ready(Ready::Text)),
-            Some(Kind::Binary) | None => Ok(Progress::Ready(Ready::Binary)),
-        }
-    }
-}
-
-/// Appends with geometric growth that is driven by what arrived, never by what was announced, and that does not grow
-/// beyond the `ahead_bytes` that can still follow.
-fn append(payload: &mut Vec<u8>, piece: &[u8], ahead_bytes: usize) {
-    let needed = payload.len() + piece.len();
-    if needed > payload.capacity() {
-        let target = (payload.capacity() * 2).min(needed.saturating_add(ahead_bytes)).max(needed);
-        payload.reserve_exact(target - payload.len());
-    }
-    payload.extend_from_slice(piece);
-}
-
-/// A frame header of a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Header {
-    opcode: Opcode,
-    fin: bool,
-    mask: [u8; 4],
-    payload_bytes: usize,
-    /// The length of the header itself.
-    bytes: usize,
-}
-
-impl Header {
-    /// Reads a header; `None` while it is unfinished. `so_far` is the length of the fragmented message in progress.
-    ///
-    /// The checks stand in the order of the bytes, so that a bad header fails the same however much of it is there.
-    #[inline]
-    fn parse(bytes: &[u8], so_far: Option<usize>, message_bytes_max: usize) -> Result<Option<Self>, ProtocolError> {
-        let Some(&first) = bytes.first() else { return Ok(None) };
-        let fin = first & 0x80 != 0;
-        // §5.2: reserved bits are zero unless an extension was negotiated; none is.
-        if first & 0x70 != 0 {
-            return Err(ProtocolError::protocol("reserved bit set"));
-        }
-        let Some(opcode) = Opcode::from_bits(first & 0x0f) else {
-            return Err(ProtocolError::protocol("reserved opcode"));
-        };
-        match (opcode, so_far) {
-            // §5.4: the fragments of one message follow each other without another message between them.
-            (Opcode::Continuation, None) => return Err(ProtocolError::protocol("continuation of nothing")),
-            (Opcode::Text | Opcode::Binary, Some(_)) => {
-                return Err(ProtocolError::protocol("new message inside a fragmented one"));
-            }
-            // §5.5: control frames are never fragmented.
-            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) if !fin => {
-                return Err(ProtocolError::protocol("fragmented control frame"));
-            }
-            _ => {}
-        }
-
-        let Some(&second) = bytes.get(1) else { return Ok(None) };
-        // §5.1: a server closes the connection upon a frame that is not masked.
-        if second & 0x80 == 0 {
-            return Err(ProtocolError::protocol("frame is not masked"));
-        }
-        let short = second & 0x7f;
-        if opcode.is_control() && usize::from(short) > CONTROL_BYTES_MAX {
-            return Err(ProtocolError::protocol("control frame too long"));
-        }
-        let (announced, mask_at) = match short {
-            126 => match bytes.get(2..).and_then(<[u8]>::first_chunk) {
-                None => return Ok(None),
-                Some(length) => (u64::from(u16::from_be_bytes(*length)), 4),
-            },
-            127 => match bytes.get(2..).and_then(<[u8]>::first_chunk) {
-                None => return Ok(None),
-                Some(length) => (u64::from_be_bytes(*length), 10),
-            },
-            short => (u64::from(short), 2),
-        };
-        // §5.2: the shortest form must be used, and the highest of the 64 bits is zero.
-        if (short == 126 && announced < 126) || (short == 127 && announced < 0x1_0000) {
-            return Err(ProtocolError::protocol("length is not in its shortest form"));
-        }
-        if announced >> 63 != 0 {
-            return Err(ProtocolError::protocol("length has its highest bit set"));
-        }
-        let payload_bytes = usize::try_from(announced).map_err(|_| ProtocolError::TOO_LARGE)?;
-        if !opcode.is_control() && payload_bytes > message_bytes_max.saturating_sub(so_far.unwrap_or(0)) {
-            return Err(ProtocolError::TOO_LARGE);
-        }
-        let Some(&mask) = bytes.get(mask_at..).and_then(<[u8]>::first_chunk) else { return Ok(None) };
-        Ok(Some(Self { opcode, fin, mask, payload_bytes, bytes: mask_at + 4 }))
-    }
-}
-
-/// Judges the payload of a message that is whole and unmasked.
-#[inline]
-fn whole_message(opcode: Opcode, payload: &mut [u8]) -> Result<Message<'_>, ProtocolError> {
-    match opcode {
-        Opcode::Text if simdutf8::basic::from_utf8(payload).is_err() => Err(ProtocolError::UTF8),
-        Opcode::Text => Ok(Message::Text(payload)),
-        // A continuation is never whole by itself: its header is refused unless a message is in progress.
-        Opcode::Binary | Opcode::Continuation => Ok(Message::Binary(payload)),
-        Opcode::Ping => Ok(Message::Ping(payload)),
-        Opcode::Pong => Ok(Message::Pong(payload)),
-        Opcode::Close => close_message(payload).map(Message::Close),
-    }
-}
-
-/// §5.5.1 and §7.4: nothing, or a code that may stand on the wire and a UTF-8 reason.
-fn close_message(payload: &[u8]) -> Result<Option<(u16, &str)>, ProtocolError> {
-    let Some((code, reason)) = payload.split_first_chunk() else {
-        return if payload.is_empty() { Ok(None) } else { Err(ProtocolError::protocol("close code is cut off")) };
-    };
-    let code = u16::from_be_bytes(*code);
-    if !close_code_is_sendable(code) {
-        return Err(ProtocolError::protocol("invalid close code"));
-    }
-    match simdutf8::basic::from_utf8(reason) {
-        Ok(reason) => Ok(Some((code, reason))),
-        Err(_) => Err(ProtocolError { close_code: 1007, reason: "close reason is not valid UTF-8" }),
-    }
+    pub(super) const UTF8: Self = Self { close_code: 1007, reason: "text is not valid UTF-8" };
+    pub(super) const TOO_LARGE: Self = Self { close_code: 1009, reason: "message too large" };
 }
 
 /// The close codes that may stand in a close frame: RFC 6455 §7.4 with IANA's registrations (1012–1014), and the ranges
@@ -538,4 +141,169 @@ pub fn close_frame(code: u16, reason: &str, out: &mut Vec<u8>) {
     write_header(out, Opcode::Close, 2 + reason.len());
     out.extend_from_slice(&code.to_be_bytes());
     out.extend_from_slice(reason.as_bytes());
+}
+
+/// A frame header of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) opcode: Opcode,
+    pub(super) fin: bool,
+    pub(super) mask: [u8; 4],
+    pub(super) payload_bytes: usize,
+    /// The length of the header itself.
+    pub(super) bytes: usize,
+}
+
+impl Header {
+    /// Reads a header; `None` while it is unfinished. `so_far` is the length of the fragmented message in progress.
+    ///
+    /// The checks stand in the order of the bytes, so that a bad header fails the same however much of it is there.
+    #[inline]
+    pub(super) fn parse(
+        bytes: &[u8],
+        so_far: Option<usize>,
+        message_bytes_max: usize,
+    ) -> Result<Option<Self>, ProtocolError> {
+        let Some(&first) = bytes.first() else { return Ok(None) };
+        let fin = first & 0x80 != 0;
+        // §5.2: reserved bits are zero unless an extension was negotiated; none is.
+        if first & 0x70 != 0 {
+            return Err(ProtocolError::protocol("reserved bit set"));
+        }
+        let Some(opcode) = Opcode::from_bits(first & 0x0f) else {
+            return Err(ProtocolError::protocol("reserved opcode"));
+        };
+        match (opcode, so_far) {
+            // §5.4: the fragments of one message follow each other without another message between them.
+            (Opcode::Continuation, None) => return Err(ProtocolError::protocol("continuation of nothing")),
+            (Opcode::Text | Opcode::Binary, Some(_)) => {
+                return Err(ProtocolError::protocol("new message inside a fragmented one"));
+            }
+            // §5.5: control frames are never fragmented.
+            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) if !fin => {
+                return Err(ProtocolError::protocol("fragmented control frame"));
+            }
+            _ => {}
+        }
+
+        let Some(&second) = bytes.get(1) else { return Ok(None) };
+        // §5.1: a server closes the connection upon a frame that is not masked.
+        if second & 0x80 == 0 {
+            return Err(ProtocolError::protocol("frame is not masked"));
+        }
+        let short = second & 0x7f;
+        if opcode.is_control() && usize::from(short) > CONTROL_BYTES_MAX {
+            return Err(ProtocolError::protocol("control frame too long"));
+        }
+        let (announced, mask_at) = match short {
+            126 => match bytes.get(2..).and_then(<[u8]>::first_chunk) {
+                None => return Ok(None),
+                Some(length) => (u64::from(u16::from_be_bytes(*length)), 4),
+            },
+            127 => match bytes.get(2..).and_then(<[u8]>::first_chunk) {
+                None => return Ok(None),
+                Some(length) => (u64::from_be_bytes(*length), 10),
+            },
+            short => (u64::from(short), 2),
+        };
+        // §5.2: the shortest form must be used, and the highest of the 64 bits is zero.
+        if (short == 126 && announced < 126) || (short == 127 && announced < 0x1_0000) {
+            return Err(ProtocolError::protocol("length is not in its shortest form"));
+        }
+        if announced >> 63 != 0 {
+            return Err(ProtocolError::protocol("length has its highest bit set"));
+        }
+        let payload_bytes = usize::try_from(announced).map_err(|_| ProtocolError::TOO_LARGE)?;
+        if !opcode.is_control() && payload_bytes > message_bytes_max.saturating_sub(so_far.unwrap_or(0)) {
+            return Err(ProtocolError::TOO_LARGE);
+        }
+        let Some(&mask) = bytes.get(mask_at..).and_then(<[u8]>::first_chunk) else { return Ok(None) };
+        Ok(Some(Self { opcode, fin, mask, payload_bytes, bytes: mask_at + 4 }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+    use tungstenite::protocol::frame::{
+        FrameHeader,
+        coding::{CloseCode, OpCode},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_frames_of_the_rfc_are_written() {
+        let mut out = Vec::new();
+        text_frame(b"Hello", &mut out);
+        assert_eq!(out, b"\x81\x05Hello");
+        for (length, header) in [
+            (0, &b"\x82\x00"[..]),
+            (125, b"\x82\x7d"),
+            (126, b"\x82\x7e\x00\x7e"),
+            (65535, b"\x82\x7e\xff\xff"),
+            (65536, b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
+        ] {
+            let mut out = Vec::new();
+            binary_frame(&vec![b'x'; length], &mut out);
+            assert_eq!(out.len(), header_bytes(length) + length);
+            assert!(out.starts_with(header), "length {length}");
+        }
+    }
+
+    #[test]
+    fn a_close_reason_is_cut_at_a_character() {
+        let mut out = Vec::new();
+        close_frame(1001, &"é".repeat(100), &mut out);
+        assert_eq!(out.len(), 2 + 2 + 122);
+        assert_eq!(out[..4], [0x88, 124, 0x03, 0xe9]);
+        assert_eq!(std::str::from_utf8(&out[4..]).unwrap(), "é".repeat(61));
+
+        let mut out = Vec::new();
+        close_frame(1005, "none", &mut out);
+        assert_eq!(out, b"\x88\x00");
+    }
+
+    #[test]
+    fn a_control_payload_is_cut_at_its_limit() {
+        let mut out = Vec::new();
+        control_frame(Opcode::Ping, &[1; 200], &mut out);
+        assert_eq!(out[..2], [0x89, 125]);
+        assert_eq!(out.len(), 127);
+    }
+
+    /// `tungstenite` does not know 1014, which IANA has registered since (Bad Gateway).
+    #[test]
+    fn close_codes_are_judged_as_by_tungstenite() {
+        for code in (0..=u16::MAX).filter(|code| *code != 1014) {
+            assert_eq!(close_code_is_sendable(code), CloseCode::from(code).is_allowed(), "{code}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn headers_are_read_as_by_tungstenite(mut bytes: [u8; 14], short in 0u8..128, text: bool) {
+            bytes[0] = if text { 0x81 } else { bytes[0] };
+            bytes[1] = 0x80 | short;
+            if short == 127 {
+                bytes[2..6].fill(0);
+            }
+            let so_far = (bytes[0] & 0x0f == 0).then_some(0);
+            let theirs = FrameHeader::parse(&mut Cursor::new(&bytes));
+            match Header::parse(&bytes, so_far, usize::MAX) {
+                Ok(Some(ours)) => {
+                    let (header, length) = theirs.unwrap().unwrap();
+                    prop_assert_eq!(header.opcode, OpCode::from(ours.opcode as u8));
+                    prop_assert_eq!(header.is_final, ours.fin);
+                    prop_assert_eq!(header.mask, Some(ours.mask));
+                    prop_assert_eq!(length, ours.payload_bytes as u64);
+                    prop_assert_eq!(header.len(length), ours.bytes);
+                }
+                Ok(None) => prop_assert!(false, "14 bytes are always a header"),
+                Err(error) => prop_assert_eq!(error.close_code, 1002),
+            }
+        }
+    }
 }
