@@ -4,7 +4,7 @@
 //! go out, and answers are appended to a buffer of the caller.
 
 pub mod codes;
-pub mod decoder;
+mod decoder;
 pub mod envelope;
 pub mod forwarded;
 pub mod http;
