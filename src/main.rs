@@ -1,7 +1,5 @@
-//! The program `ringhub`.
+//! The program `ringhub`; `ringhub help` tells what it can do.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     ringhub::cli::run()
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::config::{Config, ConfigError, Sources};
+use crate::node::Hub;
 
 /// Flags of `ringhub conformance`.
 #[derive(Args, Clone, Debug)]
@@ -34,10 +35,21 @@ impl ConformanceArgs {
 
 /// Runs it.
 pub fn run(args: ConformanceArgs) -> ExitCode {
-    match args.config() {
-        Ok(_) => super::fail("this build has no node to run"),
-        Err(error) => super::fail(error),
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(error) => return super::fail(error),
+    };
+    if let Err(error) = super::logging::start(&config.log) {
+        return super::fail(error);
     }
+    let hub = match Hub::start(config) {
+        Ok(hub) => hub,
+        Err(error) => return super::fail(error),
+    };
+    for address in hub.addresses() {
+        println!("ringhub conformance: ws://{address}/echo");
+    }
+    super::serve::run_until_signalled(&hub, None)
 }
 
 #[cfg(test)]

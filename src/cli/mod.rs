@@ -3,6 +3,7 @@
 pub mod config;
 pub mod conformance;
 pub mod doctor;
+mod logging;
 pub mod serve;
 mod sources;
 pub mod token;
@@ -10,6 +11,8 @@ pub mod token;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::load;
 
 /// A dedicated real-time hub: rooms over WebSocket, for browsers, agents and services.
 #[derive(Debug, Parser)]
@@ -29,6 +32,12 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// List the options, or check a file.
     Config(config::ConfigArgs),
+    /// Put load on a hub and say how it bears it.
+    Bench(Box<load::bench::Args>),
+    /// Print a room's events as they come.
+    Tail(load::tail::Args),
+    /// Publish an event into a room.
+    Publish(load::publish::Args),
     /// Serve what outside test suites expect, on loopback only.
     Conformance(conformance::ConformanceArgs),
 }
@@ -40,6 +49,9 @@ pub fn run() -> ExitCode {
         Command::Token(args) => token::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Config(args) => config::run(args),
+        Command::Bench(args) => load::bench::run(*args),
+        Command::Tail(args) => load::tail::run(args),
+        Command::Publish(args) => load::publish::run(args),
         Command::Conformance(args) => conformance::run(args),
     }
 }

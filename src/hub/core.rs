@@ -249,7 +249,7 @@ impl Core {
                     self.send(address.shard, Message::Published { address, ticket, room, outcome });
                 }
             }
-            ReplyTo::Handle(responder) => responder.resolve(outcome.map_err(Into::into)),
+            ReplyTo::Handle(tell) => tell(outcome),
             ReplyTo::Nobody => {}
         }
     }

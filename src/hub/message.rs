@@ -265,7 +265,6 @@ pub struct Deposit {
 }
 
 /// Who is told what became of an event.
-#[derive(Debug)]
 pub enum ReplyTo {
     /// A client, through its shard.
     Client {
@@ -275,9 +274,19 @@ pub enum ReplyTo {
         ticket: Ticket,
     },
     /// A caller of the hub's handle.
-    Handle(Responder<Published>),
+    Handle(Box<dyn FnOnce(Result<Published, Refused>) + Send>),
     /// Nobody.
     Nobody,
+}
+
+impl std::fmt::Debug for ReplyTo {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ReplyTo::Client { address, ticket } => write!(formatter, "Client({address:?}, {ticket:?})"),
+            ReplyTo::Handle(_) => formatter.write_str("Handle"),
+            ReplyTo::Nobody => formatter.write_str("Nobody"),
+        }
+    }
 }
 
 /// An event that got its number.

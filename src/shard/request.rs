@@ -10,6 +10,7 @@ use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
 use crate::hub::reply::Responder;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// A request to a shard.
 #[derive(Debug)]
@@ -69,8 +70,13 @@ pub enum Request {
         /// Is told.
         responder: Responder<Bytes>,
     },
-    /// A sign of life.
-    Ping(Responder<()>),
+    /// A sign of life: the number is to be stored there.
+    Ping {
+        /// What to store.
+        number: u64,
+        /// Where.
+        answered: Arc<AtomicU64>,
+    },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),
     /// New settings.

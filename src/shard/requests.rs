@@ -41,7 +41,7 @@ impl State {
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
             Request::Collect { room, responder } => self.core.collect(&room, responder),
-            Request::Ping(responder) => responder.resolve(Ok(())),
+            Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
                 self.core.set_limits(core_limits(&settings));
