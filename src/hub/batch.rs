@@ -116,14 +116,9 @@ impl OpenBatch {
         self.bytes.len()
     }
 
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
     /// Ends it; the batch can be shared from here on.
-    pub fn seal(&mut self, room: RoomName, memory: &FrameMemory) -> Batch {
-        let OpenBatch { bytes, events } = std::mem::take(self);
+    pub fn seal(self, room: RoomName, memory: &FrameMemory) -> Batch {
+        let OpenBatch { bytes, events } = self;
         Batch { room, bytes: memory.share(bytes), has_exclusions: events.iter().any(|e| e.exclude.is_some()), events }
     }
 }

@@ -289,9 +289,9 @@ impl Core {
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
             JoinClaim::None => {}
-            JoinClaim::Session { user_id } => {
-                let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(user_id.clone())));
-                if session.user_id != user_id {
+            JoinClaim::Session { identity } => {
+                let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(identity.clone())));
+                if session.identity.user_id != identity.user_id {
                     return Err(JoinRefused::SessionOfOther);
                 }
                 taken_over = session.live.replace(address);
@@ -354,8 +354,8 @@ impl Core {
         let delivered = home.members_total();
         let (seq, epoch) = (home.seq, home.epoch);
         if delivered > 0 {
-            let first = home.open.is_empty();
-            home.open.push(&stamp, &Event { room: room.as_str(), kind, seq, data }, exclude);
+            let first = home.open.is_none();
+            home.open.get_or_insert_default().push(&stamp, &Event { room: room.as_str(), kind, seq, data }, exclude);
             if first {
                 self.unsealed.push(id);
             }
@@ -437,7 +437,7 @@ impl Core {
         for at in 0..self.unsealed.len() {
             let Some(&id) = self.unsealed.get(at) else { break };
             let gathering = self.rooms.get(id).is_some_and(|room| {
-                room.jobs > 0 && room.home.as_ref().is_some_and(|home| home.open.bytes() < OPEN_BATCH_BYTES_MAX)
+                room.jobs > 0 && room.home.as_ref().is_some_and(|home| home.open_bytes() < OPEN_BATCH_BYTES_MAX)
             });
             if gathering {
                 if let Some(place) = self.unsealed.get_mut(kept) {
@@ -453,7 +453,7 @@ impl Core {
 
     /// Seals one room's batch at once, because its members are about to change.
     fn seal(&mut self, id: RoomId) {
-        if self.home_mut(id).is_some_and(|home| !home.open.is_empty()) {
+        if self.home_mut(id).is_some_and(|home| home.open.is_some()) {
             self.unsealed.retain(|one| *one != id);
             self.dispatch(id);
         }
@@ -462,10 +462,8 @@ impl Core {
     fn dispatch(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
-        if home.open.is_empty() {
-            return;
-        }
-        let batch = Arc::new(home.open.seal(room.name.clone(), &self.memory));
+        let Some(open) = home.open.take() else { return };
+        let batch = Arc::new(open.seal(room.name.clone(), &self.memory));
         let mut here = false;
         for (shard, count) in home.members.iter().enumerate() {
             let shard = ShardId(shard as u16);

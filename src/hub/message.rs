@@ -9,6 +9,7 @@ use super::batch::{Address, Batch};
 use super::name::RoomName;
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
+use crate::auth::Identity;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Reference, Refused, Since};
 
@@ -162,7 +163,7 @@ pub enum JoinClaim {
     /// That a session is new or this user's; an older connection of it is taken over.
     Session {
         /// Who.
-        user_id: Arc<str>,
+        identity: Arc<Identity>,
     },
 }
 

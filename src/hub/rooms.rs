@@ -34,8 +34,8 @@ pub struct Home {
     pub epoch: u64,
     /// Members by shard, on shards from 0 on.
     pub members: SmallVec<[u32; 2]>,
-    /// Events of this turn.
-    pub open: OpenBatch,
+    /// Events of this turn, if there are any.
+    pub open: Option<Box<OpenBatch>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
 }
@@ -43,13 +43,12 @@ pub struct Home {
 impl Home {
     /// A room that has had no event.
     pub fn new(epoch: u64, shards: u16) -> Home {
-        Home {
-            seq: 0,
-            epoch,
-            members: SmallVec::from_elem(0, usize::from(shards)),
-            open: OpenBatch::default(),
-            session: None,
-        }
+        Home { seq: 0, epoch, members: SmallVec::from_elem(0, usize::from(shards)), open: None, session: None }
+    }
+
+    /// Bytes of this turn's events.
+    pub fn open_bytes(&self) -> usize {
+        self.open.as_ref().map_or(0, |open| open.bytes())
     }
 
     /// Members on all shards.
@@ -59,7 +58,7 @@ impl Home {
 
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
-        self.open.is_empty()
+        self.open.is_none()
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
     }

@@ -8,67 +8,88 @@ use bytes::Bytes;
 
 use super::batch::Address;
 use super::reply::Responder;
+use crate::auth::Identity;
 
 /// A session at its home.
 #[derive(Debug)]
 pub struct SessionHome {
-    /// The user who began it; nobody else may hold it.
-    pub user_id: Arc<str>,
+    /// Who began it; nobody else may hold it. Shared with the session itself, so that it costs a pointer.
+    pub identity: Arc<Identity>,
     /// The connection that holds it.
     pub live: Option<Address>,
-    inbox: VecDeque<Bytes>,
+    /// Most sessions have neither messages nor anybody who waits for one.
+    inbox: Option<Box<Inbox>>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    messages: VecDeque<Bytes>,
     waiting: VecDeque<Responder<Bytes>>,
 }
 
 impl SessionHome {
     /// A session that a user begins.
-    pub fn new(user_id: Arc<str>) -> SessionHome {
-        SessionHome { user_id, live: None, inbox: VecDeque::new(), waiting: VecDeque::new() }
+    pub fn new(identity: Arc<Identity>) -> SessionHome {
+        SessionHome { identity, live: None, inbox: None }
     }
 
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
-        self.live.is_none() && self.inbox.is_empty() && self.waiting.is_empty()
+        self.live.is_none() && self.inbox.is_none()
     }
 
     /// Puts a client's message into the inbox, or hands it to someone who waits for one. False where the inbox is full.
     pub fn deposit(&mut self, mut message: Bytes, inbox_max: usize) -> bool {
-        while let Some(waiting) = self.waiting.pop_front() {
+        let inbox = self.inbox.get_or_insert_default();
+        while let Some(waiting) = inbox.waiting.pop_front() {
             match waiting.try_resolve(Ok(message)) {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.tidy();
+                    return true;
+                }
                 // Whoever waited has given up; the message is still ours.
                 Err(Ok(given_back)) => message = given_back,
                 Err(Err(_)) => return false,
             }
         }
-        if self.inbox.len() >= inbox_max {
-            return false;
+        let fits = inbox.messages.len() < inbox_max;
+        if fits {
+            inbox.messages.push_back(message);
         }
-        self.inbox.push_back(message);
-        true
+        self.tidy();
+        fits
     }
 
     /// Answers with the next message, now or when there is one. False where too many wait already.
     pub fn collect(&mut self, responder: Responder<Bytes>, waiting_max: usize) -> bool {
-        self.waiting.retain(|waiting| !waiting.is_abandoned());
-        match self.inbox.pop_front() {
+        let inbox = self.inbox.get_or_insert_default();
+        inbox.waiting.retain(|waiting| !waiting.is_abandoned());
+        let taken = match inbox.messages.pop_front() {
             Some(message) => {
                 if let Err(Ok(message)) = responder.try_resolve(Ok(message)) {
-                    self.inbox.push_front(message);
+                    inbox.messages.push_front(message);
                 }
                 true
             }
-            None if self.waiting.len() >= waiting_max => false,
+            None if inbox.waiting.len() >= waiting_max => false,
             None => {
-                self.waiting.push_back(responder);
+                inbox.waiting.push_back(responder);
                 true
             }
+        };
+        self.tidy();
+        taken
+    }
+
+    fn tidy(&mut self) {
+        if self.inbox.as_ref().is_some_and(|inbox| inbox.messages.is_empty() && inbox.waiting.is_empty()) {
+            self.inbox = None;
         }
     }
 
     /// Messages that wait.
     pub fn inbox_len(&self) -> usize {
-        self.inbox.len()
+        self.inbox.as_ref().map_or(0, |inbox| inbox.messages.len())
     }
 }
 
@@ -77,9 +98,13 @@ mod tests {
     use super::super::reply::pending;
     use super::*;
 
+    fn session() -> SessionHome {
+        SessionHome::new(Arc::new(Identity::anonymous("alice".to_owned())))
+    }
+
     #[test]
     fn messages_wait_in_order_and_the_inbox_is_bounded() {
-        let mut session = SessionHome::new("alice".into());
+        let mut session = session();
         assert!(session.deposit(Bytes::from_static(b"1"), 2));
         assert!(session.deposit(Bytes::from_static(b"2"), 2));
         assert!(!session.deposit(Bytes::from_static(b"3"), 2));
@@ -93,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_message_goes_past_those_who_gave_up_to_the_next_who_waits() {
-        let mut session = SessionHome::new("alice".into());
+        let mut session = session();
         let (first, gave_up) = pending();
         let (second, answer) = pending();
         assert!(session.collect(first, 4));

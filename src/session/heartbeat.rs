@@ -4,8 +4,8 @@
 #[derive(Debug, Clone, Copy)]
 pub struct Heartbeat {
     next_ping_ms: u64,
-    /// Something has to come after this ping; none while nothing is outstanding.
-    pinged_ms: Option<u64>,
+    /// Something has to come after this ping; 0 while nothing is outstanding.
+    pinged_ms: u64,
 }
 
 /// What is to be done.
@@ -22,22 +22,22 @@ pub enum Beat {
 impl Heartbeat {
     /// A heartbeat whose first ping is due after an interval.
     pub fn new(now_ms: u64, interval_ms: u64) -> Heartbeat {
-        Heartbeat { next_ping_ms: now_ms + interval_ms, pinged_ms: None }
+        Heartbeat { next_ping_ms: now_ms + interval_ms, pinged_ms: 0 }
     }
 
     /// What is due now, the last bytes having come at `heard_ms`.
     pub fn poll(&mut self, now_ms: u64, heard_ms: u64, interval_ms: u64, timeout_ms: u64) -> Beat {
-        if let Some(pinged_ms) = self.pinged_ms {
-            if heard_ms >= pinged_ms {
-                self.pinged_ms = None;
-            } else if now_ms >= pinged_ms + timeout_ms {
+        if self.pinged_ms != 0 {
+            if heard_ms >= self.pinged_ms {
+                self.pinged_ms = 0;
+            } else if now_ms >= self.pinged_ms + timeout_ms {
                 return Beat::Dead;
             } else {
-                return Beat::WaitUntil(pinged_ms + timeout_ms);
+                return Beat::WaitUntil(self.pinged_ms + timeout_ms);
             }
         }
         if now_ms >= self.next_ping_ms {
-            self.pinged_ms = Some(now_ms);
+            self.pinged_ms = now_ms.max(1);
             self.next_ping_ms = now_ms + interval_ms;
             return Beat::Ping;
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase};
+use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
 use super::request::counted_address;
 use super::state::{Action, Orphan, State};
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
@@ -164,7 +164,7 @@ impl State {
             peer,
             waiting,
             granted: Claims::default(),
-            rooms: Vec::new(),
+            rooms: RoomList::new(),
             refused: None,
             early,
         }));
@@ -226,10 +226,10 @@ impl State {
         if admission.admit.endpoint == Endpoint::Echo {
             return self.opened_websocket(conn);
         }
-        let user_id: Arc<str> = admission.admit.identity.user_id.as_str().into();
+        let identity = admission.admit.identity.clone();
         let joins = [
-            (hasher.room(&format!("user:{user_id}")), JoinClaim::None),
-            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { user_id }),
+            (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
+            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity }),
             (hasher.room("global"), JoinClaim::None),
         ];
         admission.waiting = joins.len() as u8;
@@ -327,7 +327,7 @@ impl State {
                 let names = Some((session.client_id.clone(), session.session_id.clone(), session.identity.clone()));
                 (std::mem::take(&mut client.rooms), client.claims, client.peer, names)
             }
-            Phase::Echo(client) => (Vec::new(), client.claims, client.peer, None),
+            Phase::Echo(client) => (RoomList::new(), client.claims, client.peer, None),
             Phase::Admission(admission) => {
                 let identity = admission.admit.identity.clone();
                 let names = Some((admission.client_id.clone(), admission.session_id.clone(), identity));
