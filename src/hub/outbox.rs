@@ -45,6 +45,11 @@ impl Outbox {
         self.events_bytes + self.answers.len() + self.sending_bytes as usize
     }
 
+    /// Bytes of events that wait.
+    pub fn events_bytes(&self) -> usize {
+        self.events_bytes
+    }
+
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
         !self.sending && self.answers.is_empty() && self.events_bytes == 0

@@ -143,6 +143,36 @@ pub struct UnderWay {
     pub gathers: Vec<Gather>,
     /// The last part's number.
     pub last_part: u32,
+    /// Rooms whose events it can't take at the moment.
+    pub lags: Vec<Lag>,
+}
+
+/// A room whose events a slow reader reads on from the log.
+#[derive(Debug)]
+pub struct Lag {
+    /// The room.
+    pub room: RoomId,
+    /// The last of its events that the reader has, or has in its outbox.
+    pub after_seq: u64,
+    /// What is being waited for.
+    pub waits: LagWaits,
+}
+
+/// What a lag waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LagWaits {
+    /// The outbox to be empty.
+    Outbox,
+    /// The room's home.
+    Home,
+    /// The answer to a command with several parts, which has to come first.
+    Answer(u32),
+}
+
+impl UnderWay {
+    fn is_idle(&self) -> bool {
+        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty()
+    }
 }
 
 /// A command with several parts, whose answer is sent when all are there.
@@ -183,9 +213,22 @@ impl Client {
         self.under_way.get_or_insert_default()
     }
 
+    /// Whether it lags in some room.
+    pub fn has_lag(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|all| !all.lags.is_empty())
+    }
+
+    /// Forgets that it lags in a room, because it is no member any more.
+    pub fn forget_lag(&mut self, room: RoomId) {
+        if let Some(under_way) = self.under_way.as_mut() {
+            under_way.lags.retain(|lag| lag.room != room);
+        }
+        self.tidy();
+    }
+
     /// Lets go of the memory when nothing is under way any more.
     pub fn tidy(&mut self) {
-        if self.under_way.as_ref().is_some_and(|all| all.memberships.is_empty() && all.gathers.is_empty()) {
+        if self.under_way.as_ref().is_some_and(|all| all.is_idle()) {
             self.under_way = None;
         }
     }

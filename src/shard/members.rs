@@ -7,6 +7,7 @@ use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::{ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, Ticket};
 use crate::hub::name::RoomName;
+use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::json::{write_string, write_u64};
@@ -18,6 +19,8 @@ impl State {
         match message {
             Message::Deliver(batch) => self.core.deliver(batch),
             Message::Joined(joined) => self.joined(*joined),
+            Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
+            Message::HistoryTold(told) => self.history_told(*told),
             Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
             Message::Published { address, ticket, room, outcome } => {
                 self.published(address.conn, ticket, &room, outcome)
@@ -89,7 +92,7 @@ impl State {
             }
             return;
         }
-        let Joined { room, selection, ticket, outcome, .. } = joined;
+        let Joined { room, selection, ticket, outcome, replay, .. } = joined;
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -98,7 +101,14 @@ impl State {
         };
         membership_answered(client, &room, true);
         let outcome = match outcome {
-            Ok(state) => self.enter(conn, &room, selection).map(|()| state),
+            Ok(state) => self.enter(conn, &room, selection).map(|id| {
+                let held_for = match ticket {
+                    Ticket::Part(part) => Some(part),
+                    _ => None,
+                };
+                self.replay(conn, id, &replay, held_for);
+                state
+            }),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
@@ -127,7 +137,7 @@ impl State {
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
-    ) -> Result<(), Refused> {
+    ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
@@ -137,6 +147,7 @@ impl State {
             self.leave_home(room.clone(), conn);
             if let Some(client) = self.client_mut(conn) {
                 client.rooms.retain(|one| *one != id);
+                client.forget_lag(id);
             }
             self.figures.subscriptions.sub(1);
         }
@@ -146,7 +157,7 @@ impl State {
                     client.rooms.push(id);
                 }
                 self.figures.subscriptions.add(1);
-                Ok(())
+                Ok(id)
             }
             None => {
                 self.leave_home(room.clone(), conn);
@@ -169,6 +180,7 @@ impl State {
         membership_answered(client, &room, false);
         if let Some(id) = id {
             client.rooms.retain(|one| *one != id);
+            client.forget_lag(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
             }
@@ -220,7 +232,7 @@ impl State {
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
         let Direct { kind, data, reply } = direct;
-        self.core.route_publish(Publish { room, kind, data, exclude: None, reply });
+        self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, reply });
     }
 
     fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {

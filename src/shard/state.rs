@@ -16,6 +16,8 @@ use crate::hub::core::{Core, CoreLimits};
 use crate::hub::directory::PeerLimits;
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::rooms::RoomId;
+use crate::hub::rules::Rules;
 use crate::ring::{ConnKey, Now, Socket};
 use crate::session::heartbeat::Beat;
 use crate::wire::codes::close;
@@ -82,12 +84,15 @@ pub(super) struct State {
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
     pub dirty: Vec<ConnKey>,
-    pub slow: Vec<ConnKey>,
+    /// Connections that could not take a batch, the room it was of, and the last event before it.
+    pub slow: Vec<(ConnKey, RoomId, u64)>,
     pub actions: Vec<Action>,
     pub entropy: Entropy,
     pub now: Now,
     pub drain: Option<Drain>,
     pub stopping: bool,
+    /// When old events were looked for last.
+    pub swept_ms: u64,
     /// Whether another shard could not take all that is for it.
     pub has_backlog: bool,
     /// Connections that went while directories were being asked for them; what is granted late is given back.
@@ -116,7 +121,8 @@ pub(super) struct Drain {
 impl State {
     pub fn new(start: Start) -> State {
         let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
-        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings));
+        let rules = Rules::new(&settings.config);
+        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings), rules);
         State {
             me,
             mesh,
@@ -135,6 +141,7 @@ impl State {
             now: Now::default(),
             drain: None,
             stopping: false,
+            swept_ms: 0,
             has_backlog: false,
             orphans: Vec::new(),
         }
@@ -251,6 +258,14 @@ impl State {
             return;
         }
         connection.outbox.sent();
+        if connection.outbox.events_bytes() == 0
+            && let Phase::Open(client) = &connection.phase
+            && client.has_lag()
+        {
+            self.ask_to_catch_up(conn);
+            self.drain_local();
+        }
+        let Some(connection) = self.connections.get_mut(conn) else { return };
         if !connection.outbox.is_empty() {
             if connection.outbox.mark_dirty() {
                 self.dirty.push(conn);
@@ -429,6 +444,10 @@ impl State {
     /// Looks at every connection that is due.
     pub fn tick(&mut self) {
         let now_ms = self.now_ms();
+        if now_ms >= self.swept_ms + 1000 {
+            self.swept_ms = now_ms;
+            self.core.sweep(self.now);
+        }
         while let Some(due) = self.timers.pop(now_ms) {
             for conn in due {
                 self.due(conn);
@@ -545,6 +564,7 @@ pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
         backlog_max: config.mesh.backlog_max as usize,
         inbox_max: config.session.queue_max as usize,
         depth_max: config.limits.depth_max,
+        log_bytes_max: config.history.shard_bytes_max,
         connections_per_user_max: count(config.limits.connections_per_user_max),
         peer: PeerLimits {
             connections_max: count(config.limits.connections_per_address_max),
