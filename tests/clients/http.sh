@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The HTTP side with curl, which shares no code with any other client here. hub.py starts the hub and sets the environment.
 set -u
-: "${RINGHUB_HTTP_URL:?run through hub.py}" "${RINGHUB_TOKEN:?}" "${RINGHUB_ADMIN_TOKEN:?}" "${RINGHUB_EXPIRED_TOKEN:?}" "${RINGHUB_SOCKET:?}"
+: "${HUB_HTTP_URL:?run through hub.py}" "${HUB_TOKEN:?}" "${HUB_ADMIN_TOKEN:?}" "${HUB_EXPIRED_TOKEN:?}" "${HUB_SOCKET:?}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 checks=0 failures=0
@@ -32,9 +32,9 @@ body_has_not() {
     ! grep -qF -- "$1" "$work/body" || fail "the body contains what it must not"
 }
 
-url=$RINGHUB_HTTP_URL
-user=(--header "Authorization: Bearer $RINGHUB_TOKEN")
-admin=(--header "Authorization: Bearer $RINGHUB_ADMIN_TOKEN")
+url=$HUB_HTTP_URL
+user=(--header "Authorization: Bearer $HUB_TOKEN")
+admin=(--header "Authorization: Bearer $HUB_ADMIN_TOKEN")
 json=(--header 'Content-Type: application/json')
 upgrade=(--header 'Connection: Upgrade' --header 'Upgrade: websocket' --header 'Sec-WebSocket-Version: 13' --header 'Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==')
 
@@ -48,7 +48,7 @@ ask 'metrics' 200 "$url/metrics"
 head_has '^content-type: (text/plain|application/openmetrics-text)'
 body_has '^# TYPE ringhub_'
 body_has '^ringhub_[a-z_]*connections'
-body_has_not "$RINGHUB_TOKEN"
+body_has_not "$HUB_TOKEN"
 
 publish() { printf '{"room":"project:curl","type":"note.added","data":%s}' "$1"; }
 ask 'publish' 200 "${admin[@]}" "${json[@]}" --data "$(publish '{"n":1}')" "$url/api/v1/publish"
@@ -65,8 +65,8 @@ body_has '"code": ?"forbidden"'
 ask 'publish without a token' 401 "${json[@]}" --data "$(publish 1)" "$url/api/v1/publish"
 head_has '^www-authenticate: bearer'
 body_has '"code": ?"unauthorized"'
-ask 'publish with an expired token' 401 --header "Authorization: Bearer $RINGHUB_EXPIRED_TOKEN" "${json[@]}" --data "$(publish 1)" "$url/api/v1/publish"
-body_has_not "$RINGHUB_EXPIRED_TOKEN"
+ask 'publish with an expired token' 401 --header "Authorization: Bearer $HUB_EXPIRED_TOKEN" "${json[@]}" --data "$(publish 1)" "$url/api/v1/publish"
+body_has_not "$HUB_EXPIRED_TOKEN"
 ask 'publish no JSON' 400 "${admin[@]}" "${json[@]}" --data '{"room":' "$url/api/v1/publish"
 body_has '"code": ?"bad_json"'
 ask 'publish without a room' 400 "${admin[@]}" "${json[@]}" --data '{"type":"a","data":1}' "$url/api/v1/publish"
@@ -84,18 +84,18 @@ ask 'two requests on one connection' 200200 "$url/live" --next --silent --http1.
 ask 'an upgrade without a token' 401 "${upgrade[@]}" "$url/ws"
 head_has '^www-authenticate: bearer'
 body_has '^\{"error": ?\{"code": ?"unauthorized", ?"message": ?".+"\}\}$'
-ask 'an upgrade with an expired token' 401 "${upgrade[@]}" --header "Authorization: Bearer $RINGHUB_EXPIRED_TOKEN" "$url/ws"
+ask 'an upgrade with an expired token' 401 "${upgrade[@]}" --header "Authorization: Bearer $HUB_EXPIRED_TOKEN" "$url/ws"
 ask 'an upgrade to nowhere' 404 "${upgrade[@]}" "${user[@]}" "$url/nowhere"
 ask 'an upgrade of an old version' 426 "${upgrade[@]:0:4}" --header 'Sec-WebSocket-Version: 8' --header 'Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==' "${user[@]}" "$url/ws"
 head_has '^sec-websocket-version: 13'
 ask 'an upgrade without a key' 400 --header 'Connection: Upgrade' --header 'Upgrade: websocket' --header 'Sec-WebSocket-Version: 13' "${user[@]}" "$url/ws"
 
-ask 'live over the unix socket' 200 --unix-socket "$RINGHUB_SOCKET" http://hub/live
-ask 'publish over the unix socket' 200 --unix-socket "$RINGHUB_SOCKET" "${admin[@]}" "${json[@]}" --data "$(publish 1)" http://hub/api/v1/publish
-ask 'an upgrade over the unix socket without a token' 401 --unix-socket "$RINGHUB_SOCKET" "${upgrade[@]}" http://hub/ws
+ask 'live over the unix socket' 200 --unix-socket "$HUB_SOCKET" http://hub/live
+ask 'publish over the unix socket' 200 --unix-socket "$HUB_SOCKET" "${admin[@]}" "${json[@]}" --data "$(publish 1)" http://hub/api/v1/publish
+ask 'an upgrade over the unix socket without a token' 401 --unix-socket "$HUB_SOCKET" "${upgrade[@]}" http://hub/ws
 
 ask 'metrics after all this' 200 "$url/metrics"
 body_has '^ringhub_'
-body_has_not "$RINGHUB_TOKEN"
+body_has_not "$HUB_TOKEN"
 printf '%d checks, %d failed\n' "$checks" "$failures"
 [ "$failures" -eq 0 ]

@@ -2,7 +2,7 @@
 
 Also a program, for the suites that are not Python:
 
-    hub.py [--set KEY=VALUE]… -- COMMAND…    runs COMMAND beside a hub that RINGHUB_URL and the tokens beside it lead to
+    hub.py [--set KEY=VALUE]… -- COMMAND…    runs COMMAND beside a hub that HUB_URL and the tokens beside it lead to
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class HubFailed(AssertionError):
 
 
 def binary() -> Path:
-    """The program under test: RINGHUB_BIN, or the newest of what cargo built."""
-    if named := os.environ.get("RINGHUB_BIN"):
+    """The program under test: HUB_BIN, or the newest of what cargo built."""
+    if named := os.environ.get("HUB_BIN"):
         return Path(named)
     built = [path for profile in ("release", "debug") if (path := ROOT / "target" / profile / "ringhub").exists()]
     if not built:
-        raise HubFailed("no ringhub in target/: run `cargo build --release` first, or set RINGHUB_BIN")
+        raise HubFailed("no ringhub in target/: run `cargo build --release` first, or set HUB_BIN")
     return max(built, key=lambda path: path.stat().st_mtime)
 
 
@@ -99,6 +99,11 @@ def admin(sub: str = "root", **claims) -> str:
     return token(sub, ["websocket:admin"], **claims)
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without options for the hub: a test says itself what it wants."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RINGHUB_")}
+
+
 def toml(value) -> str:
     """A value as `--set` and the configuration file take it."""
     if isinstance(value, bool):
@@ -142,7 +147,7 @@ class Hub:
             stdin=subprocess.DEVNULL,
             stdout=self.log_file,
             stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
+            env=clean_environment() | (environment or {}),
         )
         self._wait_until_ready()
 
@@ -283,8 +288,8 @@ def main() -> int:
     extra = tuple(part for address in options.listen for part in ("--listen", address))
     settings = dict(assignment.split("=", 1) for assignment in options.set)
     hub = Hub(settings, arguments=extra, command="conformance" if options.conformance else "serve")
-    tokens = {"RINGHUB_TOKEN": token(), "RINGHUB_ADMIN_TOKEN": admin(), "RINGHUB_EXPIRED_TOKEN": token(ttl_s=-3600)}
-    environment = os.environ | {"RINGHUB_URL": hub.url, "RINGHUB_HTTP_URL": hub.http_url, "RINGHUB_PID": str(hub.process.pid)} | tokens
+    tokens = {"HUB_TOKEN": token(), "HUB_ADMIN_TOKEN": admin(), "HUB_EXPIRED_TOKEN": token(ttl_s=-3600)}
+    environment = os.environ | {"HUB_URL": hub.url, "HUB_HTTP_URL": hub.http_url, "HUB_PID": str(hub.process.pid)} | tokens
     try:
         status = subprocess.run(options.command, env=environment, check=False).returncode
         if status != 0:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -13,13 +12,13 @@ import subprocess
 import jwt
 import pytest
 
-from hub import SECRET, Hub, admin, binary, free_port, token
-from peer import CLOSE, TEXT, Bare, eventually, joined, request, upgrade_request
+from hub import SECRET, binary, clean_environment, free_port, token
+from peer import TEXT, Bare, eventually, joined, request, upgrade_request
 
 
 def ringhub(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs a command of the program to its end."""
-    return subprocess.run([binary(), *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([binary(), *arguments], env=clean_environment() | environment, capture_output=True, text=True, timeout=30, check=False)
 
 
 # SIGTERM.

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 import WebSocket from 'ws';
 
-const { RINGHUB_URL: url, RINGHUB_HTTP_URL: http, RINGHUB_TOKEN: token, RINGHUB_ADMIN_TOKEN: admin } = process.env;
+const { HUB_URL: url, HUB_HTTP_URL: http, HUB_TOKEN: token, HUB_ADMIN_TOKEN: admin } = process.env;
 const WAIT_MS = 10_000;
 let rooms = 0;
 const freshRoom = () => `project:js-${process.pid}-${rooms++}`;
