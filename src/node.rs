@@ -1,1 +1,177 @@
-//! The running hub: shards and control plane, and the handle to them.
+//! The running hub: its threads, and the handle to them.
+//!
+//! ```no_run
+//! use ringhub::node::Hub;
+//! use ringhub::config::Config;
+//!
+//! let hub = Hub::start(Config::default())?;
+//! let event = hub.publish("project:1", "project.updated", &serde_json::json!({"name": "new"})).wait()?;
+//! println!("event {} of the room", event.seq);
+//! hub.shutdown()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod api;
+mod backend;
+mod start;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use crate::hub::message::Published;
+pub use crate::hub::reply::{HubError, Pending};
+pub use crate::wire::native::Target;
+pub use api::Sent;
+pub use start::StartError;
+
+use crate::config::{Config, ConfigError};
+use crate::control::{ControlPlane, Figures};
+use crate::hub::name::{NameHasher, ShardId};
+use crate::shard::Settings;
+use crate::shard::mesh::Mesh;
+use crate::shard::request::Request;
+use watch::Watch;
+
+/// A handle to a running hub. Clones are handles to the same one; the hub runs until it is drained or shut down.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    mesh: Arc<Mesh>,
+    hasher: NameHasher,
+    settings: Mutex<Arc<Settings>>,
+    figures: Vec<Arc<Figures>>,
+    watch: Watch,
+    addresses: Vec<SocketAddr>,
+    internal_address: Mutex<Option<SocketAddr>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    control: Mutex<Option<ControlPlane>>,
+    failed: AtomicBool,
+}
+
+/// A part of the hub ended that should not have; what it was is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a part of the hub ended unexpectedly; the reason is in the log")]
+pub struct Failed;
+
+impl Hub {
+    /// Starts a hub: shards, control plane, listeners. Where authentication is on and no key is configured, a secret is
+    /// drawn for the run.
+    pub fn start(config: Config) -> Result<Hub, StartError> {
+        start::start(config)
+    }
+
+    /// The addresses that the public TCP listeners got.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.inner.addresses
+    }
+
+    /// The address that the internal TCP listener got, if there is one.
+    pub fn internal_address(&self) -> Option<SocketAddr> {
+        *lock(&self.inner.internal_address)
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Config {
+        lock(&self.inner.settings).config.clone()
+    }
+
+    /// Goes by another configuration from here on. Says which keys kept their value because they need a restart.
+    pub fn reload(&self, new: Config) -> Result<Vec<&'static str>, ReloadError> {
+        let mut settings = lock(&self.inner.settings);
+        let (mut config, kept) = settings.config.reloaded(new)?;
+        // A secret that was drawn for the run lasts for the run.
+        if config.auth.secret.is_empty() {
+            config.auth.secret.clone_from(&settings.config.auth.secret);
+        }
+        let renewed = Arc::new(Settings::new(config)?);
+        *settings = renewed.clone();
+        for shard in 0..self.inner.mesh.shards() {
+            if self.inner.mesh.request(ShardId(shard), Request::Reload(renewed.clone())).is_err() {
+                tracing::warn!(shard, "a shard is too busy to take the new configuration; reload again");
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Begins to drain: no new connections, clients are told and closed spread over `drain.seconds`. Returns at once;
+    /// [`Hub::wait`] returns when the last connection is gone.
+    pub fn drain(&self) {
+        let drain = lock(&self.inner.settings).config.drain.clone();
+        self.inner.mesh.draining.store(true, Ordering::Relaxed);
+        self.to_every_shard(|| Request::Drain { over_ms: drain.seconds * 1000, spread_ms: drain.spread_ms });
+    }
+
+    /// Waits until all shards have ended, after [`Hub::drain`] or because one failed; the rest is ended then.
+    pub fn wait(&self) -> Result<(), Failed> {
+        while !self.inner.watch.shards_ended() && !self.inner.failed.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        self.end()
+    }
+
+    /// Closes every connection and ends all threads.
+    pub fn shutdown(&self) -> Result<(), Failed> {
+        self.end()
+    }
+
+    /// Whether a part of the hub ended that should not have.
+    pub fn has_failed(&self) -> bool {
+        self.inner.failed.load(Ordering::Relaxed)
+    }
+
+    fn end(&self) -> Result<(), Failed> {
+        self.inner.mesh.draining.store(true, Ordering::Relaxed);
+        self.to_every_shard(|| Request::Stop);
+        // The control plane goes first: its requests wait for shards.
+        let control = lock(&self.inner.control).take();
+        if control.is_some_and(|control| control.shutdown().is_err()) {
+            self.inner.failed.store(true, Ordering::Relaxed);
+        }
+        let threads = std::mem::take(&mut *lock(&self.inner.threads));
+        for thread in threads {
+            if thread.join().is_err() {
+                self.inner.failed.store(true, Ordering::Relaxed);
+            }
+        }
+        if self.inner.failed.load(Ordering::Relaxed) { Err(Failed) } else { Ok(()) }
+    }
+
+    fn to_every_shard(&self, request: impl Fn() -> Request) {
+        for shard in 0..self.inner.mesh.shards() {
+            let mut request = request();
+            // These must not be lost: a shard that has a full queue now has taken some of it soon.
+            while let Err(back) = self.inner.mesh.request(ShardId(shard), request) {
+                if self.inner.watch.has_ended(shard) {
+                    break;
+                }
+                request = back;
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Why a configuration could not take the place of the one in force, which stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Values that can't be together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Keys that can't be read.
+    #[error(transparent)]
+    Keys(#[from] crate::auth::AuthSetupError),
+}
+
+/// A lock that a panicking thread left behind still guards sound data: every change under one is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

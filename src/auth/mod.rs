@@ -1,1 +1,47 @@
-//! The `auth` layer.
+//! Who a client is and what it may do: tokens in, identities and permissions out.
+//!
+//! A [`Verifier`] is built from the configuration, and again on every reload. Time is an argument; key files are read
+//! only while a verifier is built.
+
+pub mod keys;
+pub mod mint;
+pub mod origin;
+pub mod permissions;
+pub mod verifier;
+
+#[cfg(test)]
+mod tests;
+
+pub use keys::AuthSetupError;
+pub use mint::{Claims, MintError, mint};
+pub use origin::origin_allowed;
+pub use permissions::Permissions;
+pub use verifier::{AuthError, Verifier};
+
+use std::sync::Arc;
+
+/// Longest user id, in bytes.
+pub const USER_ID_BYTES_MAX: usize = 128;
+
+/// Who a connection acts for.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The token's `sub`: 1 to [`USER_ID_BYTES_MAX`] bytes without control characters.
+    pub user_id: String,
+    /// The token's `name`, for people to read.
+    pub name: Option<String>,
+    /// The token's roles; shared by all identities with the same roles and permissions.
+    pub roles: Arc<[String]>,
+    /// What the roles and the token's own permissions allow.
+    pub permissions: Permissions,
+    /// The token's `exp` in seconds since 1970; none for a token without end.
+    pub expires_at: Option<u64>,
+}
+
+impl Identity {
+    /// The identity of a connection to a hub without authentication: may do everything, under a user id of its own.
+    pub fn anonymous(user_id: String) -> Self {
+        let permissions = Permissions::admin();
+        Self { user_id, name: None, roles: Arc::from([]), permissions, expires_at: None }
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jsonwebtoken::Algorithm;
 
-use super::value::{Input, OptionValue, article, toml_array};
+use super::value::{Input, OptionValue, article, is_bracketed, toml_array};
 
 /// A shared secret, with the `kid` that tokens name it by.
 #[derive(Clone, PartialEq, Eq)]
@@ -51,16 +51,13 @@ impl OptionValue for Vec<Secret> {
     fn read(input: Input<'_>, _unit: &str) -> Result<Self, String> {
         // A plain string is one secret, whatever is in it: a comma or a colon may belong to it.
         let items = match input {
-            Input::Text(text) if text.trim_start().starts_with('[') => toml_array(text)?,
+            Input::Text("") => Vec::new(),
+            Input::Toml(toml::Value::String(text)) if text.is_empty() => Vec::new(),
+            Input::Text(text) if is_bracketed(text) => toml_array(text)?,
             Input::Text(text) => vec![toml::Value::String(text.to_owned())],
             Input::Toml(toml::Value::Array(items)) => items.clone(),
             Input::Toml(other) => vec![other.clone()],
         };
-        if let [toml::Value::String(only)] = items.as_slice()
-            && only.is_empty()
-        {
-            return Ok(Vec::new());
-        }
         let secrets: Vec<Secret> = items.into_iter().map(secret).collect::<Result<_, _>>()?;
         unique_kids(secrets.iter().filter_map(|secret| secret.kid.as_deref()))?;
         Ok(secrets)
@@ -78,7 +75,7 @@ impl OptionValue for Vec<Secret> {
                     None => toml::Value::String(REDACTED.to_owned()),
                 });
                 toml::Value::Array(shown.collect())
-            },
+            }
         }
     }
 }
@@ -125,7 +122,7 @@ impl OptionValue for Vec<PublicKey> {
                 KeySource::Pem(pem) => table.insert("pem".to_owned(), toml::Value::String(pem.clone())),
                 KeySource::File(path) => {
                     table.insert("pem_file".to_owned(), toml::Value::String(path.to_string_lossy().into_owned()))
-                },
+                }
             };
             toml::Value::Table(table)
         });
@@ -140,8 +137,13 @@ fn secret(value: toml::Value) -> Result<Secret, String> {
         toml::Value::Table(table) => {
             let [kid, secret] = fields(table, ["kid", "secret"])?;
             (kid, secret.ok_or("an entry with a kid needs a secret too")?)
-        },
-        other => return Err(format!("expected a string or a table with kid and secret, found {}", article(other.type_str()))),
+        }
+        other => {
+            return Err(format!(
+                "expected a string or a table with kid and secret, found {}",
+                article(other.type_str())
+            ));
+        }
     };
     if secret.is_empty() {
         return Err("a secret in the list is empty".to_owned());
@@ -152,16 +154,23 @@ fn secret(value: toml::Value) -> Result<Secret, String> {
 /// One entry of `auth.keys`.
 fn public_key(value: toml::Value) -> Result<PublicKey, String> {
     let toml::Value::Table(table) = value else {
-        return Err(format!("expected a table with algorithm and pem or pem_file, found {}", article(value.type_str())));
+        return Err(format!(
+            "expected a table with algorithm and pem or pem_file, found {}",
+            article(value.type_str())
+        ));
     };
     let [kid, algorithm, pem, pem_file] = fields(table, ["kid", "algorithm", "pem", "pem_file"])?;
     let algorithm = algorithm.ok_or("a key needs an algorithm")?;
     let algorithm = match algorithm.parse() {
         Ok(Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512) => {
             return Err(format!("{algorithm} needs a secret, not a key: see auth.secret"));
-        },
+        }
         Ok(algorithm) => algorithm,
-        Err(_) => return Err(format!("{algorithm:?} is no algorithm: expected RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA")),
+        Err(_) => {
+            return Err(format!(
+                "{algorithm:?} is no algorithm: expected RS256 to RS512, PS256 to PS512, ES256, ES384 or EdDSA"
+            ));
+        }
     };
     let source = match (pem, pem_file) {
         (Some(pem), None) => KeySource::Pem(pem),

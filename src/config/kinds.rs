@@ -170,7 +170,10 @@ impl OptionValue for Option<u32> {
     const KIND: &'static str = "number";
 
     fn read(input: Input<'_>, unit: &str) -> Result<Self, String> {
-        u32::read(input, unit).map(Some)
+        match input.text() {
+            Ok("") => Ok(None),
+            _ => u32::read(input, unit).map(Some),
+        }
     }
 
     fn show(&self) -> toml::Value {
@@ -212,7 +215,7 @@ fn join_rule(text: String) -> Result<JoinRule, String> {
                 return Err(format!("{text:?}: expected {words}"));
             }
             Ok(JoinRule::Permission(text))
-        },
+        }
     }
 }
 

@@ -56,6 +56,24 @@ impl Config {
         loading.finish()
     }
 
+    /// Reads TOML text over the defaults.
+    ///
+    /// ```
+    /// let config = ringhub::config::Config::from_toml("[limits]\nrooms_max = 50").unwrap();
+    /// assert_eq!(config.limits.rooms_max, 50);
+    ///
+    /// let error = ringhub::config::Config::from_toml("limits.room_max = 50").unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "limits.room_max (set in the text): unknown option; did you mean limits.rooms_max?"
+    /// );
+    /// ```
+    pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let mut loading = Loading::default();
+        loading.toml(text, &Origin::Text);
+        loading.finish()
+    }
+
     /// Reads one file over the defaults, as `ringhub config --check` does.
     pub fn check_file(path: &Path) -> Result<Config, ConfigError> {
         Self::load(&Sources { file: Some(path.to_owned()), ..Sources::default() })
@@ -91,7 +109,7 @@ impl Loading {
                 let mut problem = Problem::new("--profile", None, format!("there is no profile {name:?}"));
                 problem.allowed = Some(profiles::names().collect::<Vec<_>>().join(", "));
                 self.problems.push(problem);
-            },
+            }
         }
     }
 
@@ -101,7 +119,7 @@ impl Loading {
             Err(error) => {
                 let message = format!("cannot read {}: {error}", path.display());
                 self.problems.push(Problem::new("--config", None, message));
-            },
+            }
         }
     }
 
@@ -114,7 +132,7 @@ impl Loading {
                 let line = text.bytes().take(start).filter(|&byte| byte == b'\n').count() + 1;
                 let message = format!("not TOML: line {line}: {}", error.message().trim());
                 self.problems.push(Problem::new("", Some(origin.clone()), message));
-            },
+            }
         }
     }
 
@@ -122,7 +140,10 @@ impl Loading {
         for (name, value) in table {
             let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
             match value {
-                toml::Value::Table(inner) if is_group(&key) => self.table(&key, inner, origin),
+                // An empty `[rooms.KIND]` is a statement of its own: it declares the kind.
+                toml::Value::Table(inner) if is_group(&key) && !(inner.is_empty() && key.starts_with("rooms.")) => {
+                    self.table(&key, inner, origin);
+                }
                 value => self.apply(&key, Input::Toml(value), origin),
             }
         }
@@ -144,7 +165,7 @@ impl Loading {
                     let names: Vec<String> = known_keys().map(env_name).collect();
                     problem.nearest = nearest(var, names.iter().map(String::as_str));
                     self.problems.push(problem);
-                },
+                }
             }
         }
     }
@@ -156,7 +177,7 @@ impl Loading {
                 // What follows may be a secret given in the wrong shape, so that it is not repeated.
                 let message = "expected KEY=VALUE".to_owned();
                 self.problems.push(Problem::new("--set", Some(Origin::Set), message));
-            },
+            }
         }
     }
 
@@ -179,7 +200,7 @@ impl Loading {
             match kinds::read_role(role, input) {
                 Ok(permissions) => {
                     self.config.roles.insert(role.to_owned(), permissions);
-                },
+                }
                 Err(message) => self.problems.push(Problem::new(key, Some(origin.clone()), message)),
             }
         } else {
@@ -198,11 +219,11 @@ impl Loading {
             match input {
                 Input::Toml(toml::Value::Table(table)) if table.is_empty() => {
                     self.kind(kind);
-                },
+                }
                 _ => {
                     let message = "expected a table of options".to_owned();
                     self.problems.push(Problem::new(key, Some(origin.clone()), message));
-                },
+                }
             }
             return;
         }
@@ -227,7 +248,7 @@ impl Loading {
             None => {
                 kinds.push(KindConfig::new(name));
                 kinds.len() - 1
-            },
+            }
         };
         &mut kinds[index]
     }
@@ -263,7 +284,7 @@ fn is_group(key: &str) -> bool {
 }
 
 /// The key that an environment variable stands for.
-fn key_of_env(var: &str) -> Option<String> {
+pub(super) fn key_of_env(var: &str) -> Option<String> {
     if let Some(key) = known_keys().find(|key| env_name(key) == var) {
         return Some(key.to_owned());
     }

@@ -7,7 +7,10 @@
 //! [`options`] is the table; [`load`] lays the sources over each other and reports all that is wrong with them at
 //! once; [`host`] compares the result with what the machine grants.
 
+pub mod advice;
 pub mod credentials;
+pub mod finding;
+pub mod host;
 pub mod kinds;
 pub mod load;
 pub mod log;
@@ -15,12 +18,18 @@ pub mod net;
 pub mod options;
 mod problem;
 pub mod profiles;
+pub mod reference;
 mod reload;
 pub mod table;
 mod validate;
 pub mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use credentials::{KeySource, PublicKey, Secret};
+pub use finding::{Finding, Level};
+pub use host::check_host;
 pub use kinds::{JoinRule, KindConfig, Policy};
 pub use load::Sources;
 pub use log::{LogFormat, LogLevel};

@@ -36,7 +36,9 @@ impl FromStr for Listen {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.len() {
                 1..=UNIX_PATH_BYTES_MAX if path.starts_with('/') => Ok(Listen::Unix(PathBuf::from(path))),
-                _ => Err(format!("{text:?}: expected unix: and an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes")),
+                _ => {
+                    Err(format!("{text:?}: expected unix: and an absolute path of at most {UNIX_PATH_BYTES_MAX} bytes"))
+                }
             };
         }
         // The one name that means the same everywhere; others would need a resolver, and could mean several addresses.
@@ -62,7 +64,8 @@ impl OptionValue for Vec<Listen> {
     const KIND: &'static str = "address or list of addresses";
 
     fn read(input: Input<'_>, unit: &str) -> Result<Self, String> {
-        let listeners: Self = Vec::<String>::read(input, unit)?.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let listeners: Self =
+            Vec::<String>::read(input, unit)?.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         if listeners.is_empty() { Err("expected at least one address".to_owned()) } else { Ok(listeners) }
     }
 
@@ -98,11 +101,11 @@ impl IpNet {
             (IpAddr::V4(base), IpAddr::V4(address)) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
                 base.to_bits() & mask == address.to_bits() & mask
-            },
+            }
             (IpAddr::V6(base), IpAddr::V6(address)) => {
                 let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
                 base.to_bits() & mask == address.to_bits() & mask
-            },
+            }
             _ => false,
         }
     }
@@ -175,5 +178,52 @@ impl OptionValue for TrustedProxies {
         let nets = self.nets.iter().map(IpNet::to_string);
         let unix = self.unix.then(|| "unix".to_owned());
         toml::Value::Array(nets.chain(unix).map(toml::Value::String).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contains(net: &str, address: &str) -> bool {
+        net.parse::<IpNet>().expect("a network").contains(address.parse().expect("an address"))
+    }
+
+    #[test]
+    fn a_network_holds_the_addresses_that_share_its_leading_bits() {
+        assert!(contains("10.0.0.0/8", "10.255.0.1"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("10.1.2.3/8", "10.9.9.9"), "bits beyond the mask do not count");
+        assert!(contains("192.0.2.7", "192.0.2.7"));
+        assert!(!contains("192.0.2.7", "192.0.2.8"));
+        assert!(contains("0.0.0.0/0", "203.0.113.9"));
+        assert!(contains("2001:db8::/32", "2001:db8:1::1"));
+        assert!(!contains("2001:db8::/32", "2001:db9::1"));
+        assert!(contains("::/0", "2001:db8::1"));
+    }
+
+    #[test]
+    fn mapped_addresses_count_as_ipv4() {
+        assert!(contains("10.0.0.0/8", "::ffff:10.1.1.1"));
+        assert!(contains("::ffff:10.0.0.0/104", "10.1.1.1"));
+        assert!(!contains("::/0", "10.1.1.1"), "a network of IPv6 holds no IPv4");
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for wrong in ["", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "::/129", "proxy.example", "10.0.0.0/8/8"] {
+            assert!(wrong.parse::<IpNet>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn unix_peers_are_trusted_only_by_the_word() {
+        let trusted = |text: &str| TrustedProxies::read(Input::Text(text), "").expect("valid");
+        assert!(!TrustedProxies::default().trusts(None));
+        assert!(trusted("unix").trusts(None));
+        assert!(!trusted("127.0.0.1").trusts(None));
+        let both = trusted("127.0.0.1, unix");
+        assert!(both.trusts(Some(IpAddr::from([127, 0, 0, 1]))) && both.trusts(None));
+        assert!(!both.trusts(Some(IpAddr::from([127, 0, 0, 2]))));
     }
 }

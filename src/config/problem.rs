@@ -10,6 +10,8 @@ pub enum Origin {
     Profile(String),
     /// A file.
     File(PathBuf),
+    /// Text handed over by the program.
+    Text,
     /// An environment variable.
     Env(String),
     /// `--set`.
@@ -23,6 +25,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::Profile(name) => write!(f, "in profile {name}"),
             Origin::File(path) => write!(f, "in {}", path.display()),
+            Origin::Text => f.write_str("in the text"),
             Origin::Env(var) => write!(f, "by {var} in the environment"),
             Origin::Set => f.write_str("by --set"),
             Origin::Flag(flag) => write!(f, "by {flag}"),
@@ -58,7 +61,7 @@ impl fmt::Display for Problem {
             (Some(origin), false) => write!(f, "{} (set {origin}): ", self.key)?,
             (Some(origin), true) => write!(f, "{origin}: ")?,
             (None, false) => write!(f, "{}: ", self.key)?,
-            (None, true) => {},
+            (None, true) => {}
         }
         f.write_str(&self.message)?;
         if let Some(allowed) = &self.allowed {
@@ -80,13 +83,11 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            write!(f, "{problem}")?;
+        if let [only] = self.problems.as_slice() {
+            return write!(f, "{only}");
         }
-        Ok(())
+        write!(f, "{} problems in the configuration", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 

@@ -31,13 +31,19 @@ impl<'a> Input<'a> {
             Input::Toml(toml::Value::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
             Input::Toml(toml::Value::String(text)) => Ok(vec![toml::Value::String(text.clone())]),
             Input::Toml(other) => Err(format!("expected a string or a list, found {}", article(other.type_str()))),
-            Input::Text(text) if text.trim_start().starts_with('[') => toml_array(text),
+            Input::Text(text) if is_bracketed(text) => toml_array(text),
             Input::Text(text) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(|item| toml::Value::String(item.to_owned())).collect())
-            },
+            }
         }
     }
+}
+
+/// Whether text is meant as a TOML array; `[::1]:8000` is not.
+pub fn is_bracketed(text: &str) -> bool {
+    let text = text.trim();
+    text.starts_with('[') && text.ends_with(']')
 }
 
 /// Reads a TOML array out of one line of text.

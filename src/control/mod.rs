@@ -1,1 +1,278 @@
-//! The `control` layer.
+//! The control plane: HTTP on a glommio executor of its own, beside the shards.
+//!
+//! ```text
+//!  shard ──Inbox──► porter ──► connection (hyper) ──► service ──► routes (axum) ──Backend──► shards
+//!    ▲                              │                    │                                      │
+//!    └───────Backend::adopt─────────┴── an upgrade ◄─────┘        door ◄── answers ─────────────┘
+//! ```
+//!
+//! A request that is no upgrade leaves its shard through the [`Inbox`]: the socket and the bytes read so far. hyper serves
+//! it here, with keep-alive. An upgrade that arrives later on the same connection goes back the same way, as if the shard
+//! had read it itself. The hub is reached by messages only, through [`Backend`]; no shard ever waits for this thread, and
+//! this thread waits for nothing but its ring.
+//!
+//! Invariants: glommio's wakers never leave this thread (`door.rs`); connections are bounded from the inbox on; every
+//! phase of a connection has a deadline (`progress.rs`); a panicking handler answers 500 and ends nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
+
+mod answer;
+mod api;
+mod backend;
+mod connection;
+mod cors;
+mod door;
+pub mod figures;
+mod inbox;
+mod listener;
+mod metrics;
+mod porter;
+mod process;
+mod progress;
+mod publish;
+mod service;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use backend::{Answer, Backend, HubError, Pending, PublishRequest, Published, Readiness};
+pub use figures::{Figures, ShardFigures, Snapshot};
+pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
+pub use listener::InternalListen;
+
+use api::Api;
+use cors::Cors;
+use door::Door;
+use metrics::{ControlFigures, HttpRequests, Metrics};
+use progress::Patience;
+use service::App;
+
+/// glommio allocates at least this much for direct I/O and locks it; the control plane's sockets need none of it.
+const IO_MEMORY_BYTES: usize = 64 * 1024;
+/// Requests to the kernel that may wait in each of the executor's three rings.
+const RING_DEPTH: usize = 128;
+
+/// How the control plane is to be run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A listener of the control plane's own. When there is one, the API is served there only.
+    pub internal: Option<InternalListen>,
+    /// The processor to run on; none leaves it to the kernel.
+    pub cpu: Option<usize>,
+    /// Connections open at a time on the internal listener. The inbox bounds those of the shards.
+    pub internal_connections_max: usize,
+    /// A request's head, in bytes.
+    pub header_bytes_max: usize,
+    /// A request's body, in bytes.
+    pub body_bytes_max: usize,
+    /// Events in one `POST /api/v1/publish`.
+    pub publish_events_max: usize,
+    /// From a request's first byte to the end of its head.
+    pub head_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// From the end of a request's head to its answer, the body's arrival included; and then for the peer to take it.
+    pub request_timeout: Duration,
+    /// How long bytes are read past an answer that came before the request's end.
+    pub linger: Duration,
+    /// How long requests in flight are waited for at the end.
+    pub stop_grace: Duration,
+    /// `cors.origins`.
+    pub cors_origins: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            internal: None,
+            cpu: None,
+            internal_connections_max: 256,
+            header_bytes_max: 16 * 1024,
+            body_bytes_max: 4 << 20,
+            publish_events_max: 1000,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            request_timeout: Duration::from_secs(30),
+            linger: Duration::from_secs(2),
+            stop_grace: Duration::from_secs(1),
+            cors_origins: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    fn patience(&self) -> Patience {
+        Patience { idle: self.idle_timeout, head: self.head_timeout, writing: self.request_timeout }
+    }
+}
+
+/// Why the control plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The internal listener's address can't be had.
+    #[error("the internal listener can't listen on {listen}: {error}")]
+    Listen {
+        /// The address or path.
+        listen: String,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
+    /// The executor's rings can't be set up. `error` has the kernel's errno.
+    #[error("the control plane's io_uring can't be set up: {0}")]
+    Ring(std::io::Error),
+    /// The processor asked for can't be had.
+    #[error("the control plane can't be placed: {0}")]
+    Placement(String),
+    /// The limit on locked memory is below what glommio asks for.
+    #[error(
+        "the limit on locked memory is {limit_bytes} bytes and has to be {needed_bytes}: raise it with `ulimit -l`, or LimitMEMLOCK= in systemd"
+    )]
+    LockedMemory {
+        /// The limit as it is.
+        limit_bytes: u64,
+        /// As it has to be.
+        needed_bytes: u64,
+    },
+    /// The thread can't be started.
+    #[error("the control plane's thread can't be started: {0}")]
+    Thread(std::io::Error),
+    /// The thread ended before it served; its panic is in the log.
+    #[error("the control plane ended while it started")]
+    Ended,
+}
+
+/// The running control plane. Dropping it stops it.
+#[derive(Debug)]
+pub struct ControlPlane {
+    door: Arc<Door>,
+    thread: Option<JoinHandle<()>>,
+    internal_address: Option<SocketAddr>,
+}
+
+/// The control plane's thread panicked; the panic itself is in the log.
+#[derive(Debug, thiserror::Error)]
+#[error("the control plane panicked")]
+pub struct Panicked;
+
+impl ControlPlane {
+    /// Where the internal listener listens, when it is a TCP one.
+    pub fn internal_address(&self) -> Option<SocketAddr> {
+        self.internal_address
+    }
+
+    /// False once the thread has ended, whether it was asked to or not.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Lets requests in flight end, at most for the grace time, closes everything and waits for the thread.
+    pub fn shutdown(mut self) -> Result<(), Panicked> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Result<(), Panicked> {
+        self.door.request_stop();
+        match self.thread.take() {
+            Some(thread) => thread.join().map_err(|_| Panicked),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "the control plane did not end well");
+        }
+    }
+}
+
+/// Starts the control plane on a thread of its own and returns when it serves.
+pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result<ControlPlane, StartError> {
+    let Intake { shared, inside } = intake;
+    let door = Arc::clone(&shared.door);
+    let at_end = CloseAtEnd(Arc::clone(&door));
+    let internal = match &options.internal {
+        Some(listen) => Some(listener::bind(listen).map_err(|error| StartError::Listen {
+            listen: match listen {
+                InternalListen::Tcp(address) => address.to_string(),
+                InternalListen::Unix(path) => format!("unix:{}", path.display()),
+            },
+            error,
+        })?),
+        None => None,
+    };
+    let internal_address = internal.as_ref().and_then(|bound| bound.address);
+
+    let (started, start) = mpsc::sync_channel(1);
+    let main = move || {
+        let _at_end = at_end;
+        let placement = options.cpu.map_or(Placement::Unbound, Placement::Fixed);
+        let executor = LocalExecutorBuilder::new(placement)
+            .io_memory(IO_MEMORY_BYTES)
+            .ring_depth(RING_DEPTH)
+            .name("control")
+            .make();
+        let executor = match executor {
+            Ok(executor) => executor,
+            Err(error) => {
+                // Nobody listening means that the starter has gone, and the error with it.
+                drop(started.send(Err(start_error(error))));
+                return;
+            }
+        };
+        let figures = ControlFigures::default();
+        let app = app(options, backend, &shared, figures.clone());
+        if started.send(Ok(())).is_ok() {
+            executor.run(porter::run(app, shared, inside, internal, figures));
+        }
+    };
+    let thread = std::thread::Builder::new().name("control".into()).spawn(main).map_err(StartError::Thread)?;
+    match start.recv() {
+        Ok(Ok(())) => Ok(ControlPlane { door, thread: Some(thread), internal_address }),
+        Ok(Err(error)) => Err(error),
+        Err(mpsc::RecvError) => Err(StartError::Ended),
+    }
+}
+
+fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, figures: ControlFigures) -> App<B> {
+    let requests = HttpRequests::default();
+    let open = Arc::clone(shared);
+    let metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    let api = Api {
+        backend: backend.clone(),
+        door: Arc::clone(&shared.door),
+        metrics,
+        started: Instant::now(),
+        body_bytes_max: options.body_bytes_max,
+        events_max: options.publish_events_max,
+    };
+    let router = api::router(Arc::new(api));
+    let cors = Cors::new(options.cors_origins.clone());
+    App { backend, options, router, cors, requests }
+}
+
+fn start_error(error: GlommioError<()>) -> StartError {
+    match error {
+        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit_bytes, needed_bytes)) => {
+            StartError::LockedMemory { limit_bytes, needed_bytes }
+        }
+        GlommioError::BuilderError(error) => StartError::Placement(error.to_string()),
+        other => StartError::Ring(other.into()),
+    }
+}
+
+/// However the thread ends, shards learn that nobody takes their connections any more.
+struct CloseAtEnd(Arc<Door>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

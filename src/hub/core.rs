@@ -14,8 +14,8 @@ use super::directory::{Directory, PeerLimits};
 use super::ids::Ids;
 use super::members::{HOLE, ListId};
 use super::message::{
-    ClaimKind, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish, Published, ReplyTo,
-    RoomState, Ticket,
+    ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
+    Published, ReplyTo, RoomState, Ticket,
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::reply::Responder;
@@ -41,6 +41,8 @@ pub struct CoreLimits {
     pub inbox_max: usize,
     /// Nesting of published data, for filters.
     pub depth_max: usize,
+    /// Connections of one user; 0 is no limit.
+    pub connections_per_user_max: u32,
     /// Per network address.
     pub peer: PeerLimits,
 }
@@ -213,6 +215,12 @@ impl Core {
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Client, refused });
             }
             Message::ReleaseClient { client_id, address } => self.directory.release_client(&client_id, address),
+            Message::ClaimUser { user_id, address } => {
+                let refused = self.directory.claim_user(user_id, self.limits.connections_per_user_max).err();
+                self.send(address.shard, Message::Claimed { address, what: ClaimKind::User, refused });
+            }
+            Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
+            Message::ReleaseSession { room, address } => self.release_session(&room, address),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -237,11 +245,11 @@ impl Core {
         match reply {
             ReplyTo::Client { address, ticket } => {
                 // A client that gave no id hears of failures only.
-                if outcome.is_err() || ticket != Ticket::Single(None) {
+                if outcome.is_err() || ticket.is_awaited() {
                     self.send(address.shard, Message::Published { address, ticket, room, outcome });
                 }
             }
-            ReplyTo::Handle(responder) => responder.resolve(outcome.map_err(Into::into)),
+            ReplyTo::Handle(tell) => tell(outcome),
             ReplyTo::Nobody => {}
         }
     }
@@ -281,11 +289,6 @@ impl Core {
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
             JoinClaim::None => {}
-            JoinClaim::User { connections_max } => {
-                if connections_max > 0 && home.members_total() >= connections_max {
-                    return Err(JoinRefused::UserConnections);
-                }
-            }
             JoinClaim::Session { user_id } => {
                 let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(user_id.clone())));
                 if session.user_id != user_id {
@@ -312,9 +315,6 @@ impl Core {
                 if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
                     *count = count.saturating_sub(1);
                 }
-                if let Some(session) = home.session.as_mut().filter(|session| session.live == Some(address)) {
-                    session.live = None;
-                }
             }
             self.rooms.forget_if_idle(id);
         }
@@ -323,28 +323,47 @@ impl Core {
         }
     }
 
+    fn release_session(&mut self, room: &RoomName, address: Address) {
+        let Some(id) = self.rooms.find(room) else { return };
+        let session = self.home_mut(id).and_then(|home| home.session.as_mut());
+        if let Some(session) = session.filter(|session| session.live == Some(address)) {
+            session.live = None;
+            self.rooms.forget_if_idle(id);
+        }
+    }
+
     fn publish(&mut self, publish: Publish, now: Now) {
         let Publish { room, kind, data, exclude, reply } = publish;
-        let Some(id) = self.ensure_home(&room) else {
-            self.answer(reply, room, Err(OVERLOADED));
-            return;
-        };
+        let outcome = self.publish_here(&room, &kind, &data, exclude, now);
+        self.answer(reply, room, outcome);
+    }
+
+    /// Gives an event of a room homed here its number and puts it behind the turn's others.
+    pub fn publish_here(
+        &mut self,
+        room: &RoomName,
+        kind: &str,
+        data: &[u8],
+        exclude: Option<Address>,
+        now: Now,
+    ) -> Result<Published, Refused> {
+        let id = self.ensure_home(room).ok_or(OVERLOADED)?;
         let stamp = self.ids.stamp(now.unix_ms);
-        let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
+        let home = self.home_mut(id).ok_or(OVERLOADED)?;
         home.seq += 1;
         let delivered = home.members_total();
         let (seq, epoch) = (home.seq, home.epoch);
         if delivered > 0 {
-            if home.open.is_empty() {
+            let first = home.open.is_empty();
+            home.open.push(&stamp, &Event { room: room.as_str(), kind, seq, data }, exclude);
+            if first {
                 self.unsealed.push(id);
             }
-            home.open.push(&stamp, &Event { room: room.as_str(), kind: &kind, seq, data: &data }, exclude);
         } else {
             self.rooms.forget_if_idle(id);
         }
         self.figures.publishes += 1;
-        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 };
-        self.answer(reply, room, Ok(published));
+        Ok(Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 })
     }
 
     fn deposit(&mut self, deposit: Deposit) {
@@ -372,6 +391,28 @@ impl Core {
             Some(session) => drop(session.collect(responder, WAITING_MAX)),
             None => responder.resolve(Err(Refused::new(ErrorCode::NotFound, "there is no such session").into())),
         }
+    }
+
+    /// Passes a request on to the connection with a client id that is homed here.
+    pub fn forward_to_client(&mut self, client_id: &str, request: ClientRequest) {
+        match self.directory.client(client_id) {
+            Some(address) => self.send(address.shard, Message::Forward { address, request }),
+            None => request.refuse(),
+        }
+    }
+
+    /// Passes a request on to the connection that holds a session homed here.
+    pub fn forward_to_session(&mut self, room: &RoomName, request: ClientRequest) {
+        let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
+        match session.and_then(|session| session.live) {
+            Some(address) => self.send(address.shard, Message::Forward { address, request }),
+            None => request.refuse(),
+        }
+    }
+
+    /// Whether a connection holds a client id that is homed here.
+    pub fn has_client(&self, client_id: &str) -> bool {
+        self.directory.client(client_id).is_some()
     }
 
     /// Whether some connection is a member of a room homed here.

@@ -1,5 +1,5 @@
-//! What a shard is home to besides rooms: client ids (each held by one connection) and network addresses (each with a
-//! bounded number and rate of connections).
+//! What a shard is home to besides rooms: client ids (each held by one connection), users (each with a bounded number of
+//! connections) and network addresses (each with a bounded number and rate of connections).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::session::limits::TokenBucket;
 #[derive(Debug)]
 pub struct Directory {
     clients: HashMap<Arc<str>, Address, FixedState>,
+    users: HashMap<Arc<str>, u32, FixedState>,
     peers: HashMap<IpAddr, Peer, FixedState>,
     swept_us: u64,
 }
@@ -39,7 +40,12 @@ impl Directory {
     /// Empty directories, hashed with the node's seed.
     pub fn new(seed: u64) -> Directory {
         let state = FixedState::with_seed(seed);
-        Directory { clients: HashMap::with_hasher(state.clone()), peers: HashMap::with_hasher(state), swept_us: 0 }
+        Directory {
+            clients: HashMap::with_hasher(state.clone()),
+            users: HashMap::with_hasher(state.clone()),
+            peers: HashMap::with_hasher(state),
+            swept_us: 0,
+        }
     }
 
     /// Reserves a client id.
@@ -66,6 +72,29 @@ impl Directory {
     /// Who has a client id.
     pub fn client(&self, client_id: &str) -> Option<Address> {
         self.clients.get(client_id).copied()
+    }
+
+    /// Counts one more connection of a user; `connections_max` 0 is no limit.
+    pub fn claim_user(&mut self, user_id: Arc<str>, connections_max: u32) -> Result<(), ClaimRefused> {
+        let count = self.users.entry(user_id).or_insert(0);
+        if connections_max > 0 && *count >= connections_max {
+            return Err(ClaimRefused::UserConnections);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    /// Counts one connection less of a user.
+    pub fn release_user(&mut self, user_id: &str) {
+        if let Some(count) = self.users.get_mut(user_id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.users.remove(user_id);
+                if self.users.len() * 8 < self.users.capacity() && self.users.capacity() > 1024 {
+                    self.users.shrink_to(self.users.len() * 2);
+                }
+            }
+        }
     }
 
     /// Counts one more connection from an address.
@@ -111,14 +140,14 @@ impl Directory {
         self.peers.retain(|_, peer| peer.connections > 0 || !peer.rate.is_full(limits.connects_per_s, burst, now));
     }
 
-    /// Client ids and addresses held.
-    pub fn len(&self) -> (usize, usize) {
-        (self.clients.len(), self.peers.len())
+    /// Client ids, users and addresses held.
+    pub fn len(&self) -> (usize, usize, usize) {
+        (self.clients.len(), self.users.len(), self.peers.len())
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.len() == (0, 0)
+        self.len() == (0, 0, 0)
     }
 }
 
@@ -148,6 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn users_are_bounded_in_number_and_forgotten() {
+        let mut directory = Directory::new(1);
+        assert_eq!(directory.claim_user("alice".into(), 2), Ok(()));
+        assert_eq!(directory.claim_user("alice".into(), 2), Ok(()));
+        assert_eq!(directory.claim_user("alice".into(), 2), Err(ClaimRefused::UserConnections));
+        assert_eq!(directory.claim_user("alice".into(), 0), Ok(()), "0 is no limit");
+        for _ in 0..3 {
+            directory.release_user("alice");
+        }
+        assert!(directory.is_empty());
+    }
+
+    #[test]
     fn addresses_are_bounded_in_number_and_rate_and_forgotten() {
         let mut directory = Directory::new(1);
         let limits = PeerLimits { connections_max: 3, connects_per_s: 2 };
@@ -166,6 +208,6 @@ mod tests {
         }
         let other: IpAddr = [127, 0, 0, 2].into();
         assert_eq!(directory.claim_peer(other, limits, at(9000)), Ok(()));
-        assert_eq!(directory.len(), (0, 1), "an address without connections is forgotten");
+        assert_eq!(directory.len(), (0, 0, 1), "an address without connections is forgotten");
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::batch::{Address, Batch};
 use super::name::RoomName;
-use super::reply::Responder;
+use super::reply::{HubError, Responder};
 use super::selection::Selection;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Reference, Refused, Since};
@@ -42,6 +42,25 @@ pub enum Message {
         /// The id.
         client_id: Arc<str>,
         /// Who had it.
+        address: Address,
+    },
+    /// To a user's home: one more connection of that user.
+    ClaimUser {
+        /// The user.
+        user_id: Arc<str>,
+        /// For whom.
+        address: Address,
+    },
+    /// To a user's home: one connection less.
+    ReleaseUser {
+        /// The user.
+        user_id: Arc<str>,
+    },
+    /// To a session's home: the connection that held it is gone.
+    ReleaseSession {
+        /// The session's room.
+        room: RoomName,
+        /// Who held it.
         address: Address,
     },
     /// To a network address's home: one more connection from there.
@@ -104,6 +123,13 @@ pub enum Message {
         /// The event.
         direct: Box<Direct>,
     },
+    /// To a connection's shard: something that the hub's handle asks of it.
+    Forward {
+        /// Which connection.
+        address: Address,
+        /// What is asked.
+        request: ClientRequest,
+    },
     /// To a connection's shard: another connection took its session over.
     TakenOver {
         /// The old connection.
@@ -133,11 +159,6 @@ pub struct Join {
 pub enum JoinClaim {
     /// Nothing.
     None,
-    /// That a user doesn't have too many connections (0: no limit).
-    User {
-        /// The most there may be.
-        connections_max: u32,
-    },
     /// That a session is new or this user's; an older connection of it is taken over.
     Session {
         /// Who.
@@ -163,8 +184,6 @@ pub struct Joined {
 /// Why a join was refused by the home.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinRefused {
-    /// The user has too many connections.
-    UserConnections,
     /// The session is another user's.
     SessionOfOther,
     /// This shard has as many rooms as it may.
@@ -193,8 +212,19 @@ pub enum Ticket {
     Admission,
     /// A command of its own.
     Single(Option<Reference>),
+    /// A `send` to one addressee.
+    Direct(Option<Reference>),
+    /// A `message` for the backend.
+    Deposit(Option<Reference>),
     /// One of several parts of a command; the session knows which by the number.
     Part(u32),
+}
+
+impl Ticket {
+    /// Whether anybody waits to hear of success: a command without an id hears of failures only.
+    pub fn is_awaited(&self) -> bool {
+        !matches!(self, Ticket::Single(None) | Ticket::Direct(None) | Ticket::Deposit(None))
+    }
 }
 
 /// An event on its way to its room's home.
@@ -235,7 +265,6 @@ pub struct Deposit {
 }
 
 /// Who is told what became of an event.
-#[derive(Debug)]
 pub enum ReplyTo {
     /// A client, through its shard.
     Client {
@@ -245,9 +274,19 @@ pub enum ReplyTo {
         ticket: Ticket,
     },
     /// A caller of the hub's handle.
-    Handle(Responder<Published>),
+    Handle(Box<dyn FnOnce(Result<Published, Refused>) + Send>),
     /// Nobody.
     Nobody,
+}
+
+impl std::fmt::Debug for ReplyTo {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ReplyTo::Client { address, ticket } => write!(formatter, "Client({address:?}, {ticket:?})"),
+            ReplyTo::Handle(_) => formatter.write_str("Handle"),
+            ReplyTo::Nobody => formatter.write_str("Nobody"),
+        }
+    }
 }
 
 /// An event that got its number.
@@ -274,6 +313,38 @@ impl Published {
     }
 }
 
+/// What the hub's handle asks of one connection.
+#[derive(Debug)]
+pub enum ClientRequest {
+    /// Its metadata, after merging an object into it.
+    Metadata {
+        /// The object to merge; none only reads.
+        set: Option<serde_json::Map<String, serde_json::Value>>,
+        /// Who is told the whole.
+        responder: Responder<serde_json::Value>,
+    },
+    /// That it be closed.
+    Disconnect {
+        /// The close code.
+        code: u16,
+        /// The close frame's reason.
+        reason: Box<str>,
+        /// Who is told that it was closed.
+        responder: Responder<u32>,
+    },
+}
+
+impl ClientRequest {
+    /// Answers that there is no such connection.
+    pub fn refuse(self) {
+        let error = HubError::new(ErrorCode::NotFound, "there is no such connection");
+        match self {
+            ClientRequest::Metadata { responder, .. } => responder.resolve(Err(error)),
+            ClientRequest::Disconnect { responder, .. } => responder.resolve(Err(error)),
+        }
+    }
+}
+
 /// Which claim was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimKind {
@@ -281,6 +352,8 @@ pub enum ClaimKind {
     Client,
     /// The network address.
     Peer,
+    /// The user's number of connections.
+    User,
 }
 
 /// Why a claim was refused.
@@ -288,6 +361,8 @@ pub enum ClaimKind {
 pub enum ClaimRefused {
     /// Another connection has the client id.
     Taken,
+    /// The user has too many connections.
+    UserConnections,
     /// Too many connections from there.
     PeerConnections,
     /// Too many new connections per second from there; to be tried again after so long.

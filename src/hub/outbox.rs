@@ -85,11 +85,16 @@ impl Outbox {
         self.answers.len() > ANSWERS_BYTES_MAX
     }
 
-    /// Forgets what waits, so that a close frame is the next thing sent.
-    pub fn clear(&mut self) {
-        self.answers = Vec::new();
+    /// Forgets the events that wait, so that nothing but answers goes before a close frame.
+    pub fn drop_events(&mut self) {
         self.events = Events::None;
         self.events_bytes = 0;
+    }
+
+    /// Forgets all that waits.
+    pub fn clear(&mut self) {
+        self.answers = Vec::new();
+        self.drop_events();
     }
 
     /// Marks the outbox as to be flushed this turn; true the first time.

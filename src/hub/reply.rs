@@ -46,14 +46,24 @@ impl From<Refused> for HubError {
 #[must_use = "the answer tells whether it worked"]
 pub struct Pending<T>(oneshot::Receiver<Result<T, HubError>>);
 
-/// The side that answers.
-#[derive(Debug)]
-pub struct Responder<T>(oneshot::Sender<Result<T, HubError>>);
+/// The side that answers. One that is dropped answers `unavailable`.
+pub struct Responder<T>(Option<Answer<T>>);
+
+enum Answer<T> {
+    To(oneshot::Sender<Result<T, HubError>>),
+    Call(Box<dyn FnOnce(Result<T, HubError>) + Send>),
+}
+
+impl<T> fmt::Debug for Responder<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Responder")
+    }
+}
 
 /// A pair of the two.
 pub fn pending<T>() -> (Responder<T>, Pending<T>) {
     let (sender, receiver) = oneshot::channel();
-    (Responder(sender), Pending(receiver))
+    (Responder(Some(Answer::To(sender))), Pending(receiver))
 }
 
 impl<T> Pending<T> {
@@ -112,18 +122,39 @@ impl<T> Future for Pending<T> {
 }
 
 impl<T> Responder<T> {
+    /// A responder whose answer is handed to a function.
+    pub fn to(call: impl FnOnce(Result<T, HubError>) + Send + 'static) -> Responder<T> {
+        Responder(Some(Answer::Call(Box::new(call))))
+    }
+
     /// Answers; nobody may be waiting any more, which is not an error.
     pub fn resolve(self, answer: Result<T, HubError>) {
-        drop(self.0.send(answer));
+        drop(self.try_resolve(answer));
     }
 
     /// Answers, and gives the answer back where nobody waits any more.
-    pub fn try_resolve(self, answer: Result<T, HubError>) -> Result<(), Result<T, HubError>> {
-        self.0.send(answer)
+    pub fn try_resolve(mut self, answer: Result<T, HubError>) -> Result<(), Result<T, HubError>> {
+        match self.0.take() {
+            Some(Answer::To(sender)) => sender.send(answer),
+            Some(Answer::Call(call)) => {
+                call(answer);
+                Ok(())
+            }
+            None => Err(answer),
+        }
     }
 
     /// Whether nobody waits any more.
     pub fn is_abandoned(&self) -> bool {
-        self.0.is_canceled()
+        matches!(&self.0, Some(Answer::To(sender)) if sender.is_canceled())
+    }
+}
+
+impl<T> Drop for Responder<T> {
+    fn drop(&mut self) {
+        // A dropped sender tells its receiver by itself.
+        if let Some(Answer::Call(call)) = self.0.take() {
+            call(Err(HubError::new(ErrorCode::Unavailable, "the hub can't answer right now; try again")));
+        }
     }
 }

@@ -1,1 +1,38 @@
-//! The `load` layer.
+//! The shell's clients of a hub: the load generator (`ringhub bench`), `ringhub tail` and `ringhub publish`.
+//!
+//! They speak the public protocol only and share nothing with the server's own code, so that what they measure and print
+//! is what any other client sees. The codec is tungstenite's, the readiness loop is plain epoll.
+//!
+//! ```text
+//! bench ── plan ──► worker × threads ──► client (one connection) ──► poller (epoll)
+//!   │                 │ schedule, stamp, sequence
+//!   └── report ◄── tally
+//! ```
+
+pub mod bench;
+mod churn;
+mod client;
+mod course;
+mod failure;
+mod message;
+mod plan;
+mod poller;
+mod process;
+pub mod publish;
+mod report;
+mod report_text;
+mod run;
+mod schedule;
+mod sequence;
+mod stamp;
+pub mod tail;
+mod tally;
+mod target;
+mod text;
+mod traffic;
+mod worker;
+
+#[cfg(test)]
+mod standin;
+
+pub use target::Token;

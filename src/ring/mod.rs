@@ -17,8 +17,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod buffers;
 mod doorbell;
+mod flights;
+pub mod host;
+pub mod listeners;
+mod queues;
 pub mod sim;
+mod token;
 pub mod uring;
 
 pub use doorbell::Doorbell;

@@ -26,6 +26,11 @@ impl TokenBucket {
         Err((1000 - self.millitokens).div_ceil(u64::from(per_s.max(1))))
     }
 
+    /// Whole tokens that are there, as of the last call of [`TokenBucket::take`].
+    pub fn tokens(&self) -> u32 {
+        u32::try_from(self.millitokens / 1000).unwrap_or(u32::MAX)
+    }
+
     /// Whether all of `burst` are there.
     pub fn is_full(mut self, per_s: u32, burst: u32, now: Now) -> bool {
         self.fill(per_s, burst, now);

@@ -3,7 +3,7 @@
 use super::codes::ErrorCode;
 use super::json::{write_string, write_u64};
 use super::native::Reference;
-use super::ws::{self, OpCode};
+use super::ws::{self, Opcode};
 
 /// What identifies one message of the hub: its id and when it was made, as text.
 #[derive(Clone, Copy)]
@@ -51,8 +51,8 @@ pub fn write_event(out: &mut Vec<u8>, stamp: &Stamp, event: &Event<'_>) -> Splic
     let payload = payload_bytes(event);
     let before = payload - event.data.len() - 1;
     let start = out.len();
-    out.reserve(payload + ws::HEADER_BYTES_MAX);
-    ws::write_header(out, OpCode::Text, payload);
+    out.reserve(payload + 10);
+    ws::write_header(out, Opcode::Text, payload);
     let data_at = out.len() - start + before;
     for part in [
         HEAD,
@@ -97,7 +97,7 @@ pub fn begin(payload: &mut Vec<u8>, kind: &str, stamp: &Stamp, reference: Option
 /// Ends the payload that [`begin`] began and appends it to `out` as a text frame.
 pub fn finish(payload: &mut Vec<u8>, out: &mut Vec<u8>) {
     payload.push(b'}');
-    ws::write_header(out, OpCode::Text, payload.len());
+    ws::write_header(out, Opcode::Text, payload.len());
     out.extend_from_slice(payload);
 }
 

@@ -1,6 +1,18 @@
-//! The `wire` layer.
+//! Pure codecs between the bytes of a socket and what they mean.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
+//! go out, and answers are appended to a buffer of the caller.
+
 pub mod codes;
+mod decoder;
 pub mod envelope;
+pub mod forwarded;
+pub mod http;
 pub mod json;
+pub mod mask;
 pub mod native;
+pub mod proxy;
+pub mod refusal;
+pub mod upgrade;
+pub mod utf8;
 pub mod ws;

@@ -1,0 +1,228 @@
+//! What an identity may do.
+//!
+//! A permission is a few parts separated by colons (`project:42:read`); `*` in a granted one stands for one whole part.
+//! The name of a room counts as one part, colons in it included, so that `agent:*:monitor` covers `agent:team:7` too.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use rustc_hash::FxHashSet;
+
+use crate::config::{JoinRule, KindConfig};
+
+/// Needed to connect.
+pub const CONNECT: &str = "websocket:connect";
+/// Needed to subscribe to anything.
+pub const SUBSCRIBE: &str = "websocket:subscribe";
+/// Needed to publish anything.
+pub const PUBLISH: &str = "websocket:publish";
+/// Allows all.
+pub const ADMIN: &str = "websocket:admin";
+
+/// A set of granted permissions; clones share it.
+#[derive(Clone)]
+pub struct Permissions {
+    set: Arc<Set>,
+}
+
+#[derive(Default)]
+struct Set {
+    admin: bool,
+    /// Permissions without a wildcard.
+    exact: FxHashSet<Box<str>>,
+    /// Permissions with one.
+    patterns: Vec<Box<str>>,
+}
+
+impl Permissions {
+    /// The set of the permissions given.
+    pub fn new<'a>(granted: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut set = Set::default();
+        for permission in granted {
+            if !permission.split(':').any(|part| part == "*") {
+                set.exact.insert(permission.into());
+            } else if !set.patterns.iter().any(|known| **known == *permission) {
+                set.patterns.push(permission.into());
+            }
+        }
+        set.admin = set.allows(&ADMIN.split(':').collect::<Vec<_>>(), ADMIN);
+        Self { set: Arc::new(set) }
+    }
+
+    /// The set that allows all.
+    pub fn admin() -> Self {
+        static ADMIN_SET: LazyLock<Permissions> = LazyLock::new(|| Permissions::new([ADMIN]));
+        ADMIN_SET.clone()
+    }
+
+    /// The set that allows nothing.
+    pub fn none() -> Self {
+        Self::new([])
+    }
+
+    /// Whether `websocket:admin` was granted.
+    pub fn is_admin(&self) -> bool {
+        self.set.admin
+    }
+
+    /// Whether `permission` was granted.
+    pub fn allows(&self, permission: &str) -> bool {
+        self.set.admin || self.set.allows(&permission.split(':').collect::<Vec<_>>(), permission)
+    }
+
+    /// Whether the holder may connect at all.
+    pub fn may_connect(&self) -> bool {
+        self.allows(CONNECT)
+    }
+
+    /// Whether the holder may subscribe at all; for a room, [`Permissions::may_join`] has to hold too.
+    pub fn may_subscribe(&self) -> bool {
+        self.allows(SUBSCRIBE)
+    }
+
+    /// Whether the holder may be in the room `name` of a kind. `name` is empty for a room without one (`global`).
+    pub fn may_join(&self, kind: &KindConfig, name: &str, user_id: &str, session_id: &str) -> bool {
+        self.set.admin
+            || kind.join.iter().any(|rule| match rule {
+                JoinRule::Everyone => true,
+                JoinRule::OwnUser => name == user_id,
+                JoinRule::OwnSession => name == session_id,
+                JoinRule::Permission(template) => self.holds(template, &kind.name, name),
+            })
+    }
+
+    /// Whether the holder may publish into the room `name` of a kind: `websocket:publish` and `{kind}:{name}:write`.
+    /// For a room without a name, its kind stands for the name, and `{kind}:write` will do.
+    pub fn may_publish(&self, kind: &str, name: &str) -> bool {
+        if self.set.admin {
+            return true;
+        }
+        if !self.allows(PUBLISH) {
+            return false;
+        }
+        match name {
+            "" => self.holds("{kind}:{kind}:write", kind, "") || self.holds("{kind}:write", kind, ""),
+            name => self.holds("{kind}:{name}:write", kind, name),
+        }
+    }
+
+    /// Whether the permission that `template` names for a room was granted.
+    fn holds(&self, template: &str, kind: &str, name: &str) -> bool {
+        // The template is cut into parts before the name goes in, so that the name stays one part.
+        let parts: Vec<String> =
+            template.split(':').map(|part| part.replace("{kind}", kind).replace("{name}", name)).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        self.set.allows(&parts, &parts.join(":"))
+    }
+}
+
+impl Set {
+    /// `parts` and `whole` are the same permission, cut and uncut.
+    fn allows(&self, parts: &[&str], whole: &str) -> bool {
+        self.exact.contains(whole) || self.patterns.iter().any(|pattern| matches(pattern, parts))
+    }
+}
+
+fn matches(pattern: &str, parts: &[&str]) -> bool {
+    let mut granted = pattern.split(':');
+    let all = parts.iter().all(|part| granted.next().is_some_and(|granted| granted == "*" || granted == *part));
+    all && granted.next().is_none()
+}
+
+impl fmt::Debug for Permissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut granted: Vec<&str> = self.set.exact.iter().chain(&self.set.patterns).map(|text| &**text).collect();
+        granted.sort_unstable();
+        f.debug_list().entries(granted).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_star_stands_for_exactly_one_part() {
+        let granted = Permissions::new(["project:*:read", "agent:*:monitor"]);
+        assert!(granted.allows("project:42:read"));
+        assert!(!granted.allows("project:42:write"));
+        assert!(!granted.allows("project:read"));
+        assert!(!granted.allows("project:4:2:read"));
+        assert!(!granted.allows("project:42:read:more"));
+        assert!(!Permissions::new(["project:4*:read"]).allows("project:42:read"));
+        assert!(!Permissions::new(["*"]).allows("project:42:read"));
+    }
+
+    #[test]
+    fn admin_allows_all_however_it_was_granted() {
+        for granted in ["websocket:admin", "websocket:*", "*:*"] {
+            let granted = Permissions::new([granted]);
+            assert!(granted.is_admin());
+            assert!(granted.allows("project:42:write"));
+            assert!(granted.may_publish("user", "bob"));
+        }
+        assert!(!Permissions::new(["websocket:connect", "*:admin:*"]).is_admin());
+        assert!(!Permissions::none().allows("websocket:connect"));
+    }
+
+    #[test]
+    fn a_wildcard_in_what_is_asked_for_is_only_a_letter() {
+        assert!(!Permissions::new(["project:42:read"]).allows("project:*:read"));
+        let config = Config::default();
+        let project = config.kind("project").expect("built in");
+        assert!(!Permissions::new(["project:42:read"]).may_join(project, "*", "alice", "s1"));
+    }
+
+    #[test]
+    fn built_in_kinds_are_joined_as_the_protocol_says() {
+        let config = Config::default();
+        let kind = |name: &str| config.kind(name).expect("built in");
+        let cases = [
+            ("project", "42", "project:42:read", true),
+            ("project", "42", "project:*:read", true),
+            ("project", "42", "project:43:read", false),
+            ("project", "42", "project:42:write", false),
+            ("quote", "q1", "quote:q1:read", true),
+            ("workflow", "w", "workflow:w:read", true),
+            ("analytics", "a", "analytics:a:read", true),
+            ("agent", "a1", "agent:a1:monitor", true),
+            ("agent", "a1", "agent:a1:read", false),
+            ("agent", "team:7", "agent:*:monitor", true),
+            ("user", "alice", "nothing:at:all", true),
+            ("user", "bob", "user:bob:read", false),
+            ("session", "s1", "nothing:at:all", true),
+            ("session", "s2", "nothing:at:all", false),
+            ("session", "alice", "nothing:at:all", false),
+            ("admin", "ops", "admin:ops:read", false),
+            ("admin", "ops", "websocket:admin", true),
+            ("user", "bob", "websocket:admin", true),
+            ("global", "", "nothing:at:all", true),
+        ];
+        for (kind_name, name, granted, expected) in cases {
+            let allowed = Permissions::new([granted]).may_join(kind(kind_name), name, "alice", "s1");
+            assert_eq!(allowed, expected, "{kind_name}:{name} with {granted}");
+        }
+    }
+
+    #[test]
+    fn a_room_name_cannot_reach_over_into_other_parts_of_a_permission() {
+        let config = Config::default();
+        let agent = config.kind("agent").expect("built in");
+        let granted = Permissions::new(["agent:a1:monitor"]);
+        assert!(!granted.may_join(agent, "a1:monitor", "alice", "s1"));
+        assert!(!granted.may_join(agent, "{kind}", "alice", "s1"));
+    }
+
+    #[test]
+    fn publishing_needs_both_permissions() {
+        assert!(Permissions::new(["websocket:publish", "project:42:write"]).may_publish("project", "42"));
+        assert!(!Permissions::new(["project:42:write"]).may_publish("project", "42"));
+        assert!(!Permissions::new(["websocket:publish", "project:42:read"]).may_publish("project", "42"));
+        assert!(!Permissions::new(["websocket:publish"]).may_publish("user", "alice"));
+        for granted in ["global:write", "global:*:write", "global:global:write"] {
+            assert!(Permissions::new(["websocket:publish", granted]).may_publish("global", ""), "{granted}");
+        }
+        assert!(!Permissions::new(["websocket:publish"]).may_publish("global", ""));
+    }
+}

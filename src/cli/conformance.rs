@@ -1,0 +1,67 @@
+//! `ringhub conformance`: a hub as outside test suites expect a server under test, on loopback only.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::config::{Config, ConfigError, Sources};
+use crate::node::Hub;
+
+/// Flags of `ringhub conformance`.
+#[derive(Args, Clone, Debug)]
+pub struct ConformanceArgs {
+    /// Loopback address, HOST:PORT.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub listen: String,
+}
+
+impl ConformanceArgs {
+    /// No authentication, which makes other addresses than loopback an error; `/echo`; no rates; messages of 64 MiB.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let flag = "conformance";
+        let off = ["messages_per_s", "connects_per_s", "connections_per_user_max", "connections_per_address_max"];
+        let raised = ["message_bytes_max", "outbox_bytes_max"];
+        let mut flags = vec![
+            ("--listen", "listen.public", toml::Value::String(self.listen.clone())),
+            (flag, "auth.enabled", toml::Value::Boolean(false)),
+            (flag, "endpoints.echo", toml::Value::Boolean(true)),
+        ];
+        let set = off.iter().map(|name| format!("limits.{name}=0"));
+        let set = set.chain(raised.iter().map(|name| format!("limits.{name}=64MiB"))).collect();
+        flags.push((flag, "shards.count", toml::Value::Integer(1)));
+        Config::load(&Sources { set, flags, ..Sources::default() })
+    }
+}
+
+/// Runs it.
+pub fn run(args: ConformanceArgs) -> ExitCode {
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(error) => return super::fail(error),
+    };
+    if let Err(error) = super::logging::start(&config.log) {
+        return super::fail(error);
+    }
+    let hub = match Hub::start(config) {
+        Ok(hub) => hub,
+        Err(error) => return super::fail(error),
+    };
+    for address in hub.addresses() {
+        println!("ringhub conformance: ws://{address}/echo");
+    }
+    super::serve::run_until_signalled(&hub, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conformance_runs_on_loopback_only() {
+        let on = |listen: &str| ConformanceArgs { listen: listen.to_owned() }.config();
+        let config = on("127.0.0.1:9001").expect("loopback");
+        assert!(config.endpoints.echo && !config.auth.enabled);
+        assert_eq!(config.limits.message_bytes_max, 64 << 20);
+        assert!(on("0.0.0.0:9001").is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! Answers of the API: JSON, and one shape for every error (protocol, section 1).
+
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderValue};
+use serde::Serialize;
+
+use super::backend::HubError;
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    retry_after_s: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Inner<'a>,
+}
+
+/// What stands under `error`, also for one entry of an array.
+#[derive(Debug, Serialize)]
+pub(crate) struct Inner<'a> {
+    code: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { status, code, message: message.into(), retry_after_s: None }
+    }
+
+    pub(crate) fn bad_json(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "bad_json", message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+    }
+
+    pub(crate) fn not_found() -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    }
+
+    pub(crate) fn too_large(limit: usize) -> ApiError {
+        let message = format!("the body is larger than {limit} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    pub(crate) fn unavailable(message: impl Into<String>) -> ApiError {
+        let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
+        error.retry_after_s = Some(1);
+        error
+    }
+}
+
+impl From<HubError> for ApiError {
+    fn from(error: HubError) -> ApiError {
+        let status = match error.code {
+            "bad_json" | "bad_command" | "unknown_type" | "bad_room" | "bad_filter" => StatusCode::BAD_REQUEST,
+            "unauthorized" => StatusCode::UNAUTHORIZED,
+            "forbidden" => StatusCode::FORBIDDEN,
+            "not_found" => StatusCode::NOT_FOUND,
+            "too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+            "rate_limited" | "room_limit" => StatusCode::TOO_MANY_REQUESTS,
+            "conflict" | "lock_held" | "lock_lost" => StatusCode::CONFLICT,
+            "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let retry_after_s = match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Some(error.retry_after_ms.unwrap_or(1000).div_ceil(1000).max(1))
+            }
+            _ => None,
+        };
+        ApiError { status, code: error.code, message: error.message, retry_after_s }
+    }
+}
+
+impl<'a> From<&'a HubError> for Inner<'a> {
+    fn from(error: &'a HubError) -> Inner<'a> {
+        Inner { code: error.code, message: &error.message, retry_after_ms: error.retry_after_ms }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = Inner { code: self.code, message: &self.message, retry_after_ms: None };
+        let mut response = json(self.status, &Body { error });
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A JSON answer that nobody may keep.
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    match serde_json::to_vec(value) {
+        Ok(body) => (status, headers, body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written as JSON");
+            let body = r#"{"error":{"code":"internal","message":"the answer could not be written"}}"#;
+            (StatusCode::INTERNAL_SERVER_ERROR, headers, body).into_response()
+        }
+    }
+}
+
+/// A whole HTTP answer in bytes, for connections that are not, or no longer, hyper's. They end with it.
+pub(crate) fn raw(status: u16, code: &str, message: &str) -> Vec<u8> {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let error = Inner { code, message, retry_after_ms: None };
+    let body = serde_json::to_string(&Body { error }).unwrap_or_default();
+    let reason = status.canonical_reason().unwrap_or_default();
+    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "Retry-After: 1\r\n" } else { "" };
+    format!(
+        "HTTP/1.1 {} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n{body}",
+        status.as_u16(),
+        body.len()
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_the_hub_becomes_the_status_that_fits() {
+        for (code, status, retry) in [
+            ("bad_room", 400, None),
+            ("unauthorized", 401, None),
+            ("forbidden", 403, None),
+            ("not_found", 404, None),
+            ("conflict", 409, None),
+            ("too_large", 413, None),
+            ("rate_limited", 429, Some("2")),
+            ("unavailable", 503, Some("2")),
+            ("internal", 500, None),
+        ] {
+            let error = HubError { code, message: "no".into(), retry_after_ms: Some(1500) };
+            let response = ApiError::from(error).into_response();
+            assert_eq!(response.status().as_u16(), status);
+            let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
+            assert_eq!(header, retry, "{code}");
+            assert_eq!(response.headers().contains_key(header::WWW_AUTHENTICATE), status == 401);
+        }
+    }
+
+    #[test]
+    fn a_raw_answer_is_complete() {
+        let text = String::from_utf8(raw(503, "unavailable", "full")).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+        assert!(head.contains("Retry-After: 1") && head.contains("Connection: close"));
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+        assert_eq!(body, r#"{"error":{"code":"unavailable","message":"full"}}"#);
+    }
+}

@@ -1,0 +1,172 @@
+//! The routes of the HTTP API (protocol, section 7).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap};
+use serde::Serialize;
+
+use super::answer::{ApiError, json};
+use super::backend::{Backend, HubError};
+use super::door::{Door, Remote};
+use super::figures::{ShardFigures, Snapshot};
+use super::metrics::Metrics;
+use super::process::{self, Process};
+use super::publish::publish;
+
+/// What handlers need.
+pub(crate) struct Api<B> {
+    pub(crate) backend: B,
+    pub(crate) door: Arc<Door>,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) events_max: usize,
+}
+
+/// The route a request took, left on the response for the metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct Route(MatchedPath);
+
+impl Route {
+    pub(crate) fn path(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// All routes.
+pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
+    Router::new()
+        .route("/", get(about))
+        .route("/live", get(live::<B>))
+        .route("/ready", get(ready::<B>))
+        .route("/ws/health", get(health::<B>))
+        .route("/metrics", get(metrics::<B>))
+        .route("/api/v1/publish", post(publish::<B>))
+        .route("/ws", get(upgrade_required))
+        .route("/ws/monitor/{session_id}", get(upgrade_required))
+        .route_layer(middleware::from_fn(note_route))
+        .fallback(async || ApiError::not_found())
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "bad_request", "this path does not take this method")
+        })
+        .with_state(api)
+}
+
+impl<B: Backend> Api<B> {
+    /// Who asks: by the bearer token, or anyone where no token is needed.
+    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Arc<B::Identity>, ApiError> {
+        if let Some(anonymous) = self.backend.anonymous() {
+            return Ok(anonymous);
+        }
+        let value =
+            headers.get(header::AUTHORIZATION).ok_or_else(|| ApiError::unauthorized("a bearer token is needed"))?;
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or_else(|| ApiError::unauthorized("the Authorization header holds no bearer token"))?;
+        Ok(self.backend.verify(token)?)
+    }
+
+    /// Awaits what another thread answers.
+    pub(crate) fn remote<F: Future + Unpin>(&self, future: F) -> Remote<F> {
+        Remote::new(future, &self.door)
+    }
+
+    fn page<'a>(&self, status: &'static str, total: &'a ShardFigures, shards: &'a Snapshot) -> Page<'a> {
+        Page {
+            status,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            shards_answering: None,
+            process: process::read(),
+            total,
+            shards: &shards.shards,
+        }
+    }
+}
+
+/// The health pages.
+#[derive(Serialize)]
+struct Page<'a> {
+    status: &'static str,
+    version: &'static str,
+    uptime_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards_answering: Option<usize>,
+    process: Process,
+    total: &'a ShardFigures,
+    shards: &'a [ShardFigures],
+}
+
+#[derive(Serialize)]
+struct About {
+    name: &'static str,
+    version: &'static str,
+}
+
+async fn note_route(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(path) = path {
+        response.extensions_mut().insert(Route(path));
+    }
+    response
+}
+
+async fn about() -> Response {
+    json(StatusCode::OK, &About { name: "ringhub", version: env!("CARGO_PKG_VERSION") })
+}
+
+/// The process is up.
+async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+    let figures = api.backend.figures();
+    json(StatusCode::OK, &api.page("ok", &figures.total(), &figures))
+}
+
+/// The hub takes traffic: every shard answers and it is not draining.
+async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+    let answer = api.remote(api.backend.ready()).await;
+    let (status, word, answering) = match answer {
+        _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
+        Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok", Some(readiness.answering)),
+        Ok(readiness) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer", Some(readiness.answering)),
+        Err(HubError { code, .. }) => (StatusCode::SERVICE_UNAVAILABLE, code, None),
+    };
+    let figures = api.backend.figures();
+    let total = figures.total();
+    let page = Page { shards_answering: answering, ..api.page(word, &total, &figures) };
+    let mut response = json(status, &page);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Figures for people and dashboards; always 200 while the process is up.
+async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+    let status = if api.backend.draining() { "draining" } else { "ok" };
+    let figures = api.backend.figures();
+    json(StatusCode::OK, &api.page(status, &figures.total(), &figures))
+}
+
+async fn metrics<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let (content_type, text) = api.metrics.render(&headers).map_err(|_| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics could not be written")
+    })?;
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}
+
+/// An ordinary GET where a WebSocket handshake is expected.
+async fn upgrade_required() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "bad_upgrade", "this path takes WebSocket upgrades only")
+}

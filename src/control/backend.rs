@@ -1,0 +1,181 @@
+//! What the control plane asks of the hub it stands in front of.
+//!
+//! The hub's handle implements [`Backend`]; the tests put a small one of their own behind it. Every call returns at once:
+//! what needs a shard's answer is a [`Pending`], because a shard never waits for the control plane and the control plane
+//! serves other requests meanwhile.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_channel::oneshot;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::figures::Snapshot;
+use super::inbox::Adopted;
+
+/// The hub as the control plane sees it.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// Who a token speaks for.
+    type Identity: Send + Sync + 'static;
+
+    /// Publishes one event after checking what `identity` may do. The answer comes when the room's home gave the event its
+    /// `seq`, or refused it. Calls in a row keep their order within a room.
+    fn publish(&self, identity: &Arc<Self::Identity>, event: PublishRequest) -> Pending<Published>;
+
+    /// Checks a bearer token. The error's code is `unauthorized`, and its message never contains the token.
+    fn verify(&self, token: &str) -> Result<Arc<Self::Identity>, HubError>;
+
+    /// Who a request without a token is; none when a token is needed, which is so unless authentication is switched off.
+    fn anonymous(&self) -> Option<Arc<Self::Identity>> {
+        None
+    }
+
+    /// What every shard has counted so far, read without asking the shards.
+    fn figures(&self) -> Snapshot;
+
+    /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
+    fn ready(&self) -> Pending<Readiness>;
+
+    /// Gives a connection with an upgrade request back to a shard. `received` starts with the request's first byte;
+    /// nothing of it has been answered.
+    fn adopt(&self, connection: Adopted);
+
+    /// True from the moment the hub began to drain.
+    fn draining(&self) -> bool;
+}
+
+/// An event to publish, as `POST /api/v1/publish` takes it.
+#[derive(Debug, Deserialize)]
+pub struct PublishRequest {
+    /// The room's name.
+    pub room: String,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The event's data: valid JSON, kept as the bytes that came. `null` when it was left out.
+    #[serde(default = "null")]
+    pub data: Box<RawValue>,
+    /// Idempotency key: the same key in the same room within five minutes is published once.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+fn null() -> Box<RawValue> {
+    RawValue::NULL.to_owned()
+}
+
+/// The answer to a publish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// The room's name.
+    pub room: String,
+    /// The event's id.
+    pub id: String,
+    /// The event's number in the room's log.
+    pub seq: u64,
+    /// The log's epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+    /// True when the same key had been published before; `id` and `seq` are those of the first.
+    pub duplicate: bool,
+}
+
+/// Which shards answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// How many shards there are.
+    pub shards: usize,
+    /// How many of them answered in time.
+    pub answering: usize,
+}
+
+impl Readiness {
+    /// True when every shard answered.
+    pub fn complete(&self) -> bool {
+        self.answering == self.shards
+    }
+}
+
+/// A refusal by the hub, in the words of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct HubError {
+    /// One of the protocol's error codes (section 5).
+    pub code: &'static str,
+    /// What is wrong, for a human.
+    pub message: String,
+    /// When to try again, for `rate_limited` and `unavailable`.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl HubError {
+    /// A refusal without a hint when to try again.
+    pub fn new(code: &'static str, message: impl Into<String>) -> HubError {
+        HubError { code, message: message.into(), retry_after_ms: None }
+    }
+
+    /// The hub can't answer at the moment.
+    pub fn unavailable(message: impl Into<String>) -> HubError {
+        HubError { code: "unavailable", message: message.into(), retry_after_ms: Some(1000) }
+    }
+}
+
+/// An answer that another thread will give.
+#[derive(Debug)]
+pub struct Pending<T>(oneshot::Receiver<Result<T, HubError>>);
+
+/// The side that gives the answer of a [`Pending`].
+pub type Answer<T> = oneshot::Sender<Result<T, HubError>>;
+
+impl<T> Pending<T> {
+    /// An unanswered question and the means to answer it. Dropping the latter answers `unavailable`.
+    pub fn channel() -> (Answer<T>, Pending<T>) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Pending(receiver))
+    }
+
+    /// An answer that is known already.
+    pub fn ready(result: Result<T, HubError>) -> Pending<T> {
+        let (sender, receiver) = oneshot::channel();
+        // The receiver is right here, so that nothing can be lost.
+        drop(sender.send(result));
+        Pending(receiver)
+    }
+}
+
+impl<T> Future for Pending<T> {
+    type Output = Result<T, HubError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|answer| answer.unwrap_or_else(|_| Err(HubError::unavailable("the shard went away"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_answer_is_unavailable() {
+        let (answer, pending) = Pending::<u8>::channel();
+        drop(answer);
+        let error = futures_executor::block_on(pending).unwrap_err();
+        assert_eq!(error.code, "unavailable");
+        assert_eq!(futures_executor::block_on(Pending::ready(Ok(7))), Ok(7));
+    }
+
+    #[test]
+    fn data_is_kept_as_it_came_and_may_be_left_out() {
+        let event: PublishRequest =
+            serde_json::from_str(r#"{"room":"global","type":"a","data":{"x": 1.50 },"key":"k"}"#).unwrap();
+        assert_eq!(event.data.get(), r#"{"x": 1.50 }"#);
+        assert_eq!(event.key.as_deref(), Some("k"));
+        let event: PublishRequest = serde_json::from_str(r#"{"room":"global","type":"a"}"#).unwrap();
+        assert_eq!(event.data.get(), "null");
+    }
+}

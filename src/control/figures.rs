@@ -1,0 +1,311 @@
+//! What a shard counts, and how others read it.
+//!
+//! Each shard owns one [`Figures`] and is its only writer, so that counting is a load and a store without a lock prefix;
+//! anyone may read. The control plane turns a [`Snapshot`] of all of them into `/metrics` and the health pages.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// The codes under which errors are counted: the protocol's error codes (section 5).
+pub const ERROR_CODES: [&str; 17] = [
+    "bad_json",
+    "bad_command",
+    "unknown_type",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "too_large",
+    "rate_limited",
+    "room_limit",
+    "bad_room",
+    "bad_filter",
+    "lock_held",
+    "lock_lost",
+    "conflict",
+    "unavailable",
+    "internal",
+    "other",
+];
+
+/// The close codes that are counted apart: the protocol's (section 5) and RFC 6455's; `abnormal` is a connection that
+/// ended without a close frame.
+pub const CLOSE_CODES: [&str; 18] = [
+    "1000", "1001", "1002", "1003", "1005", "1007", "1008", "1009", "1011", "4401", "4403", "4408", "4409", "4429",
+    "4500", "4508", "abnormal", "other",
+];
+
+/// Why a connection was refused before its upgrade: the codes of the refusals, with `capacity` and `draining` apart from
+/// `unavailable`, and `http_busy` for requests that the control plane had no place for.
+pub const REFUSALS: [&str; 16] = [
+    "bad_request",
+    "bad_upgrade",
+    "bad_version",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "conflict",
+    "too_large",
+    "rate_limited",
+    "timeout",
+    "capacity",
+    "draining",
+    "http_busy",
+    "unavailable",
+    "internal",
+    "other",
+];
+
+/// A number that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Figure(AtomicU64);
+
+impl Figure {
+    /// Adds `n`. Only the owner may call this.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Takes `n` away, for gauges. Only the owner may call this.
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(n), Ordering::Relaxed);
+    }
+
+    /// Sets the value. Only the owner may call this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value, for anyone.
+    #[inline]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Figures apart by a label of a fixed set, whose last member takes what has no name of its own.
+#[derive(Debug)]
+pub struct Labelled<const N: usize> {
+    labels: &'static [&'static str; N],
+    figures: [Figure; N],
+}
+
+impl<const N: usize> Labelled<N> {
+    fn new(labels: &'static [&'static str; N]) -> Labelled<N> {
+        Labelled { labels, figures: std::array::from_fn(|_| Figure::default()) }
+    }
+
+    /// Adds one under `label`. Only the owner may call this.
+    pub fn add(&self, label: &str) {
+        let index = self.labels.iter().position(|known| *known == label).unwrap_or(N - 1);
+        if let Some(figure) = self.figures.get(index) {
+            figure.add(1);
+        }
+    }
+
+    /// Adds one under a close code. Only the owner may call this.
+    pub fn add_code(&self, code: u16) {
+        let mut digits = itoa::Buffer::new();
+        self.add(digits.format(code));
+    }
+
+    fn values(&self) -> BTreeMap<&'static str, u64> {
+        self.labels.iter().copied().zip(self.figures.iter().map(Figure::value)).collect()
+    }
+}
+
+/// How a figure behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down.
+    Gauge,
+    /// Only grows.
+    Counter,
+}
+
+/// One plain figure of a shard, as the metrics page describes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Description {
+    /// The metric's name without prefix, unit and `_total`.
+    pub name: &'static str,
+    /// Its unit, for bytes.
+    pub bytes: bool,
+    /// Whether it is a gauge or a counter.
+    pub kind: Kind,
+    /// One sentence.
+    pub help: &'static str,
+    /// Reads it.
+    pub read: fn(&ShardFigures) -> u64,
+}
+
+macro_rules! figures {
+    ($($field:ident: $kind:ident $name:literal $bytes:literal $help:literal;)*) => {
+        /// What one shard counts while it runs. On cache lines of its own.
+        #[derive(Debug)]
+        #[repr(align(128))]
+        pub struct Figures {
+            $(#[doc = $help] pub $field: Figure,)*
+            /// Connections refused before their upgrade, by [`REFUSALS`].
+            pub refused: Labelled<{ REFUSALS.len() }>,
+            /// Errors told to clients, by [`ERROR_CODES`].
+            pub errors: Labelled<{ ERROR_CODES.len() }>,
+            /// Connections closed, by [`CLOSE_CODES`].
+            pub closes: Labelled<{ CLOSE_CODES.len() }>,
+        }
+
+        impl Default for Figures {
+            fn default() -> Figures {
+                Figures {
+                    $($field: Figure::default(),)*
+                    refused: Labelled::new(&REFUSALS),
+                    errors: Labelled::new(&ERROR_CODES),
+                    closes: Labelled::new(&CLOSE_CODES),
+                }
+            }
+        }
+
+        impl Figures {
+            /// All values at this moment, near enough: each is exact, together they may be some events apart.
+            pub fn read(&self) -> ShardFigures {
+                ShardFigures {
+                    $($field: self.$field.value(),)*
+                    refused: self.refused.values(),
+                    errors: self.errors.values(),
+                    closes: self.closes.values(),
+                }
+            }
+        }
+
+        /// What one shard had counted at some moment.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+        pub struct ShardFigures {
+            $(#[doc = $help] pub $field: u64,)*
+            /// Connections refused before their upgrade, by reason.
+            pub refused: BTreeMap<&'static str, u64>,
+            /// Errors told to clients, by code.
+            pub errors: BTreeMap<&'static str, u64>,
+            /// Connections closed, by code.
+            pub closes: BTreeMap<&'static str, u64>,
+        }
+
+        impl ShardFigures {
+            /// Adds another shard's figures to these.
+            pub fn merge(&mut self, other: &ShardFigures) {
+                $(self.$field = self.$field.saturating_add(other.$field);)*
+                merge(&mut self.refused, &other.refused);
+                merge(&mut self.errors, &other.errors);
+                merge(&mut self.closes, &other.closes);
+            }
+        }
+
+        /// Every plain figure with its name and meaning.
+        pub const DESCRIPTIONS: &[Description] = &[
+            $(Description {
+                name: $name,
+                bytes: $bytes,
+                kind: Kind::$kind,
+                help: $help,
+                read: |figures| figures.$field,
+            },)*
+        ];
+    };
+}
+
+figures! {
+    connections: Gauge "connections" false "Connections that are open";
+    connections_opened: Counter "connections_opened" false "Connections that were accepted and upgraded";
+    handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
+    rooms: Gauge "rooms" false "Rooms whose home is this shard";
+    subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";
+    messages_received: Counter "messages_received" false "Messages received from clients";
+    bytes_received: Counter "received" true "Bytes received from clients";
+    bytes_sent: Counter "sent" true "Bytes sent to clients";
+    publishes: Counter "publishes" false "Events that rooms at home on this shard took in";
+    duplicates: Counter "duplicates" false "Publishes answered from their idempotency key";
+    deliveries: Counter "deliveries" false "Events put into the outboxes of clients";
+    outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
+    slow_closes: Counter "slow_closes" false "Connections closed because they read too slowly";
+    turns: Counter "turns" false "Turns of the shard's loop";
+    enters: Counter "enters" false "System calls into the ring";
+    completions: Counter "completions" false "Completions taken from the ring";
+    buffers_exhausted: Counter "buffers_exhausted" false "Receives that found no free buffer";
+    accept_failures: Counter "accept_failures" false "Connections that could not be accepted";
+    mesh_sent: Counter "mesh_sent" false "Messages sent to other shards";
+    mesh_received: Counter "mesh_received" false "Messages received from other shards";
+    handed_over: Counter "handed_over" false "Connections handed over to the control plane";
+    adopted: Counter "adopted" false "Connections that came back from the control plane";
+}
+
+fn merge(into: &mut BTreeMap<&'static str, u64>, from: &BTreeMap<&'static str, u64>) {
+    for (label, value) in from {
+        let sum = into.entry(label).or_default();
+        *sum = sum.saturating_add(*value);
+    }
+}
+
+/// What all shards had counted at some moment; the position is the shard's number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// One entry for each shard.
+    pub shards: Vec<ShardFigures>,
+}
+
+impl Snapshot {
+    /// All shards' figures added up.
+    pub fn total(&self) -> ShardFigures {
+        let mut total = ShardFigures::default();
+        for shard in &self.shards {
+            total.merge(shard);
+        }
+        total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_can_be_read_and_added_up() {
+        let figures = Figures::default();
+        figures.connections.add(3);
+        figures.connections.sub(1);
+        figures.bytes_sent.add(100);
+        figures.errors.add("bad_json");
+        figures.errors.add("never heard of");
+        figures.closes.add_code(4408);
+        figures.closes.add_code(3999);
+        let read = figures.read();
+        assert_eq!(read.connections, 2);
+        assert_eq!(read.errors["bad_json"], 1);
+        assert_eq!(read.errors["other"], 1);
+        assert_eq!(read.closes["4408"], 1);
+        assert_eq!(read.closes["other"], 1);
+
+        let total = Snapshot { shards: vec![read.clone(), read] }.total();
+        assert_eq!((total.connections, total.bytes_sent, total.closes["4408"]), (4, 200, 2));
+    }
+
+    #[test]
+    fn every_name_is_used_once() {
+        // OpenMetrics takes a gauge and a counter of one name for the same family.
+        let mut names: Vec<_> = DESCRIPTIONS.iter().map(|description| (description.name, description.bytes)).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn a_gauge_does_not_wrap_below_zero() {
+        let figure = Figure::default();
+        figure.sub(1);
+        assert_eq!(figure.value(), 0);
+        figure.set(9);
+        assert_eq!(figure.value(), 9);
+    }
+}

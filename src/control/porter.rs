@@ -1,0 +1,79 @@
+//! The task that opens the door: wakes sleepers, takes in connections, and ends the executor when asked.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::AsyncReadExt as _;
+use futures_lite::future::yield_now;
+use glommio::timer::sleep;
+
+use super::backend::Backend;
+use super::connection::Connections;
+use super::inbox::Shared;
+use super::listener::{Bound, accept};
+use super::metrics::ControlFigures;
+use super::service::App;
+use super::stream::stream_of;
+
+/// How often the end of the last connections is looked for.
+const STOP_POLL: Duration = Duration::from_millis(5);
+
+/// Everything the executor runs, until a stop is requested.
+pub(crate) async fn run<B: Backend>(
+    app: App<B>,
+    shared: Arc<Shared>,
+    inside: OwnedFd,
+    internal: Option<Bound>,
+    figures: ControlFigures,
+) {
+    let app = Rc::new(app);
+    let connections = Rc::new(RefCell::new(Connections::default()));
+    let listening = internal
+        .map(|bound| glommio::spawn_local(accept(bound, Rc::clone(&app), Rc::clone(&connections), figures)).detach());
+
+    let mut bell = stream_of(inside);
+    let mut bytes = [0; 64];
+    while !shared.door.stop_requested() {
+        if attend(&app, &shared, &connections) {
+            // Whoever was woken gets its turn before the next look.
+            yield_now().await;
+            continue;
+        }
+        shared.door.sleep();
+        // Whoever came before the line above saw the porter awake and did not ring.
+        let came = attend(&app, &shared, &connections) || shared.door.stop_requested();
+        if !came && let Err(error) = bell.read(&mut bytes).await {
+            tracing::error!(%error, "the control plane's door is broken");
+            break;
+        }
+        shared.door.wake();
+    }
+
+    shared.door.close();
+    if let Some(listening) = listening {
+        listening.cancel();
+    }
+    connections.borrow().stop();
+    let deadline = Instant::now() + app.options.stop_grace;
+    while connections.borrow().len() > 0 && Instant::now() < deadline {
+        // Requests in flight may still be waiting for answers from other threads.
+        attend(&app, &shared, &connections);
+        sleep(STOP_POLL).await;
+    }
+}
+
+/// True if there was something to do.
+fn attend<B: Backend>(app: &Rc<App<B>>, shared: &Arc<Shared>, connections: &Rc<RefCell<Connections>>) -> bool {
+    let mut any = shared.door.wake_sleepers();
+    if shared.door.is_closed() {
+        return any;
+    }
+    while let Some((connection, place)) = shared.pop() {
+        any = true;
+        Connections::spawn(connections, app, connection.into(), place);
+    }
+    any
+}

@@ -1,0 +1,228 @@
+//! What happens to one request: upgrades leave, the rest is routed, within time limits and with every panic contained.
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use glommio::timer::Timer;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode, Version};
+use tower::Service as _;
+
+use super::Options;
+use super::answer::ApiError;
+use super::api::Route;
+use super::backend::Backend;
+use super::cors::Cors;
+use super::metrics::HttpRequests;
+use super::progress::Progress;
+
+/// Where a connection came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// From a shard, hence from the public listener.
+    Public,
+    /// From the control plane's own listener.
+    Internal,
+}
+
+/// What all connections share.
+pub(crate) struct App<B> {
+    pub(crate) backend: B,
+    pub(crate) options: Options,
+    pub(crate) router: Router,
+    pub(crate) cors: Cors,
+    pub(crate) requests: HttpRequests,
+}
+
+/// One connection's service.
+pub(crate) struct Service<B> {
+    pub(crate) app: Rc<App<B>>,
+    pub(crate) progress: Rc<Progress>,
+    pub(crate) side: Side,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>>>>;
+
+impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        let number = self.progress.request();
+        // A connection's first request came from a shard that did not take it for an upgrade. Giving it back would make
+        // the two pass it to and fro.
+        if self.side == Side::Public && number > 0 && wants_websocket(&request) {
+            self.progress.hand_over(head_of(&request));
+            return Box::pin(pending());
+        }
+        let app = Rc::clone(&self.app);
+        let progress = Rc::clone(&self.progress);
+        let side = self.side;
+        Box::pin(async move {
+            let (response, body_left) = app.respond(request, side).await;
+            progress.answered(body_left);
+            Ok(response)
+        })
+    }
+}
+
+impl<B: Backend> App<B> {
+    /// The answer, and whether a part of the request's body was not read for it.
+    async fn respond(&self, request: Request<Incoming>, side: Side) -> (Response, bool) {
+        let method = request.method().clone();
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        // RFC 9112 section 6.1: a request with both framings may be an attempt at smuggling, and hyper has dropped the
+        // Content-Length by now. A connection that ends after a chunked request leaves nothing to smuggle.
+        let closes = request.headers().contains_key(header::TRANSFER_ENCODING) || self.backend.draining();
+        let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+
+        let mut response = if side == Side::Public && self.options.internal.is_some() {
+            ApiError::not_found().into_response()
+        } else if let Some(preflight) = self.cors.preflight(&request) {
+            preflight
+        } else {
+            let watched = request.map(|body| Watched { body, read: Arc::clone(&read) });
+            self.route(watched, &read).await
+        };
+
+        let headers = response.headers_mut();
+        self.cors.allow(origin.as_ref(), headers);
+        if closes {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let route = response.extensions_mut().remove::<Route>();
+        let route = route.as_ref().map_or("other", Route::path);
+        // The route and not the target, which may hold a token.
+        tracing::debug!(%method, route, status = response.status().as_u16(), "http request");
+        self.requests.count(route, &method, response.status());
+        (response, !read.load(Ordering::Relaxed))
+    }
+
+    async fn route(&self, request: Request<Watched>, read: &AtomicBool) -> Response {
+        let mut router = self.router.clone();
+        let answer = AssertUnwindSafe(router.call(request)).catch_unwind();
+        let timer = Timer::new(self.options.request_timeout);
+        match futures_util::future::select(answer, timer).await {
+            futures_util::future::Either::Left((Ok(Ok(response)), _)) => response,
+            futures_util::future::Either::Left((Err(_), _)) => {
+                tracing::error!("a request's handler panicked");
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error").into_response()
+            }
+            futures_util::future::Either::Right(_) if read.load(Ordering::Relaxed) => {
+                ApiError::unavailable("the answer took too long").into_response()
+            }
+            futures_util::future::Either::Right(_) => {
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body did not come in time")
+                    .into_response()
+            }
+        }
+    }
+}
+
+/// A request's body that tells when it was read to its end.
+pub(crate) struct Watched {
+    body: Incoming,
+    read: Arc<AtomicBool>,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.read.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// RFC 6455 section 4.2.1: a GET with `Upgrade: websocket` and `Connection: upgrade`. What else has to hold is for the
+/// shard to check and to refuse.
+pub(crate) fn wants_websocket<T>(request: &Request<T>) -> bool {
+    request.method() == Method::GET
+        && has_token(request.headers(), header::UPGRADE, "websocket")
+        && has_token(request.headers(), header::CONNECTION, "upgrade")
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+/// The request's head in bytes. Names come in lower case, which means the same.
+fn head_of<T>(request: &Request<T>) -> Vec<u8> {
+    let mut head = Vec::with_capacity(512);
+    head.extend_from_slice(request.method().as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(request.uri().to_string().as_bytes());
+    head.extend_from_slice(match request.version() {
+        Version::HTTP_10 => b" HTTP/1.0\r\n",
+        _ => b" HTTP/1.1\r\n",
+    });
+    for (name, value) in request.headers() {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upgrade_is_known_by_its_tokens() {
+        let request = |upgrade: &str, connection: &str| {
+            Request::get("/ws").header("upgrade", upgrade).header("connection", connection).body(()).unwrap()
+        };
+        assert!(wants_websocket(&request("websocket", "Upgrade")));
+        assert!(wants_websocket(&request("h2c, WebSocket", "keep-alive, upgrade")));
+        assert!(!wants_websocket(&request("h2c", "upgrade")));
+        assert!(!wants_websocket(&request("websocket", "keep-alive")));
+        assert!(!wants_websocket(&Request::post("/ws").header("upgrade", "websocket").body(()).unwrap()));
+    }
+
+    #[test]
+    fn a_head_is_rebuilt_with_target_and_every_field() {
+        let request = Request::get("/ws/monitor/a%20b?token=x&y=%C3%A4")
+            .header("Host", "h")
+            .header("X-A", "1")
+            .header("X-A", HeaderValue::from_bytes(b"\xff\"").unwrap())
+            .body(())
+            .unwrap();
+        let expected = b"GET /ws/monitor/a%20b?token=x&y=%C3%A4 HTTP/1.1\r\nhost: h\r\nx-a: 1\r\nx-a: \xff\"\r\n\r\n";
+        assert_eq!(head_of(&request), expected);
+    }
+}

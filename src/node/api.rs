@@ -1,0 +1,366 @@
+//! What an embedding program can do with a hub. Every call returns at once with a [`Pending`]: await it, or `wait()`.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{Hub, HubError, Pending, Published, Target, lock};
+use crate::control::Snapshot;
+use crate::hub::message::{ClientRequest, Direct, OVERLOADED, Publish, ReplyTo};
+use crate::hub::name::{RoomName, ShardId, home_of, split};
+use crate::hub::reply::{Responder, pending};
+use crate::hub::schema;
+use crate::shard::request::Request;
+use crate::wire::codes::ErrorCode;
+use crate::wire::native::{Refused, is_event_type};
+
+/// What became of a direct message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Sent {
+    /// Connections it went to.
+    pub delivered: u64,
+    /// Absent sessions for which it waits.
+    pub queued: u64,
+}
+
+type Tell = Box<dyn FnOnce(Result<Published, Refused>) + Send>;
+
+impl Hub {
+    /// Puts an event into a room.
+    ///
+    /// ```
+    /// # use ringhub::{node::Hub, config::Config};
+    /// # let mut config = Config::default();
+    /// # config.listen.public = vec!["127.0.0.1:0".parse().unwrap()];
+    /// # config.shards.count = 1;
+    /// # let hub = Hub::start(config)?;
+    /// let event = hub.publish("workflow:42", "workflow.progress", &serde_json::json!({"progress": 50})).wait()?;
+    /// assert_eq!(event.seq, 1);
+    /// # hub.shutdown()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn publish(&self, room: &str, kind: &str, data: &impl Serialize) -> Pending<Published> {
+        let (responder, pending) = pending();
+        match serde_json::to_vec(data) {
+            Ok(data) => self.publish_checked(room, kind, data.into(), None, |_, _| true, resolve(responder)),
+            Err(error) => responder.resolve(Err(HubError::new(ErrorCode::BadJson, error.to_string()))),
+        }
+        pending
+    }
+
+    /// Puts an event into the room `global`, in which every connection is.
+    pub fn broadcast(&self, kind: &str, data: &impl Serialize) -> Pending<Published> {
+        self.publish("global", kind, data)
+    }
+
+    /// Sends an event to one client, to sessions, or to every connection of a user.
+    ///
+    /// ```
+    /// # use ringhub::{node::{Hub, Target}, config::Config};
+    /// # let mut config = Config::default();
+    /// # config.listen.public = vec!["127.0.0.1:0".parse().unwrap()];
+    /// # config.shards.count = 1;
+    /// # let hub = Hub::start(config)?;
+    /// let sent = hub.send(&Target::User("alice".into()), "notification.created", &serde_json::json!({})).wait()?;
+    /// assert_eq!(sent.delivered, 0, "alice is not here");
+    /// # hub.shutdown()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send(&self, to: &Target, kind: &str, data: &impl Serialize) -> Pending<Sent> {
+        let (responder, pending) = pending();
+        let data = match serde_json::to_vec(data) {
+            Ok(data) => Bytes::from(data),
+            Err(error) => {
+                responder.resolve(Err(HubError::new(ErrorCode::BadJson, error.to_string())));
+                return pending;
+            }
+        };
+        if let Err(refused) = self.check_event(kind, &data) {
+            responder.resolve(Err(refused.into()));
+            return pending;
+        }
+        match to {
+            Target::Client(client_id) => {
+                let direct = Direct { kind: kind.into(), data, reply: ReplyTo::Handle(resolve_sent(responder)) };
+                let request = Request::SendToClient { client_id: client_id.clone(), direct: Box::new(direct) };
+                self.ask_key(client_id, request);
+            }
+            Target::Session(id) => self.send_to_room(&format!("session:{id}"), kind, data, resolve_sent(responder)),
+            Target::User(id) => self.send_to_room(&format!("user:{id}"), kind, data, resolve_sent(responder)),
+            Target::Sessions(ids) => {
+                let gather = Gather::new(responder, ids.len());
+                for id in ids {
+                    self.send_to_room(&format!("session:{id}"), kind, data.clone(), gather.part());
+                }
+            }
+        }
+        pending
+    }
+
+    /// Whether somebody is connected: the client, the session, one of the sessions, or the user.
+    pub fn is_connected(&self, who: &Target) -> Pending<bool> {
+        let (responder, pending) = pending();
+        match who {
+            Target::Client(client_id) => {
+                self.ask_key(client_id, Request::HasClient { client_id: client_id.clone(), responder });
+            }
+            Target::Session(id) => self.ask_room(&format!("session:{id}"), responder),
+            Target::User(id) => self.ask_room(&format!("user:{id}"), responder),
+            Target::Sessions(ids) => {
+                let gather = Gather::new(responder, ids.len());
+                for id in ids {
+                    self.ask_room_with(&format!("session:{id}"), |room| Request::IsOccupied {
+                        room,
+                        responder: Responder::to(gather.any_part()),
+                    });
+                }
+            }
+        }
+        pending
+    }
+
+    /// The metadata of a client's connection, after merging `set` into it (null removes a key).
+    pub fn metadata(&self, client_id: &str, set: Option<Map<String, Value>>) -> Pending<Value> {
+        let (responder, pending) = pending();
+        let request = ClientRequest::Metadata { set, responder };
+        self.ask_key(client_id, Request::Client { client_id: client_id.into(), request });
+        pending
+    }
+
+    /// The next `message` that a session's client has sent for the backend, waiting at most `timeout`; none where there
+    /// was none. Messages come in order, each to one caller.
+    pub fn receive(&self, session_id: &str, timeout: Duration) -> Result<Option<Bytes>, HubError> {
+        self.receive_pending(session_id).wait_timeout(timeout)
+    }
+
+    /// The next `message` of a session, whenever it comes. Dropping it takes no message.
+    pub fn receive_pending(&self, session_id: &str) -> Pending<Bytes> {
+        let (responder, pending) = pending();
+        self.ask_room_with(&format!("session:{session_id}"), |room| Request::Collect { room, responder });
+        pending
+    }
+
+    /// Closes connections: a client's, of sessions, or all of a user's. Says how many there were. `code` is a close code
+    /// that an application may use (1000, or 3000 to 4999).
+    pub fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32> {
+        let (responder, pending) = pending();
+        if code != 1000 && !(3000..5000).contains(&code) {
+            let message = "a close code of an application is 1000, or 3000 to 4999";
+            responder.resolve(Err(HubError::new(ErrorCode::BadCommand, message)));
+            return pending;
+        }
+        let reason: Box<str> = reason.into();
+        match who {
+            Target::Client(client_id) => {
+                let request = ClientRequest::Disconnect { code, reason, responder };
+                self.ask_key(client_id, Request::Client { client_id: client_id.clone(), request });
+            }
+            Target::Session(id) => {
+                let request = ClientRequest::Disconnect { code, reason, responder };
+                self.ask_room_with(&format!("session:{id}"), |room| Request::Session { room, request });
+            }
+            Target::Sessions(ids) => {
+                let gather = Gather::new(responder, ids.len());
+                for id in ids {
+                    let (reason, responder) = (reason.clone(), Responder::to(gather.sum_part()));
+                    let request = ClientRequest::Disconnect { code, reason, responder };
+                    self.ask_room_with(&format!("session:{id}"), |room| Request::Session { room, request });
+                }
+            }
+            Target::User(user_id) => {
+                let shards = self.inner.mesh.shards();
+                let gather = Gather::new(responder, usize::from(shards));
+                for shard in 0..shards {
+                    let request = Request::DisconnectUser {
+                        user_id: user_id.clone(),
+                        code,
+                        reason: reason.clone(),
+                        responder: Responder::to(gather.sum_part()),
+                    };
+                    self.ask(ShardId(shard), request);
+                }
+            }
+        }
+        pending
+    }
+
+    /// What all shards have counted so far.
+    pub fn stats(&self) -> Snapshot {
+        Snapshot { shards: self.inner.figures.iter().map(|figures| figures.read()).collect() }
+    }
+
+    /// Publishes after all checks; `may` says whether the publisher may write to a kind and name.
+    pub(super) fn publish_checked(
+        &self,
+        room: &str,
+        kind: &str,
+        data: Bytes,
+        key: Option<&str>,
+        may: impl FnOnce(&str, &str) -> bool,
+        tell: Tell,
+    ) {
+        let checked = self.check_room(room).and_then(|(room_kind, name)| {
+            if !may(room_kind, name) {
+                return Err(Refused::new(ErrorCode::Forbidden, "a permission to publish into this room is missing"));
+            }
+            let key_bytes_max = lock(&self.inner.settings).config.limits.key_bytes_max;
+            if key.is_some_and(|key| key.is_empty() || key.len() > key_bytes_max) {
+                return Err(Refused::because(ErrorCode::BadCommand, format!("a key has 1 to {key_bytes_max} bytes")));
+            }
+            self.check_event(kind, &data)
+        });
+        match checked {
+            Ok(()) => self.send_to_room(room, kind, data, tell),
+            Err(refused) => tell(Err(refused)),
+        }
+    }
+
+    fn check_event(&self, kind: &str, data: &[u8]) -> Result<(), Refused> {
+        if !is_event_type(kind) {
+            let message = "a type is 1 to 100 of A-Z a-z 0-9 . _ : / -";
+            return Err(Refused::new(ErrorCode::BadCommand, message));
+        }
+        let settings = lock(&self.inner.settings).clone();
+        let limits = &settings.config.limits;
+        if data.len() > limits.message_bytes_max {
+            let message = format!("data has at most {} bytes", limits.message_bytes_max);
+            return Err(Refused::because(ErrorCode::TooLarge, message));
+        }
+        schema::check(kind, data, settings.config.events.strict, limits.depth_max)
+    }
+
+    fn check_room<'r>(&self, room: &'r str) -> Result<(&'r str, &'r str), Refused> {
+        let settings = lock(&self.inner.settings).clone();
+        let (kind, name) = split(room, settings.config.limits.room_name_bytes_max)?;
+        match settings.config.kind(kind) {
+            Some(_) => Ok((kind, name)),
+            None => Err(Refused::because(ErrorCode::BadRoom, format!("there is no kind of room called {kind:?}"))),
+        }
+    }
+
+    fn send_to_room(&self, room: &str, kind: &str, data: Bytes, tell: Tell) {
+        if let Err(refused) = self.check_room(room) {
+            return tell(Err(refused));
+        }
+        let room = self.inner.hasher.room(room);
+        let home = room.home(self.inner.mesh.shards());
+        let publish = Publish { room, kind: kind.into(), data, exclude: None, reply: ReplyTo::Handle(tell) };
+        if let Err(Request::Publish(publish)) = self.inner.mesh.request(home, Request::Publish(Box::new(publish)))
+            && let ReplyTo::Handle(tell) = publish.reply
+        {
+            tell(Err(OVERLOADED));
+        }
+    }
+
+    fn ask_room(&self, room: &str, responder: Responder<bool>) {
+        self.ask_room_with(room, |room| Request::IsOccupied { room, responder });
+    }
+
+    /// Asks a room's home. A name that can't be one is answered by its dropped responder.
+    fn ask_room_with(&self, room: &str, request: impl FnOnce(RoomName) -> Request) {
+        let room = self.inner.hasher.room(room);
+        let home = room.home(self.inner.mesh.shards());
+        self.ask(home, request(room));
+    }
+
+    fn ask_key(&self, key: &str, request: Request) {
+        let home = home_of(self.inner.hasher.hash(key), self.inner.mesh.shards());
+        self.ask(home, request);
+    }
+
+    /// Whoever waits for a request that found a full queue learns it from the responder that is dropped with it.
+    fn ask(&self, shard: ShardId, request: Request) {
+        if self.inner.mesh.request(shard, request).is_err() {
+            tracing::debug!(shard = shard.0, "a shard's queue of requests is full");
+        }
+    }
+}
+
+fn resolve(responder: Responder<Published>) -> Tell {
+    Box::new(move |outcome| responder.resolve(outcome.map_err(Into::into)))
+}
+
+fn resolve_sent(responder: Responder<Sent>) -> Tell {
+    Box::new(move |outcome| responder.resolve(outcome.map(sent).map_err(Into::into)))
+}
+
+fn sent(published: Published) -> Sent {
+    Sent { delivered: u64::from(published.delivered), queued: u64::from(published.queued) }
+}
+
+/// Answers of several shards put together: the first error, or the sum.
+struct Gather<T>(Arc<Mutex<Gathering<T>>>);
+
+struct Gathering<T> {
+    sum: T,
+    waiting: usize,
+    responder: Option<Responder<T>>,
+}
+
+impl<T: Default + Copy + Send + 'static> Gather<T> {
+    fn new(responder: Responder<T>, parts: usize) -> Gather<T> {
+        let mut gathering = Gathering { sum: T::default(), waiting: parts, responder: Some(responder) };
+        gathering.finish();
+        Gather(Arc::new(Mutex::new(gathering)))
+    }
+
+    fn add(&self, add: impl FnOnce(T) -> T) {
+        let mut gathering = lock(&self.0);
+        gathering.sum = add(gathering.sum);
+        gathering.waiting = gathering.waiting.saturating_sub(1);
+        gathering.finish();
+    }
+
+    fn fail(&self, error: HubError) {
+        if let Some(responder) = lock(&self.0).responder.take() {
+            responder.resolve(Err(error));
+        }
+    }
+}
+
+impl<T: Copy> Gathering<T> {
+    fn finish(&mut self) {
+        if self.waiting == 0
+            && let Some(responder) = self.responder.take()
+        {
+            responder.resolve(Ok(self.sum));
+        }
+    }
+}
+
+impl Gather<Sent> {
+    fn part(&self) -> Tell {
+        let whole = Gather(self.0.clone());
+        Box::new(move |outcome| match outcome.map(sent) {
+            Ok(one) => {
+                whole.add(|sum| Sent { delivered: sum.delivered + one.delivered, queued: sum.queued + one.queued })
+            }
+            Err(refused) => whole.fail(refused.into()),
+        })
+    }
+}
+
+impl Gather<bool> {
+    fn any_part(&self) -> impl FnOnce(Result<bool, HubError>) + Send + 'static {
+        let whole = Gather(self.0.clone());
+        move |outcome| match outcome {
+            Ok(one) => whole.add(|sum| sum | one),
+            Err(error) => whole.fail(error),
+        }
+    }
+}
+
+impl Gather<u32> {
+    /// A part that isn't there counts as none.
+    fn sum_part(&self) -> impl FnOnce(Result<u32, HubError>) + Send + 'static {
+        let whole = Gather(self.0.clone());
+        move |outcome| match outcome {
+            Ok(one) => whole.add(|sum| sum + one),
+            Err(error) if error.code == ErrorCode::NotFound => whole.add(|sum| sum),
+            Err(error) => whole.fail(error),
+        }
+    }
+}

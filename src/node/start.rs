@@ -1,0 +1,353 @@
+//! How a hub starts: everything that can fail does so here, before the first client is served.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::watch::{self, Watch};
+use super::{Hub, Inner, lock};
+use crate::auth::AuthSetupError;
+use crate::config::{Config, Listen, Secret};
+use crate::control::{self, Figures, Inbox, InternalListen};
+use crate::hub::name::{NameHasher, ShardId};
+use crate::ring::uring::{Uring, UringOptions};
+use crate::ring::{Doorbell, Driver, host, listeners};
+use crate::shard::mesh::Mesh;
+use crate::shard::{Entropy, Settings, Shard, Start};
+
+/// How long a listener that a process just ended left behind is waited for.
+const BIND_PATIENCE: Duration = Duration::from_secs(2);
+/// Connections that the control plane holds at a time, requests under way and idle ones.
+const HTTP_CONNECTIONS_MAX: usize = 1024;
+
+/// Why a hub did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The keys can't be read or used.
+    #[error("auth: {0}")]
+    Keys(#[from] AuthSetupError),
+    /// A listener's address can't be had.
+    #[error("can't listen on {address}: {error}{}", .error.kind().eq(&io::ErrorKind::AddrInUse).then_some(" (is another hub running there? `ss -ltnp` tells)").unwrap_or_default())]
+    Listen {
+        /// The address.
+        address: Listen,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// A shard's ring can't be set up.
+    #[error("shard {shard}: io_uring can't be set up: {error}; `ringhub doctor` says what is missing")]
+    Ring {
+        /// Which shard.
+        shard: u16,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The control plane.
+    #[error("control plane: {0}")]
+    Control(#[from] control::StartError),
+    /// Threads, queues or randomness can't be had.
+    #[error("can't start: {0}")]
+    System(#[from] io::Error),
+    /// A shard's thread ended before it served.
+    #[error("shard {0} ended while it started; the reason is in the log")]
+    Ended(u16),
+}
+
+pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
+    host::raise_open_files()?;
+    draw_secret(&mut config)?;
+    let shards = config.shard_count() as u16;
+    let settings = Arc::new(Settings::new(config)?);
+    let config = &settings.config;
+    let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
+    let mut seeds = [0u64; 65 * 2];
+    fill(&mut seeds)?;
+    let hasher = NameHasher::new(seeds[0]);
+    let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
+    let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
+
+    let cpus = if config.shards.pin { cpus() } else { Vec::new() };
+    let mut starting = Vec::new();
+    let watch = Watch::new(shards);
+    for (shard, listeners) in (0..shards).zip(listeners) {
+        let plan = Plan {
+            shard,
+            cpu: cpus.get(usize::from(shard) % cpus.len().max(1)).copied(),
+            options: UringOptions {
+                entries: config.ring.entries,
+                completions: config.ring.completions,
+                buffers: config.ring.buffers,
+                buffer_bytes: config.ring.buffer_bytes,
+            },
+            listeners,
+            settings: settings.clone(),
+            figures: figures.get(usize::from(shard)).cloned().unwrap_or_default(),
+            inbox: inbox.clone(),
+            hasher: hasher.clone(),
+            seed: [seeds[2 + usize::from(shard) * 2], seeds[3 + usize::from(shard) * 2]],
+            watch: watch.clone(),
+        };
+        starting.push(spawn(plan)?);
+    }
+
+    let mut doorbells = Vec::new();
+    for one in &starting {
+        doorbells.push(one.doorbell()?);
+    }
+    let mesh = Arc::new(Mesh::new(doorbells));
+    for one in &starting {
+        // A shard that ended meanwhile is noticed by the watch.
+        drop(one.go.send(mesh.clone()));
+    }
+    let threads = starting.into_iter().map(|one| one.thread).collect();
+
+    let hub = Hub {
+        inner: Arc::new(Inner {
+            mesh,
+            hasher,
+            settings: Mutex::new(settings.clone()),
+            figures,
+            watch,
+            addresses,
+            internal_address: Mutex::new(None),
+            threads: Mutex::new(threads),
+            control: Mutex::new(None),
+            failed: AtomicBool::new(false),
+        }),
+    };
+    let started = control::start(control_options(config), hub.clone(), intake);
+    match started {
+        Ok(control) => {
+            *lock(&hub.inner.internal_address) = control.internal_address();
+            *lock(&hub.inner.control) = Some(control);
+        }
+        Err(error) => {
+            if hub.shutdown().is_err() {
+                tracing::error!("the shards did not end well");
+            }
+            return Err(error.into());
+        }
+    }
+    watch_over(&hub)?;
+    Ok(hub)
+}
+
+/// Where a token is asked for and nothing could verify one, a secret is drawn.
+fn draw_secret(config: &mut Config) -> io::Result<()> {
+    let auth = &mut config.auth;
+    if auth.enabled && auth.secret.is_empty() && auth.keys.is_empty() && auth.jwks.is_none() {
+        let mut words = [0u64; 4];
+        fill(&mut words)?;
+        let secret = words.iter().map(|word| format!("{word:016x}")).collect();
+        auth.secret = vec![Secret { kid: None, secret }];
+    }
+    Ok(())
+}
+
+fn fill(words: &mut [u64]) -> io::Result<()> {
+    for word in words {
+        let mut bytes = [0u8; 8];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        *word = u64::from_ne_bytes(bytes);
+    }
+    Ok(())
+}
+
+fn control_options(config: &Config) -> control::Options {
+    let internal = config.listen.internal.as_ref().map(|listen| match listen {
+        Listen::Tcp(address) => InternalListen::Tcp(*address),
+        Listen::Unix(path) => InternalListen::Unix(path.clone()),
+    });
+    control::Options {
+        internal,
+        internal_connections_max: HTTP_CONNECTIONS_MAX,
+        header_bytes_max: config.limits.header_bytes_max,
+        body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
+        cors_origins: config.cors.origins.clone(),
+        ..control::Options::default()
+    }
+}
+
+// ---- listeners ----
+
+/// A listener per address and shard. The addresses are those of TCP, with the ports that they got.
+#[expect(clippy::type_complexity, reason = "a list for each shard, and the addresses")]
+fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd>>, Vec<SocketAddr>), StartError> {
+    let mut all: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    let mut addresses = Vec::new();
+    for listen in public {
+        let failed = |error| StartError::Listen { address: listen.clone(), error };
+        match listen {
+            Listen::Tcp(address) => {
+                let mut address = *address;
+                wait_until_free(address).map_err(failed)?;
+                for of_shard in &mut all {
+                    let listener = listeners::bind(address, backlog).map_err(failed)?;
+                    // Port 0 was replaced by a free one, which the other shards then share.
+                    address = listeners::local_address(&listener).map_err(failed)?.unwrap_or(address);
+                    of_shard.push(listener);
+                }
+                addresses.push(address);
+            }
+            Listen::Unix(path) => {
+                let listener = listeners::bind_unix(path, backlog).map_err(failed)?;
+                for of_shard in &mut all {
+                    of_shard.push(listener.try_clone().map_err(failed)?);
+                }
+            }
+        }
+    }
+    Ok((all, addresses))
+}
+
+/// SO_REUSEPORT would let two hubs share an address without a word, each getting half of the clients. So the address is
+/// first bound without it, which fails as long as anybody listens there; what a hub that just ended left behind goes away.
+fn wait_until_free(address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let patience = Instant::now() + BIND_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The processors that this process may use, in the machine's order.
+fn cpus() -> Vec<usize> {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    let mut cpus: Vec<usize> = match glommio::CpuSet::online() {
+        Ok(online) => online.into_iter().map(|location| location.cpu).filter(|cpu| allowed.is_set(*cpu)).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "the processors' topology is not known");
+            Vec::new()
+        }
+    };
+    cpus.sort_unstable();
+    cpus
+}
+
+// ---- shards ----
+
+struct Plan {
+    shard: u16,
+    cpu: Option<usize>,
+    options: UringOptions,
+    listeners: Vec<OwnedFd>,
+    settings: Arc<Settings>,
+    figures: Arc<Figures>,
+    inbox: Inbox,
+    hasher: NameHasher,
+    seed: [u64; 2],
+    watch: Watch,
+}
+
+/// A shard whose thread runs and waits for the mesh.
+struct Starting {
+    shard: u16,
+    ready: Receiver<io::Result<Arc<Doorbell>>>,
+    go: SyncSender<Arc<Mesh>>,
+    thread: JoinHandle<()>,
+}
+
+impl Starting {
+    fn doorbell(&self) -> Result<Arc<Doorbell>, StartError> {
+        match self.ready.recv() {
+            Ok(Ok(doorbell)) => Ok(doorbell),
+            Ok(Err(error)) => Err(StartError::Ring { shard: self.shard, error }),
+            Err(_) => Err(StartError::Ended(self.shard)),
+        }
+    }
+}
+
+fn spawn(plan: Plan) -> io::Result<Starting> {
+    let shard = plan.shard;
+    let (ready_sender, ready) = sync_channel(1);
+    let (go, go_receiver) = sync_channel(1);
+    let watch = plan.watch.clone();
+    let body = move || {
+        // A panic of one shard must not go unnoticed: the watch ends the hub when a shard has ended that should not have.
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| serve(plan, &ready_sender, &go_receiver)));
+        watch.note_ended(shard);
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(shard, %error, "the shard's ring failed"),
+            Err(_) => tracing::error!(shard, "the shard panicked"),
+        }
+    };
+    let thread = std::thread::Builder::new().name(format!("shard-{shard}")).spawn(body)?;
+    Ok(Starting { shard, ready, go, thread })
+}
+
+fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, hasher, seed, .. } = plan;
+    if let Some(cpu) = cpu {
+        pin(shard, cpu);
+    }
+    let driver = match Uring::new(options) {
+        Ok(driver) => driver,
+        Err(error) => {
+            // The starter waits for this, or has given up on another shard's failure.
+            drop(ready.send(Err(error)));
+            return Ok(());
+        }
+    };
+    drop(ready.send(Ok(driver.doorbell())));
+    let Ok(mesh) = go.recv() else { return Ok(()) };
+    let entropy = Entropy(Box::new(|bytes| {
+        if let Err(error) = getrandom::fill(bytes) {
+            // Without it tokens could be guessed: better to stop than to go on.
+            panic!("the system's random numbers are gone: {error}");
+        }
+    }));
+    let start = Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy };
+    let mut shard = Shard::new(driver, start);
+    for (place, listener) in listeners.into_iter().enumerate() {
+        shard.listen(place as u16, listener);
+    }
+    shard.run()
+}
+
+fn pin(shard: u16, cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::warn!(shard, cpu, %error, "the shard could not be pinned to its processor");
+    }
+}
+
+/// Asks for signs of life, and ends the hub when a part of it has ended that should not have.
+fn watch_over(hub: &Hub) -> io::Result<()> {
+    let weak = Arc::downgrade(&hub.inner);
+    let watch = hub.inner.watch.clone();
+    let body = move || loop {
+        let Some(inner) = weak.upgrade() else { return };
+        watch.ask(&inner.mesh);
+        let draining = inner.mesh.draining.load(std::sync::atomic::Ordering::Relaxed);
+        let ended = (0..inner.mesh.shards()).any(|shard| watch.has_ended(shard));
+        let control_ended = lock(&inner.control).as_ref().is_some_and(|control| !control.is_running());
+        if !draining && (ended || control_ended) {
+            tracing::error!("a part of the hub ended unexpectedly; the hub ends");
+            inner.failed.store(true, std::sync::atomic::Ordering::Relaxed);
+            return;
+        }
+        if draining && watch.shards_ended() {
+            return;
+        }
+        drop(inner);
+        std::thread::sleep(Duration::from_millis(watch::INTERVAL_MS));
+    };
+    std::thread::Builder::new().name("watch".to_owned()).spawn(body)?;
+    Ok(())
+}

@@ -1,0 +1,404 @@
+//! From a request's head to an open WebSocket: the head is judged, the directories are asked (client id, user, address),
+//! the rooms that everybody is in are joined, and only then is the upgrade answered. So the first message after it can be
+//! the greeting, and no event is missed between the greeting and the memberships it lists.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase};
+use super::request::counted_address;
+use super::state::{Action, Orphan, State};
+use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
+use crate::hub::name::RoomName;
+use crate::ring::ConnKey;
+use crate::session::Session;
+use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
+use crate::session::heartbeat::Heartbeat;
+use crate::wire::envelope;
+use crate::wire::forwarded;
+use crate::wire::http::parse_head;
+use crate::wire::proxy;
+use crate::wire::refusal::Refusal;
+use crate::wire::upgrade::switching_protocols;
+
+/// Seconds after which a client that met a full hub may try again.
+const RETRY_AFTER_S: u32 = 5;
+
+impl State {
+    /// More of a request's head.
+    pub fn head(&mut self, conn: ConnKey, bytes: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Head(head) = &mut connection.phase else { return };
+        let mut head = std::mem::take(head.as_mut());
+        // Usually the whole head comes at once and is read where it is.
+        let mut gathered = std::mem::take(&mut head.bytes);
+        let all: &mut [u8] = if gathered.is_empty() {
+            bytes
+        } else {
+            gathered.extend_from_slice(bytes);
+            &mut gathered
+        };
+        let skip = match self.proxy_header(&mut head, all) {
+            Ok(Some(skip)) => skip,
+            Ok(None) => {
+                head.bytes = all.to_vec();
+                self.keep_head(conn, head);
+                return;
+            }
+            Err(refusal) => return self.refuse(conn, &refusal),
+        };
+        let all = all.get_mut(skip..).unwrap_or_default();
+        let settings = self.settings.clone();
+        let parsed = match parse_head(all, settings.config.limits.header_bytes_max) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => {
+                head.bytes = all.to_vec();
+                self.keep_head(conn, head);
+                return;
+            }
+            Err(refusal) => return self.refuse(conn, &refusal),
+        };
+        let proxies = &settings.config.listen.trusted_proxies;
+        let peer = head.origin.peer.map(|peer| peer.ip());
+        if head.origin.client.is_none() && proxies.trusts(peer) {
+            // A peer on a unix socket has no address: one that no client can have stands for it.
+            let start = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let trusts = |address: IpAddr| address.is_unspecified() || proxies.trusts(Some(address));
+            let client = forwarded::client_address(&parsed, start, trusts);
+            head.origin.client = (!client.is_unspecified()).then_some(client);
+        }
+        let head_bytes = parsed.bytes;
+        let decision = settings.gate().decide(&parsed, self.now);
+        match decision {
+            Ok(Request::Admit(admit)) => {
+                let early = all.get(head_bytes..).unwrap_or_default().to_vec();
+                self.admit(conn, *admit, head, early);
+            }
+            Ok(Request::HandOver) => {
+                head.bytes = all.to_vec();
+                self.hand_over(conn, head);
+            }
+            Err(refusal) => self.refuse(conn, &refusal),
+        }
+    }
+
+    fn keep_head(&mut self, conn: ConnKey, head: HeadBuffer) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.phase = Phase::Head(Box::new(head));
+        }
+    }
+
+    /// Reads the PROXY header where one is due; how many bytes it took, none where it is incomplete.
+    fn proxy_header(&mut self, head: &mut HeadBuffer, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+        if !head.proxy_header {
+            return Ok(Some(0));
+        }
+        match proxy::parse(bytes) {
+            proxy::Proxy::Incomplete => Ok(None),
+            proxy::Proxy::Header { source, bytes } => {
+                head.proxy_header = false;
+                // LOCAL and UNKNOWN say nothing about a client: the proxy speaks for itself.
+                if let Some(source) = source {
+                    head.origin.client = Some(source.ip());
+                }
+                Ok(Some(bytes))
+            }
+            proxy::Proxy::Invalid(_) => Err(Refusal::bad_request("a PROXY header was expected from this proxy")),
+        }
+    }
+
+    fn hand_over(&mut self, conn: ConnKey, head: HeadBuffer) {
+        if self.inbox.is_none() {
+            return self.refuse(conn, &Refusal::not_found());
+        }
+        let due_ms = self.now_ms() + 5_000;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.phase = Phase::HandOver(Box::new(head));
+        connection.due_ms = due_ms;
+        self.timers.schedule(conn, due_ms);
+        self.actions.push(Action::CancelReceive(conn, connection.socket));
+    }
+
+    /// Answers a request with a refusal and ends the connection.
+    pub fn refuse(&mut self, conn: ConnKey, refusal: &Refusal) {
+        self.figures.refused.add(refusal_label(refusal));
+        tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        refusal.response(connection.outbox.answers());
+        self.finish(conn);
+    }
+
+    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
+        let config = &self.settings.config;
+        if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
+            return self.refuse(conn, &Refusal::unavailable("this node is draining", RETRY_AFTER_S));
+        }
+        let on_this_shard = self.figures.connections.value() as usize;
+        if on_this_shard >= config.limits.connections_per_shard_max {
+            return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
+        }
+        if !self.mesh.claim_connection(config.limits.connections_max) {
+            return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
+        }
+        let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
+        let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
+        let peer = counted_address(&head.origin).filter(|_| limits_peers);
+        let native = admit.endpoint == Endpoint::Native;
+        let client_id: Arc<str> = match &admit.client_id {
+            Some(client_id) => client_id.as_ref().into(),
+            None => self.core.ids().short().into(),
+        };
+        let session_id: Arc<str> = match &admit.session_id {
+            Some(session_id) => session_id.as_ref().into(),
+            None => self.core.ids().short().into(),
+        };
+        let user_id: Arc<str> = admit.identity.user_id.as_str().into();
+        let waiting = u8::from(peer.is_some()) + u8::from(native) + u8::from(limits_users);
+        let address = self.address(conn);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.phase = Phase::Admission(Box::new(Admission {
+            admit,
+            client_id: client_id.clone(),
+            session_id,
+            peer,
+            waiting,
+            granted: Claims::default(),
+            rooms: Vec::new(),
+            refused: None,
+            early,
+        }));
+        if let Some(peer) = peer {
+            self.core.send_to_key(&peer, Message::ClaimPeer { peer, address });
+        }
+        if native {
+            self.core.send_to_key(&*client_id.clone(), Message::ClaimClient { client_id, address });
+        }
+        if limits_users {
+            self.core.send_to_key(&*user_id.clone(), Message::ClaimUser { user_id, address });
+        }
+        if waiting == 0 {
+            self.opened_websocket(conn);
+        }
+        self.drain_local();
+    }
+
+    /// A directory's answer.
+    pub fn claimed(&mut self, conn: ConnKey, what: ClaimKind, refused: Option<ClaimRefused>) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        admission.waiting -= 1;
+        match refused {
+            None => match what {
+                ClaimKind::Peer => admission.granted.peer = true,
+                ClaimKind::Client => admission.granted.client = true,
+                ClaimKind::User => admission.granted.user = true,
+            },
+            Some(refused) => {
+                admission.refused.get_or_insert(match refused {
+                    ClaimRefused::Taken => Refusal::client_id_taken(),
+                    ClaimRefused::UserConnections => {
+                        Refusal::rate_limited("too many connections of this user", RETRY_AFTER_S)
+                    }
+                    ClaimRefused::PeerConnections => {
+                        Refusal::rate_limited("too many connections from this address", RETRY_AFTER_S)
+                    }
+                    ClaimRefused::PeerRate { retry_after_ms } => {
+                        let seconds = u32::try_from(retry_after_ms.div_ceil(1000)).unwrap_or(RETRY_AFTER_S);
+                        Refusal::rate_limited("too many new connections from this address", seconds.max(1))
+                    }
+                });
+            }
+        }
+        if admission.waiting == 0 {
+            self.claims_answered(conn);
+        }
+    }
+
+    fn claims_answered(&mut self, conn: ConnKey) {
+        let address = self.address(conn);
+        let hasher = self.core.hasher();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        if admission.refused.is_some() {
+            return self.admission_refused(conn);
+        }
+        if admission.admit.endpoint == Endpoint::Echo {
+            return self.opened_websocket(conn);
+        }
+        let user_id: Arc<str> = admission.admit.identity.user_id.as_str().into();
+        let joins = [
+            (hasher.room(&format!("user:{user_id}")), JoinClaim::None),
+            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { user_id }),
+            (hasher.room("global"), JoinClaim::None),
+        ];
+        admission.waiting = joins.len() as u8;
+        for (room, claim) in joins {
+            let join =
+                Join { room: room.clone(), address, claim, selection: None, since: None, ticket: Ticket::Admission };
+            self.core.send_home(&room, Message::Join(Box::new(join)));
+        }
+    }
+
+    /// A home's answer to one of the joins that everybody makes.
+    pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
+        let Joined { room, outcome, .. } = joined;
+        if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
+            return;
+        }
+        let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        admission.waiting -= 1;
+        admission.rooms.extend(id);
+        match outcome {
+            Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
+            Err(refused) => {
+                admission.refused.get_or_insert(match refused {
+                    JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
+                    JoinRefused::Rooms => Refusal::unavailable("this node has too many rooms", RETRY_AFTER_S),
+                });
+            }
+        }
+        if admission.waiting > 0 {
+            return;
+        }
+        if admission.refused.is_some() {
+            self.admission_refused(conn);
+        } else {
+            self.opened_websocket(conn);
+        }
+    }
+
+    fn admission_refused(&mut self, conn: ConnKey) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        let Some(refusal) = admission.refused.take() else { return };
+        self.release(conn);
+        self.refuse(conn, &refusal);
+    }
+
+    fn opened_websocket(&mut self, conn: ConnKey) {
+        let mut resume_token = [0u8; 16];
+        (self.entropy.0)(&mut resume_token);
+        let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
+        let stamp = self.core.ids().stamp(now.unix_ms);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = std::mem::replace(&mut connection.phase, Phase::Closing { shut: false })
+        else {
+            return;
+        };
+        let Admission { admit, client_id, session_id, peer, granted, rooms, early, .. } = *admission;
+        let out = connection.outbox.answers();
+        switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
+        match admit.endpoint {
+            Endpoint::Native => {
+                self.figures.subscriptions.add(rooms.len() as u64);
+                let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                envelope::begin(&mut self.payload, "connection_established", &stamp, None);
+                settings.greeting.write(&mut self.payload, &session, &hex(&resume_token));
+                envelope::finish(&mut self.payload, out);
+                let client = Client { session, rooms, heartbeat, peer, claims: granted, under_way: None };
+                connection.phase = Phase::Open(Box::new(client));
+            }
+            Endpoint::Echo => connection.phase = Phase::Echo(Box::new(EchoClient { heartbeat, peer, claims: granted })),
+        }
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        self.figures.connections.add(1);
+        self.figures.connections_opened.add(1);
+        tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
+        self.look_after(conn);
+        if !early.is_empty() {
+            let mut early = early;
+            self.received(conn, &mut early);
+        }
+    }
+
+    /// Gives back all that a connection holds: rooms, claims, its place in the counts.
+    pub fn release(&mut self, conn: ConnKey) {
+        let address = self.address(conn);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let (rooms, claims, peer, names) = match &mut connection.phase {
+            Phase::Open(client) => {
+                let session = &client.session;
+                let names = Some((session.client_id.clone(), session.session_id.clone(), session.identity.clone()));
+                (std::mem::take(&mut client.rooms), client.claims, client.peer, names)
+            }
+            Phase::Echo(client) => (Vec::new(), client.claims, client.peer, None),
+            Phase::Admission(admission) => {
+                let identity = admission.admit.identity.clone();
+                let names = Some((admission.client_id.clone(), admission.session_id.clone(), identity));
+                (std::mem::take(&mut admission.rooms), admission.granted, admission.peer, names)
+            }
+            _ => return,
+        };
+        if let Phase::Admission(admission) = &connection.phase {
+            if admission.waiting > 0 {
+                self.orphans.push(Orphan {
+                    conn,
+                    peer: admission.peer,
+                    client_id: admission.client_id.clone(),
+                    user_id: admission.admit.identity.user_id.as_str().into(),
+                    waiting: admission.waiting,
+                });
+            }
+        } else {
+            self.figures.connections.sub(1);
+            self.figures.subscriptions.sub(rooms.len() as u64);
+            tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
+        }
+        connection.phase = Phase::Closing { shut: false };
+        self.mesh.release_connection();
+        for id in rooms {
+            let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
+            self.core.remove_member(id, conn);
+            self.leave_home(room, conn);
+        }
+        if let Some(peer) = peer.filter(|_| claims.peer) {
+            self.core.send_to_key(&peer, Message::ReleasePeer { peer });
+        }
+        if let Some((client_id, session_id, identity)) = names {
+            if claims.session {
+                let room = self.core.hasher().room(&format!("session:{session_id}"));
+                self.core.send_home(&room.clone(), Message::ReleaseSession { room, address });
+            }
+            if claims.client {
+                self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
+            }
+            if claims.user {
+                let user_id: Arc<str> = identity.user_id.as_str().into();
+                self.core.send_to_key(&*user_id.clone(), Message::ReleaseUser { user_id });
+            }
+        }
+    }
+
+    /// Tells a room's home that this connection is no member any more, without an answer.
+    pub fn leave_home(&mut self, room: RoomName, conn: ConnKey) {
+        let address = self.address(conn);
+        self.core.send_home(&room.clone(), Message::Leave { room, address, ticket: None });
+    }
+}
+
+/// The metric's label of a refusal.
+fn refusal_label(refusal: &Refusal) -> &'static str {
+    match refusal.status {
+        400 => "bad_request",
+        401 => "unauthorized",
+        403 => "forbidden",
+        404 => "not_found",
+        408 => "timeout",
+        409 => "conflict",
+        426 => "version",
+        429 => "rate_limited",
+        431 => "header_too_large",
+        503 => "capacity",
+        _ => "other",
+    }
+}
+
+fn hex(bytes: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*bytes))
+}

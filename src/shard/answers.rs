@@ -1,0 +1,140 @@
+//! What a connection is told: answers, errors, notices.
+
+use super::connection::Phase;
+use super::state::State;
+use crate::hub::core::epoch_text;
+use crate::hub::message::RoomState;
+use crate::ring::ConnKey;
+use crate::session::Expiry;
+use crate::wire::codes::{ErrorCode, close};
+use crate::wire::envelope;
+use crate::wire::json::{write_string, write_u64};
+use crate::wire::native::{Reference, Refused};
+
+impl State {
+    /// Sends a message of the hub to one connection; `write` appends its data.
+    pub fn tell(&mut self, conn: ConnKey, kind: &str, reference: Option<&Reference>, write: impl FnOnce(&mut Vec<u8>)) {
+        let stamp = self.core.ids().stamp(self.now.unix_ms);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if !matches!(connection.phase, Phase::Open(_)) {
+            return;
+        }
+        envelope::begin(&mut self.payload, kind, &stamp, reference);
+        write(&mut self.payload);
+        envelope::finish(&mut self.payload, connection.outbox.answers());
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        if connection.outbox.answers_full() {
+            self.close_slow(conn);
+        }
+    }
+
+    /// Sends an answer, if the command had an id.
+    pub fn answer(
+        &mut self,
+        conn: ConnKey,
+        kind: &str,
+        reference: Option<&Reference>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if reference.is_some() {
+            self.tell(conn, kind, reference, write);
+        }
+    }
+
+    /// Tells of a refusal; one bad message too many closes the connection.
+    pub fn refuse_command(&mut self, conn: ConnKey, reference: Option<&Reference>, refused: &Refused) {
+        self.figures.errors.add(refused.code.as_str());
+        self.tell(conn, "error", reference, |payload| {
+            envelope::write_error_data(payload, refused.code, &refused.message, None);
+        });
+        if refused.code.is_bad_message() {
+            let (settings, now) = (self.settings.clone(), self.now);
+            let too_many = self.client_mut(conn).is_some_and(|client| client.session.count_bad(&settings.config, now));
+            if too_many {
+                self.close(conn, close::POLICY, "too many bad messages");
+            }
+        }
+    }
+
+    /// Tells that a message came too soon.
+    pub fn refuse_rate(&mut self, conn: ConnKey, retry_after_ms: u64) {
+        self.figures.errors.add(ErrorCode::RateLimited.as_str());
+        self.tell(conn, "error", None, |payload| {
+            let message = "too many messages; this one was not taken";
+            envelope::write_error_data(payload, ErrorCode::RateLimited, message, Some(retry_after_ms));
+        });
+    }
+
+    /// Looks at the token's end; when to look again, none where the connection was closed.
+    pub fn look_at_token(&mut self, conn: ConnKey) -> Option<u64> {
+        let (settings, now) = (self.settings.clone(), self.now);
+        loop {
+            let Some(client) = self.client_mut(conn) else { return Some(u64::MAX) };
+            let expires_at = client.session.identity.expires_at.unwrap_or_default();
+            match client.session.expiry(&settings.config, now) {
+                Expiry::Never => return Some(u64::MAX),
+                Expiry::At(unix_ms) => return Some(self.now_ms() + unix_ms.saturating_sub(now.unix_ms)),
+                Expiry::Tell => {
+                    self.tell(conn, "auth.expiring", None, |payload| write_expires_at(payload, Some(expires_at)))
+                }
+                Expiry::Expired => {
+                    self.close(conn, close::TOKEN_EXPIRED, "the token expired");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// `{"expires_at":…}`, null for a token without end.
+pub(super) fn write_expires_at(payload: &mut Vec<u8>, expires_at: Option<u64>) {
+    payload.extend_from_slice(b"{\"expires_at\":");
+    match expires_at {
+        None => payload.extend_from_slice(b"null"),
+        Some(seconds) => {
+            payload.push(b'"');
+            payload.extend_from_slice(&envelope::rfc3339(seconds.saturating_mul(1000)));
+            payload.push(b'"');
+        }
+    }
+    payload.push(b'}');
+}
+
+/// What `subscribed` says of a room.
+pub(super) fn write_subscribed(payload: &mut Vec<u8>, room: &str, state: &RoomState) {
+    payload.extend_from_slice(b"{\"room\":");
+    write_string(payload, room);
+    payload.extend_from_slice(b",\"seq\":");
+    write_u64(payload, state.seq);
+    payload.extend_from_slice(b",\"epoch\":");
+    write_string(payload, &epoch_text(state.epoch));
+    payload.extend_from_slice(if state.recovered { b",\"recovered\":true" } else { b",\"recovered\":false" });
+    payload.extend_from_slice(b",\"replayed\":");
+    write_u64(payload, state.replayed);
+    payload.extend_from_slice(b",\"missed\":");
+    match state.missed {
+        Some(missed) => write_u64(payload, missed),
+        None => payload.extend_from_slice(b"null"),
+    }
+    payload.push(b'}');
+}
+
+/// `{"room":…}`.
+pub(super) fn write_room(payload: &mut Vec<u8>, room: &str) {
+    payload.extend_from_slice(b"{\"room\":");
+    write_string(payload, room);
+    payload.push(b'}');
+}
+
+/// What a list of results says of a room that failed.
+pub(super) fn write_room_error(payload: &mut Vec<u8>, room: &str, refused: &Refused) {
+    payload.extend_from_slice(b"{\"room\":");
+    write_string(payload, room);
+    payload.extend_from_slice(b",\"error\":{\"code\":\"");
+    payload.extend_from_slice(refused.code.as_str().as_bytes());
+    payload.extend_from_slice(b"\",\"message\":");
+    write_string(payload, &refused.message);
+    payload.extend_from_slice(b"}}");
+}

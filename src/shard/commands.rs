@@ -1,0 +1,456 @@
+//! The native protocol's commands (PROTOCOL §4), as far as they can be done on the client's own shard; what concerns a
+//! room goes to its home.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::answers::{write_expires_at, write_room, write_room_error};
+use super::connection::{GATHERS_MAX, Gather, GatherKind};
+use super::state::State;
+use crate::config::{Config, KindConfig};
+use crate::hub::message::{Deposit, Direct, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
+use crate::hub::name::{RoomName, split};
+use crate::hub::schema;
+use crate::hub::selection::Selection;
+use crate::ring::ConnKey;
+use crate::session::OverRate;
+use crate::wire::codes::{ErrorCode, close};
+use crate::wire::json::write_string;
+use crate::wire::native::{self, Command, Parsed, Reference, Refused, Rooms, Since, Target, Wanted};
+
+impl State {
+    /// A text message of a client.
+    pub fn command(&mut self, conn: ConnKey, text: &mut [u8]) {
+        let (settings, now) = (self.settings.clone(), self.now);
+        let Some(client) = self.client_mut(conn) else { return };
+        match client.session.take_message(&settings.config, now) {
+            Ok(()) => {}
+            Err(OverRate::Refuse(retry_after_ms)) => return self.refuse_rate(conn, retry_after_ms),
+            Err(OverRate::Flood) => return self.close(conn, close::FLOOD, "sent too much for too long"),
+        }
+        // Taken out for the time of the call: the command borrows from it while it is carried out.
+        let Some(mut scratch) = self.scratch.take() else { return };
+        native::parse(&mut scratch, text, |parsed| self.carry_out(conn, parsed));
+        self.scratch = Some(scratch);
+        self.drain_local();
+    }
+
+    fn carry_out(&mut self, conn: ConnKey, parsed: Parsed<'_>) {
+        let Parsed { reference, command } = parsed;
+        let outcome = match command {
+            Ok(Command::Publish { room, kind, data, key, echo }) => {
+                self.publish(conn, reference.clone(), PublishCommand { room, kind, data, key, echo })
+            }
+            Ok(Command::Subscribe { rooms, wanted, since }) => {
+                self.subscribe(conn, reference.clone(), rooms, &wanted, since)
+            }
+            Ok(Command::Unsubscribe { rooms }) => self.unsubscribe(conn, reference.clone(), rooms),
+            Ok(Command::Send { to, kind, data }) => self.send_direct(conn, reference.clone(), to, kind, data),
+            Ok(Command::Message { data }) => self.deposit(conn, reference.clone(), data),
+            Ok(Command::Ping { data }) => {
+                // Asked for by its type: answered with or without an id.
+                self.tell(conn, "pong", reference.as_ref(), |payload| payload.extend_from_slice(data));
+                Ok(())
+            }
+            Ok(Command::Rooms) => self.list_rooms(conn, reference.as_ref()),
+            Ok(Command::Metadata { set }) => self.metadata(conn, reference.as_ref(), set),
+            Ok(Command::AuthRefresh { token }) => self.refresh(conn, reference.as_ref(), token),
+            Err(refused) => Err(refused),
+        };
+        if let Err(refused) = outcome {
+            self.refuse_command(conn, reference.as_ref(), &refused);
+        }
+    }
+
+    // ---- rooms ----
+
+    fn subscribe(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        rooms: Rooms,
+        wanted: &Wanted,
+        since: Option<Since>,
+    ) -> Result<(), Refused> {
+        let selection = Selection::compile(wanted, self.settings.config.limits.filter_conditions_max)?.map(Arc::new);
+        match rooms {
+            Rooms::One(room) => self.join(conn, &room, selection, since, Ticket::Single(reference)),
+            Rooms::Many(rooms) => {
+                let part = self.gather(conn, reference, rooms.len(), GatherKind::Subscribe(Vec::new()))?;
+                for room in rooms {
+                    let ticket = Ticket::Part(part);
+                    if let Err(refused) = self.join(conn, &room, selection.clone(), since.clone(), ticket) {
+                        self.figures.errors.add(refused.code.as_str());
+                        self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn join(
+        &mut self,
+        conn: ConnKey,
+        room: &str,
+        selection: Option<Arc<Selection>>,
+        since: Option<Since>,
+        ticket: Ticket,
+    ) -> Result<(), Refused> {
+        let settings = self.settings.clone();
+        let (kind, name) = known_room(&settings.config, room)?;
+        let room = self.core.hasher().room(room);
+        let known = self.core.rooms().find(&room);
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        client.session.may_join(kind, name)?;
+        let joining =
+            client.under_way.as_ref().map_or(0, |all| all.memberships.iter().filter(|(_, joins)| *joins).count());
+        let is_member = known.is_some_and(|id| client.rooms.contains(&id));
+        if !is_member && client.rooms.len() + joining >= settings.config.limits.rooms_max {
+            let limit = settings.config.limits.rooms_max;
+            return Err(Refused::because(ErrorCode::RoomLimit, format!("a connection is in at most {limit} rooms")));
+        }
+        client.under_way().memberships.push((room.clone(), true));
+        let address = self.address(conn);
+        let join = Join { room: room.clone(), address, claim: JoinClaim::None, selection, since, ticket };
+        self.core.send_home(&room, Message::Join(Box::new(join)));
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, conn: ConnKey, reference: Option<Reference>, rooms: Rooms) -> Result<(), Refused> {
+        match rooms {
+            Rooms::One(room) => {
+                if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
+                    return Ok(());
+                }
+                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, &room));
+            }
+            Rooms::Many(rooms) => {
+                let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
+                for room in rooms {
+                    match self.leave(conn, &room, Ticket::Part(part)) {
+                        Ok(true) => {}
+                        Ok(false) => self.gathered(conn, part, |results| write_room(results, &room)),
+                        Err(refused) => self.gathered(conn, part, |results| write_room_error(results, &room, &refused)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a room by way of its home, so that answers come in the order of the commands. False where there is nothing
+    /// to leave.
+    fn leave(&mut self, conn: ConnKey, room: &str, ticket: Ticket) -> Result<bool, Refused> {
+        split(room, self.settings.config.limits.room_name_bytes_max)?;
+        let room = self.core.hasher().room(room);
+        let known = self.core.rooms().find(&room);
+        let Some(client) = self.client_mut(conn) else { return Ok(true) };
+        let under_way = client.under_way.as_ref();
+        let last = under_way.and_then(|all| all.memberships.iter().rev().find(|(name, _)| *name == room));
+        let is_member = match last {
+            Some((_, joins)) => *joins,
+            None => known.is_some_and(|id| client.rooms.contains(&id)),
+        };
+        if !is_member {
+            return Ok(false);
+        }
+        client.under_way().memberships.push((room.clone(), false));
+        let address = self.address(conn);
+        self.core.send_home(&room.clone(), Message::Leave { room, address, ticket: Some(ticket) });
+        Ok(true)
+    }
+
+    fn list_rooms(&mut self, conn: ConnKey, reference: Option<&Reference>) -> Result<(), Refused> {
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        let ids = client.rooms.clone();
+        let names: Vec<RoomName> =
+            ids.iter().filter_map(|id| self.core.rooms().get(*id)).map(|room| room.name.clone()).collect();
+        self.tell(conn, "rooms", reference, |payload| {
+            payload.extend_from_slice(b"{\"rooms\":[");
+            for (place, name) in names.iter().enumerate() {
+                if place > 0 {
+                    payload.push(b',');
+                }
+                write_string(payload, name.as_str());
+            }
+            payload.extend_from_slice(b"]}");
+        });
+        Ok(())
+    }
+
+    // ---- events ----
+
+    fn publish(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        command: PublishCommand<'_>,
+    ) -> Result<(), Refused> {
+        let PublishCommand { room, kind, data, key, echo } = command;
+        let settings = self.settings.clone();
+        let (room_kind, name) = known_room(&settings.config, room)?;
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        client.session.may_publish(&room_kind.name, name)?;
+        if key.is_some_and(|key| key.is_empty() || key.len() > settings.config.limits.key_bytes_max) {
+            let limit = settings.config.limits.key_bytes_max;
+            return Err(Refused::because(ErrorCode::BadCommand, format!("data.key has 1 to {limit} bytes")));
+        }
+        schema::check(kind, data, settings.config.events.strict, settings.config.limits.depth_max)?;
+        let room = self.core.hasher().room(room);
+        let address = self.address(conn);
+        self.core.route_publish(Publish {
+            room,
+            kind: kind.into(),
+            data: Bytes::copy_from_slice(data),
+            exclude: (!echo).then_some(address),
+            reply: ReplyTo::Client { address, ticket: Ticket::Single(reference) },
+        });
+        Ok(())
+    }
+
+    fn send_direct(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        to: Target,
+        kind: &str,
+        data: &[u8],
+    ) -> Result<(), Refused> {
+        let settings = self.settings.clone();
+        schema::check(kind, data, settings.config.events.strict, settings.config.limits.depth_max)?;
+        let data = Bytes::copy_from_slice(data);
+        match to {
+            Target::Client(client_id) => {
+                let Some(client) = self.client_mut(conn) else { return Ok(()) };
+                client.session.may_publish("client", &client_id)?;
+                let address = self.address(conn);
+                let reply = ReplyTo::Client { address, ticket: Ticket::Direct(reference) };
+                let direct = Box::new(Direct { kind: kind.into(), data, reply });
+                self.core.send_to_key(&*client_id.clone(), Message::SendToClient { client_id, direct });
+                Ok(())
+            }
+            Target::Session(id) => {
+                self.send_to_room(conn, &format!("session:{id}"), kind, data, Ticket::Direct(reference))
+            }
+            Target::User(id) => self.send_to_room(conn, &format!("user:{id}"), kind, data, Ticket::Direct(reference)),
+            Target::Sessions(ids) => {
+                // All or nothing: a missing permission is found before the first one is sent.
+                for id in &ids {
+                    let Some(client) = self.client_mut(conn) else { return Ok(()) };
+                    client.session.may_publish("session", id)?;
+                    split(&format!("session:{id}"), settings.config.limits.room_name_bytes_max)?;
+                }
+                let part = self.gather(conn, reference, ids.len(), GatherKind::Send { delivered: 0, queued: 0 })?;
+                for id in ids {
+                    self.send_to_room(conn, &format!("session:{id}"), kind, data.clone(), Ticket::Part(part))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn send_to_room(
+        &mut self,
+        conn: ConnKey,
+        room: &str,
+        kind: &str,
+        data: Bytes,
+        ticket: Ticket,
+    ) -> Result<(), Refused> {
+        let (room_kind, name) = split(room, self.settings.config.limits.room_name_bytes_max)?;
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        client.session.may_publish(room_kind, name)?;
+        let address = self.address(conn);
+        let room = self.core.hasher().room(room);
+        let reply = ReplyTo::Client { address, ticket };
+        self.core.route_publish(Publish { room, kind: kind.into(), data, exclude: None, reply });
+        Ok(())
+    }
+
+    fn deposit(&mut self, conn: ConnKey, reference: Option<Reference>, data: &[u8]) -> Result<(), Refused> {
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        let room = format!("session:{}", client.session.session_id);
+        let room = self.core.hasher().room(&room);
+        let address = self.address(conn);
+        let reply = ReplyTo::Client { address, ticket: Ticket::Deposit(reference) };
+        let deposit = Box::new(Deposit { room: room.clone(), data: Bytes::copy_from_slice(data), reply });
+        self.core.send_home(&room, Message::Deposit(deposit));
+        Ok(())
+    }
+
+    // ---- the client itself ----
+
+    fn metadata(&mut self, conn: ConnKey, reference: Option<&Reference>, set: Option<&[u8]>) -> Result<(), Refused> {
+        let settings = self.settings.clone();
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        if let Some(set) = set {
+            let object = serde_json::from_slice(set)
+                .map_err(|_| Refused::new(ErrorCode::BadCommand, "data.set has to be an object"))?;
+            client.session.merge_metadata(object, &settings.config)?;
+        }
+        let whole = client.session.metadata();
+        self.tell(conn, "metadata", reference, |payload| payload.extend_from_slice(whole.to_string().as_bytes()));
+        Ok(())
+    }
+
+    fn refresh(&mut self, conn: ConnKey, reference: Option<&Reference>, token: &str) -> Result<(), Refused> {
+        let (settings, now) = (self.settings.clone(), self.now);
+        let identity = if settings.config.auth.enabled {
+            let checked = settings.gate().check_token(token, now);
+            Arc::new(checked.map_err(|refusal| Refused { code: ErrorCode::Unauthorized, message: refusal.message })?)
+        } else {
+            settings.anonymous.clone()
+        };
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        client.session.refresh(identity.clone())?;
+        self.answer(conn, "auth.refreshed", reference, |payload| write_expires_at(payload, identity.expires_at));
+        self.enforce_permissions(conn);
+        self.look_after(conn);
+        Ok(())
+    }
+
+    /// Ends what a client's present permissions don't allow any more: the connection, or its place in rooms.
+    pub fn enforce_permissions(&mut self, conn: ConnKey) {
+        let settings = self.settings.clone();
+        let Some(client) = self.client_mut(conn) else { return };
+        if !client.session.identity.permissions.may_connect() {
+            return self.close(conn, close::FORBIDDEN, "websocket:connect was withdrawn");
+        }
+        let ids = client.rooms.clone();
+        for id in ids {
+            let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
+            let Some(client) = self.client_mut(conn) else { return };
+            // A room that everybody is put into is nobody's to lose.
+            let own = room.as_str() == "global"
+                || room.as_str().strip_prefix("user:") == Some(&client.session.identity.user_id)
+                || room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
+            let allowed = own
+                || known_room(&settings.config, room.as_str())
+                    .is_ok_and(|(kind, name)| client.session.may_join(kind, name).is_ok());
+            if allowed {
+                continue;
+            }
+            client.rooms.retain(|one| *one != id);
+            self.core.remove_member(id, conn);
+            let refused = Refused::because(
+                ErrorCode::Forbidden,
+                format!("the permission for {} was withdrawn; its events end here", room.as_str()),
+            );
+            self.leave_home(room, conn);
+            self.figures.subscriptions.sub(1);
+            self.refuse_command(conn, None, &refused);
+        }
+    }
+
+    // ---- commands with several parts ----
+
+    fn gather(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        parts: usize,
+        kind: GatherKind,
+    ) -> Result<u32, Refused> {
+        let waiting = u32::try_from(parts).unwrap_or(u32::MAX);
+        let Some(client) = self.client_mut(conn) else { return Ok(0) };
+        let under_way = client.under_way();
+        if under_way.gathers.len() >= GATHERS_MAX {
+            return Err(Refused::new(ErrorCode::Unavailable, "too many commands of this connection are under way"));
+        }
+        under_way.last_part += 1;
+        let part = under_way.last_part;
+        under_way.gathers.push(Gather { part, reference, waiting, kind });
+        if waiting == 0 {
+            self.gather_complete(conn, part);
+        }
+        Ok(part)
+    }
+
+    /// One part of a list is there; `write` appends what it says.
+    pub fn gathered(&mut self, conn: ConnKey, part: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(gather) = self.part(conn, part) else { return };
+        if let GatherKind::Subscribe(results) | GatherKind::Unsubscribe(results) = &mut gather.kind {
+            if !results.is_empty() {
+                results.push(b',');
+            }
+            write(results);
+        }
+        self.part_done(conn, part);
+    }
+
+    /// One part of a `send` to several sessions is there.
+    pub fn gathered_send(&mut self, conn: ConnKey, part: u32, reached: u64, waits: u64) {
+        let Some(gather) = self.part(conn, part) else { return };
+        if let GatherKind::Send { delivered, queued } = &mut gather.kind {
+            *delivered += reached;
+            *queued += waits;
+        }
+        self.part_done(conn, part);
+    }
+
+    fn part(&mut self, conn: ConnKey, part: u32) -> Option<&mut Gather> {
+        let under_way = self.client_mut(conn)?.under_way.as_mut()?;
+        under_way.gathers.iter_mut().find(|gather| gather.part == part)
+    }
+
+    fn part_done(&mut self, conn: ConnKey, part: u32) {
+        let Some(gather) = self.part(conn, part) else { return };
+        gather.waiting = gather.waiting.saturating_sub(1);
+        if gather.waiting == 0 {
+            self.gather_complete(conn, part);
+        }
+    }
+
+    fn gather_complete(&mut self, conn: ConnKey, part: u32) {
+        let Some(client) = self.client_mut(conn) else { return };
+        let Some(under_way) = client.under_way.as_mut() else { return };
+        let Some(place) = under_way.gathers.iter().position(|gather| gather.part == part) else { return };
+        let Gather { reference, kind, .. } = under_way.gathers.swap_remove(place);
+        client.tidy();
+        match kind {
+            GatherKind::Subscribe(results) => {
+                self.answer(conn, "subscribed", reference.as_ref(), |payload| write_results(payload, &results));
+            }
+            GatherKind::Unsubscribe(results) => {
+                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_results(payload, &results));
+            }
+            GatherKind::Send { delivered, queued } => {
+                self.answer(conn, "sent", reference.as_ref(), |payload| write_sent(payload, delivered, queued));
+            }
+        }
+    }
+}
+
+struct PublishCommand<'a> {
+    room: &'a str,
+    kind: &'a str,
+    data: &'a [u8],
+    key: Option<&'a str>,
+    echo: bool,
+}
+
+/// The kind and name of a room whose kind exists.
+pub(super) fn known_room<'c, 'r>(config: &'c Config, room: &'r str) -> Result<(&'c KindConfig, &'r str), Refused> {
+    let (kind, name) = split(room, config.limits.room_name_bytes_max)?;
+    match config.kind(kind) {
+        Some(kind) => Ok((kind, name)),
+        None => Err(Refused::because(ErrorCode::BadRoom, format!("there is no kind of room called {kind:?}"))),
+    }
+}
+
+fn write_results(payload: &mut Vec<u8>, results: &[u8]) {
+    payload.extend_from_slice(b"{\"results\":[");
+    payload.extend_from_slice(results);
+    payload.extend_from_slice(b"]}");
+}
+
+/// What `sent` says.
+pub(super) fn write_sent(payload: &mut Vec<u8>, delivered: u64, queued: u64) {
+    payload.extend_from_slice(b"{\"delivered\":");
+    crate::wire::json::write_u64(payload, delivered);
+    payload.extend_from_slice(b",\"queued\":");
+    crate::wire::json::write_u64(payload, queued);
+    payload.push(b'}');
+}

@@ -1,0 +1,294 @@
+//! A shard's connections.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::control::ConnectionOrigin;
+use crate::hub::name::RoomName;
+use crate::hub::outbox::Outbox;
+use crate::hub::rooms::RoomId;
+use crate::ring::{ConnKey, Socket};
+use crate::session::Session;
+use crate::session::handshake::Admit;
+use crate::session::heartbeat::Heartbeat;
+use crate::wire::native::Reference;
+use crate::wire::refusal::Refusal;
+use crate::wire::ws::Decoder;
+
+/// One socket and what it is to its shard.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub socket: Socket,
+    /// What waits to be sent.
+    pub outbox: Outbox,
+    /// The receiving half of the WebSocket.
+    pub decoder: Decoder,
+    /// How far it is.
+    pub phase: Phase,
+    /// When bytes came last, in milliseconds of the monotonic clock.
+    pub heard_ms: u64,
+    /// When it is to be looked at.
+    pub due_ms: u64,
+    /// Whether the driver may still report received bytes.
+    pub receiving: bool,
+}
+
+/// How far a connection is.
+#[derive(Debug)]
+pub enum Phase {
+    /// The request's head is on its way.
+    Head(Box<HeadBuffer>),
+    /// The directories are being asked.
+    Admission(Box<Admission>),
+    /// A WebSocket with the native protocol.
+    Open(Box<Client>),
+    /// A WebSocket that sends back what comes.
+    Echo(Box<EchoClient>),
+    /// On its way to the control plane.
+    HandOver(Box<HeadBuffer>),
+    /// What is in the outbox is sent, then the connection ends.
+    Closing {
+        /// Nothing will be sent any more; the peer's end is waited for.
+        shut: bool,
+    },
+}
+
+/// A request's head as far as it is there.
+#[derive(Debug, Default)]
+pub struct HeadBuffer {
+    /// What came.
+    pub bytes: Vec<u8>,
+    /// From where.
+    pub origin: ConnectionOrigin,
+    /// Whether a PROXY header is still to come before the request.
+    pub proxy_header: bool,
+}
+
+/// A connection that waits for the directories' answers.
+#[derive(Debug)]
+pub struct Admission {
+    /// What is asked for.
+    pub admit: Admit,
+    /// The id it is to have.
+    pub client_id: Arc<str>,
+    /// The session it is to have.
+    pub session_id: Arc<str>,
+    /// The client's address, if it counts against that address's limits.
+    pub peer: Option<IpAddr>,
+    /// Answers that are still to come.
+    pub waiting: u8,
+    /// What was granted so far.
+    pub granted: Claims,
+    /// The rooms that were joined so far.
+    pub rooms: Vec<RoomId>,
+    /// The first refusal.
+    pub refused: Option<Refusal>,
+    /// What the client sent ahead of our answer.
+    pub early: Vec<u8>,
+}
+
+/// What a connection holds in the directories, and has to give back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Claims {
+    /// One of its address's connections.
+    pub peer: bool,
+    /// Its client id.
+    pub client: bool,
+    /// One of its user's connections.
+    pub user: bool,
+    /// Its session.
+    pub session: bool,
+}
+
+/// A client of the native protocol.
+#[derive(Debug)]
+pub struct Client {
+    /// Its state.
+    pub session: Session,
+    /// The rooms it is in.
+    pub rooms: Vec<RoomId>,
+    /// Whether it still lives.
+    pub heartbeat: Heartbeat,
+    /// The address that counts it.
+    pub peer: Option<IpAddr>,
+    /// What it holds.
+    pub claims: Claims,
+    /// Commands under way; most of the time there are none.
+    pub under_way: Option<Box<UnderWay>>,
+}
+
+/// A client of `/echo`.
+#[derive(Debug)]
+pub struct EchoClient {
+    /// Whether it still lives.
+    pub heartbeat: Heartbeat,
+    /// The address that counts it.
+    pub peer: Option<IpAddr>,
+    /// What it holds.
+    pub claims: Claims,
+}
+
+/// Commands that wait for other shards.
+#[derive(Debug, Default)]
+pub struct UnderWay {
+    /// Joins (true) and leaves (false) in the order they were sent to their homes.
+    pub memberships: Vec<(RoomName, bool)>,
+    /// Commands with several parts.
+    pub gathers: Vec<Gather>,
+    /// The last part's number.
+    pub last_part: u32,
+}
+
+/// A command with several parts, whose answer is sent when all are there.
+#[derive(Debug)]
+pub struct Gather {
+    /// The number that its parts carry.
+    pub part: u32,
+    /// The command's id.
+    pub reference: Option<Reference>,
+    /// Parts that are still to come.
+    pub waiting: u32,
+    /// What the answer will be.
+    pub kind: GatherKind,
+}
+
+/// The commands that have several parts.
+#[derive(Debug)]
+pub enum GatherKind {
+    /// `subscribe` with `rooms`; the results so far, as JSON.
+    Subscribe(Vec<u8>),
+    /// `unsubscribe` with `rooms`; likewise.
+    Unsubscribe(Vec<u8>),
+    /// `send` to several sessions.
+    Send {
+        /// Connections reached.
+        delivered: u64,
+        /// Absent sessions for which it waits.
+        queued: u64,
+    },
+}
+
+/// Commands with several parts that may be under way per connection.
+pub const GATHERS_MAX: usize = 16;
+
+impl Client {
+    /// The commands under way, to be changed.
+    pub fn under_way(&mut self) -> &mut UnderWay {
+        self.under_way.get_or_insert_default()
+    }
+
+    /// Lets go of the memory when nothing is under way any more.
+    pub fn tidy(&mut self) {
+        if self.under_way.as_ref().is_some_and(|all| all.memberships.is_empty() && all.gathers.is_empty()) {
+            self.under_way = None;
+        }
+    }
+}
+
+/// The table of connections.
+#[derive(Debug, Default)]
+pub struct Connections {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    connection: Option<Connection>,
+}
+
+/// Generations are 24 bits wide in the driver's tokens.
+const GENERATION_MASK: u32 = 0xff_ffff;
+
+impl Connections {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a connection.
+    pub fn insert(&mut self, connection: Connection) -> ConnKey {
+        if let Some(slot) = self.free.pop()
+            && let Some(place) = self.slots.get_mut(slot as usize)
+        {
+            place.connection = Some(connection);
+            return ConnKey { slot, generation: place.generation };
+        }
+        self.slots.push(Slot { generation: 0, connection: Some(connection) });
+        ConnKey { slot: (self.slots.len() - 1) as u32, generation: 0 }
+    }
+
+    /// A connection, if that key still names one.
+    pub fn get(&self, key: ConnKey) -> Option<&Connection> {
+        let slot = self.slots.get(key.slot as usize)?;
+        if slot.generation == key.generation { slot.connection.as_ref() } else { None }
+    }
+
+    /// A connection, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self, key: ConnKey) -> Option<&mut Connection> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        if slot.generation == key.generation { slot.connection.as_mut() } else { None }
+    }
+
+    /// Takes a connection out; its key names nothing from here on.
+    pub fn remove(&mut self, key: ConnKey) -> Option<Connection> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        if slot.generation != key.generation {
+            return None;
+        }
+        let connection = slot.connection.take()?;
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
+        self.free.push(key.slot);
+        Some(connection)
+    }
+
+    /// The keys of all connections.
+    pub fn keys(&self) -> Vec<ConnKey> {
+        let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.connection.is_some());
+        used.map(|(slot, place)| ConnKey { slot: slot as u32, generation: place.generation }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        Connection {
+            socket: Socket(-1),
+            outbox: Outbox::default(),
+            decoder: Decoder::new(),
+            phase: Phase::Closing { shut: false },
+            heard_ms: 0,
+            due_ms: 0,
+            receiving: false,
+        }
+    }
+
+    #[test]
+    fn an_old_key_does_not_name_the_slots_next_owner() {
+        let mut connections = Connections::default();
+        let first = connections.insert(connection());
+        assert!(connections.remove(first).is_some());
+        assert!(connections.remove(first).is_none());
+        let second = connections.insert(connection());
+        assert_eq!(second.slot, first.slot);
+        assert!(connections.get(first).is_none());
+        assert!(connections.get_mut(second).is_some());
+        assert_eq!(connections.keys(), [second]);
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Slot>() <= 160, "{}", size_of::<Slot>());
+        assert!(size_of::<Client>() <= 224, "{}", size_of::<Client>());
+    }
+}

@@ -1,0 +1,269 @@
+//! What homes and other shards tell this shard about its connections.
+
+use super::answers::{write_room, write_room_error, write_subscribed};
+use super::commands::write_sent;
+use super::connection::Phase;
+use super::state::State;
+use crate::hub::core::epoch_text;
+use crate::hub::message::{ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, Ticket};
+use crate::hub::name::RoomName;
+use crate::ring::ConnKey;
+use crate::wire::codes::{ErrorCode, close};
+use crate::wire::json::{write_string, write_u64};
+use crate::wire::native::Refused;
+
+impl State {
+    /// A message for a member's shard.
+    pub fn member_message(&mut self, message: Message) {
+        match message {
+            Message::Deliver(batch) => self.core.deliver(batch),
+            Message::Joined(joined) => self.joined(*joined),
+            Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
+            Message::Published { address, ticket, room, outcome } => {
+                self.published(address.conn, ticket, &room, outcome)
+            }
+            Message::Claimed { address, what, refused } => {
+                if self.is_being_admitted(address.conn) {
+                    self.claimed(address.conn, what, refused);
+                } else if refused.is_none() {
+                    self.give_back(address.conn, what);
+                }
+            }
+            Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
+            Message::Forward { address, request } => self.client_request(address.conn, request),
+            Message::TakenOver { address } => {
+                self.close(address.conn, close::TAKEN_OVER, "taken over by a newer connection")
+            }
+            other => debug_assert!(false, "{other:?} is for a home"),
+        }
+    }
+
+    fn is_being_admitted(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Admission(_)))
+    }
+
+    /// A claim was granted to a connection that is gone. What was claimed is remembered for as long as that can happen.
+    fn give_back(&mut self, conn: ConnKey, what: ClaimKind) {
+        let address = self.address(conn);
+        let Some(place) = self.orphans.iter().position(|orphan| orphan.conn == conn) else { return };
+        let Some(orphan) = self.orphans.get_mut(place) else { return };
+        match what {
+            ClaimKind::Peer => {
+                if let Some(peer) = orphan.peer {
+                    self.core.send_to_key(&peer, Message::ReleasePeer { peer });
+                }
+            }
+            ClaimKind::Client => {
+                let client_id = orphan.client_id.clone();
+                self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
+            }
+            ClaimKind::User => {
+                let user_id = orphan.user_id.clone();
+                self.core.send_to_key(&*user_id.clone(), Message::ReleaseUser { user_id });
+            }
+        }
+        self.orphan_answered(place);
+    }
+
+    fn orphan_answered(&mut self, place: usize) {
+        if let Some(orphan) = self.orphans.get_mut(place) {
+            orphan.waiting = orphan.waiting.saturating_sub(1);
+            if orphan.waiting == 0 {
+                self.orphans.swap_remove(place);
+            }
+        }
+    }
+
+    fn joined(&mut self, joined: Joined) {
+        let conn = joined.address.conn;
+        if joined.ticket == Ticket::Admission {
+            if self.is_being_admitted(conn) {
+                self.joined_at_admission(conn, joined);
+                return;
+            }
+            if joined.outcome.is_ok() {
+                self.undo_join(conn, joined.room);
+            }
+            if let Some(place) = self.orphans.iter().position(|orphan| orphan.conn == conn) {
+                self.orphan_answered(place);
+            }
+            return;
+        }
+        let Joined { room, selection, ticket, outcome, .. } = joined;
+        let Some(client) = self.client_mut(conn) else {
+            if outcome.is_ok() {
+                self.undo_join(conn, room);
+            }
+            return;
+        };
+        membership_answered(client, &room, true);
+        let outcome = match outcome {
+            Ok(state) => self.enter(conn, &room, selection).map(|()| state),
+            Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
+            Err(JoinRefused::SessionOfOther) => {
+                Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
+            }
+        };
+        match (ticket, outcome) {
+            (Ticket::Single(reference), Ok(state)) => {
+                self.answer(conn, "subscribed", reference.as_ref(), |payload| {
+                    write_subscribed(payload, room.as_str(), &state);
+                });
+            }
+            (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
+            (Ticket::Part(part), Ok(state)) => {
+                self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
+            }
+            (Ticket::Part(part), Err(refused)) => {
+                self.gathered(conn, part, |results| write_room_error(results, room.as_str(), &refused));
+            }
+            (Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_), _) => {}
+        }
+    }
+
+    /// Makes a connection a member on this shard, now that the home counts it as one.
+    fn enter(
+        &mut self,
+        conn: ConnKey,
+        room: &RoomName,
+        selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
+    ) -> Result<(), Refused> {
+        let before = self.core.rooms().find(room);
+        let was_member =
+            before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
+        if let Some(id) = before.filter(|_| was_member) {
+            // Subscribed anew: the new selection takes the place of the old one, and the home counts it once.
+            self.core.remove_member(id, conn);
+            self.leave_home(room.clone(), conn);
+            if let Some(client) = self.client_mut(conn) {
+                client.rooms.retain(|one| *one != id);
+            }
+            self.figures.subscriptions.sub(1);
+        }
+        match self.core.add_member(room, conn, selection) {
+            Some(id) => {
+                if let Some(client) = self.client_mut(conn) {
+                    client.rooms.push(id);
+                }
+                self.figures.subscriptions.add(1);
+                Ok(())
+            }
+            None => {
+                self.leave_home(room.clone(), conn);
+                Err(Refused::new(ErrorCode::RoomLimit, "this room has too many different filters"))
+            }
+        }
+    }
+
+    fn undo_join(&mut self, conn: ConnKey, room: RoomName) {
+        let address = self.address(conn);
+        if room.as_str().starts_with("session:") {
+            self.core.send_home(&room.clone(), Message::ReleaseSession { room: room.clone(), address });
+        }
+        self.leave_home(room, conn);
+    }
+
+    fn left(&mut self, conn: ConnKey, room: RoomName, ticket: Ticket) {
+        let id = self.core.rooms().find(&room);
+        let Some(client) = self.client_mut(conn) else { return };
+        membership_answered(client, &room, false);
+        if let Some(id) = id {
+            client.rooms.retain(|one| *one != id);
+            if self.core.remove_member(id, conn) {
+                self.figures.subscriptions.sub(1);
+            }
+        }
+        match ticket {
+            Ticket::Single(reference) => {
+                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, room.as_str()));
+            }
+            Ticket::Part(part) => self.gathered(conn, part, |results| write_room(results, room.as_str())),
+            Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_) => {}
+        }
+    }
+
+    fn published(&mut self, conn: ConnKey, ticket: Ticket, room: &RoomName, outcome: Result<Published, Refused>) {
+        match (ticket, outcome) {
+            (Ticket::Single(reference), Ok(published)) => {
+                let name = room.as_str();
+                self.answer(conn, "published", reference.as_ref(), |payload| {
+                    write_published(payload, name, &published)
+                });
+            }
+            (Ticket::Direct(reference), Ok(published)) => {
+                self.answer(conn, "sent", reference.as_ref(), |payload| {
+                    write_sent(payload, u64::from(published.delivered), u64::from(published.queued));
+                });
+            }
+            (Ticket::Deposit(reference), Ok(_)) => {
+                self.answer(conn, "accepted", reference.as_ref(), |payload| payload.extend_from_slice(b"{}"));
+            }
+            (Ticket::Single(reference) | Ticket::Direct(reference) | Ticket::Deposit(reference), Err(refused)) => {
+                self.refuse_command(conn, reference.as_ref(), &refused)
+            }
+            (Ticket::Part(part), Ok(published)) => {
+                self.gathered_send(conn, part, u64::from(published.delivered), u64::from(published.queued));
+            }
+            (Ticket::Part(part), Err(refused)) => {
+                self.figures.errors.add(refused.code.as_str());
+                self.gathered_send(conn, part, 0, 0);
+            }
+            (Ticket::Admission, _) => {}
+        }
+    }
+
+    fn forward_to_session(&mut self, conn: ConnKey, direct: Direct) {
+        let Some(client) = self.client_mut(conn) else {
+            self.core.refuse_direct(direct);
+            return;
+        };
+        let room = format!("session:{}", client.session.session_id);
+        let room = self.core.hasher().room(&room);
+        let Direct { kind, data, reply } = direct;
+        self.core.route_publish(Publish { room, kind, data, exclude: None, reply });
+    }
+
+    fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {
+        let settings = self.settings.clone();
+        let Some(client) = self.client_mut(conn) else {
+            request.refuse();
+            return;
+        };
+        match request {
+            ClientRequest::Metadata { set, responder } => {
+                let merged = match set {
+                    Some(set) => client.session.merge_metadata(set, &settings.config),
+                    None => Ok(()),
+                };
+                responder.resolve(merged.map(|()| client.session.metadata()).map_err(Into::into));
+            }
+            ClientRequest::Disconnect { code, reason, responder } => {
+                self.close(conn, code, &reason);
+                responder.resolve(Ok(1));
+            }
+        }
+    }
+}
+
+/// Takes the oldest join or leave of a room off the list of those under way.
+fn membership_answered(client: &mut super::connection::Client, room: &RoomName, joins: bool) {
+    if let Some(under_way) = client.under_way.as_mut() {
+        let place = under_way.memberships.iter().position(|(name, joined)| *joined == joins && name == room);
+        if let Some(place) = place {
+            under_way.memberships.remove(place);
+        }
+    }
+    client.tidy();
+}
+
+fn write_published(payload: &mut Vec<u8>, room: &str, published: &Published) {
+    payload.extend_from_slice(b"{\"room\":");
+    write_string(payload, room);
+    payload.extend_from_slice(b",\"id\":\"");
+    payload.extend_from_slice(&published.id);
+    payload.extend_from_slice(b"\",\"seq\":");
+    write_u64(payload, published.seq);
+    payload.extend_from_slice(b",\"epoch\":");
+    write_string(payload, &epoch_text(published.epoch));
+    payload.extend_from_slice(if published.duplicate { b",\"duplicate\":true}" } else { b",\"duplicate\":false}" });
+}

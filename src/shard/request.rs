@@ -1,0 +1,98 @@
+//! What the hub's handle and the control plane ask of a shard.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
+use super::Settings;
+use crate::control::Adopted;
+use crate::hub::message::{ClientRequest, Publish};
+use crate::hub::name::RoomName;
+use crate::hub::reply::Responder;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// A request to a shard.
+#[derive(Debug)]
+pub enum Request {
+    /// An event for a room whose home this shard is.
+    Publish(Box<Publish>),
+    /// An event for the session of a client whose id is homed here.
+    SendToClient {
+        /// The client's id.
+        client_id: Box<str>,
+        /// The event.
+        direct: Box<crate::hub::message::Direct>,
+    },
+    /// Something to be asked of the connection that holds a client id homed here.
+    Client {
+        /// The id.
+        client_id: Box<str>,
+        /// What is asked.
+        request: ClientRequest,
+    },
+    /// Something to be asked of the connection that holds a session homed here.
+    Session {
+        /// The session's room.
+        room: RoomName,
+        /// What is asked.
+        request: ClientRequest,
+    },
+    /// Closes this shard's connections of a user.
+    DisconnectUser {
+        /// The user.
+        user_id: Box<str>,
+        /// The close code.
+        code: u16,
+        /// The close frame's reason.
+        reason: Box<str>,
+        /// Is told how many there were.
+        responder: Responder<u32>,
+    },
+    /// Whether a client id homed here is held.
+    HasClient {
+        /// The id.
+        client_id: Box<str>,
+        /// Is told.
+        responder: Responder<bool>,
+    },
+    /// Whether a room homed here has members.
+    IsOccupied {
+        /// The room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<bool>,
+    },
+    /// The next message in the inbox of a session homed here.
+    Collect {
+        /// The session's room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<Bytes>,
+    },
+    /// A sign of life: the number is to be stored there.
+    Ping {
+        /// What to store.
+        number: u64,
+        /// Where.
+        answered: Arc<AtomicU64>,
+    },
+    /// A connection that comes from the control plane.
+    Adopt(Box<Adopted>),
+    /// New settings.
+    Reload(Arc<Settings>),
+    /// No new connections, and an end to those that are there.
+    Drain {
+        /// Milliseconds over which connections are closed.
+        over_ms: u64,
+        /// Milliseconds over which clients are asked to come back.
+        spread_ms: u64,
+    },
+    /// An end at once.
+    Stop,
+}
+
+/// The address that counts a connection against its limits.
+pub fn counted_address(origin: &crate::control::ConnectionOrigin) -> Option<IpAddr> {
+    origin.client.or_else(|| origin.peer.map(|peer| peer.ip()))
+}

@@ -1,0 +1,99 @@
+//! What the hub's handle and the control plane ask of this shard.
+
+use std::sync::atomic::Ordering;
+
+use super::connection::Phase;
+use super::request::Request;
+use super::state::{Action, Drain, State, core_limits};
+use crate::hub::message::{Message, Publish};
+use crate::wire::codes::close;
+use crate::wire::json::write_u64;
+
+impl State {
+    /// Carries out a request; a connection to adopt is given back, since that needs the driver.
+    pub fn request(&mut self, request: Request) -> Option<Box<crate::control::Adopted>> {
+        let now = self.now;
+        match request {
+            Request::Publish(publish) => {
+                let Publish { room, kind, data, exclude, reply } = *publish;
+                // The handle sends events straight to their home; after a reload of shards it would go on from here.
+                self.core.route_publish(Publish { room, kind, data, exclude, reply });
+            }
+            Request::SendToClient { client_id, direct } => {
+                if let Some(message) = self.core.handle(Message::SendToClient { client_id, direct }, now) {
+                    self.member_message(message);
+                }
+            }
+            Request::Client { client_id, request } => self.core.forward_to_client(&client_id, request),
+            Request::Session { room, request } => self.core.forward_to_session(&room, request),
+            Request::DisconnectUser { user_id, code, reason, responder } => {
+                let mut closed = 0;
+                for conn in self.connections.keys() {
+                    let is_users =
+                        self.client_mut(conn).is_some_and(|client| *client.session.identity.user_id == *user_id);
+                    if is_users {
+                        self.close(conn, code, &reason);
+                        closed += 1;
+                    }
+                }
+                responder.resolve(Ok(closed));
+            }
+            Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
+            Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
+            Request::Collect { room, responder } => self.core.collect(&room, responder),
+            Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
+            Request::Adopt(adopted) => return Some(adopted),
+            Request::Reload(settings) => {
+                self.core.set_limits(core_limits(&settings));
+                self.settings = settings;
+            }
+            Request::Drain { over_ms, spread_ms } => self.begin_drain(over_ms, spread_ms),
+            Request::Stop => self.stop(),
+        }
+        self.drain_local();
+        None
+    }
+
+    fn begin_drain(&mut self, over_ms: u64, spread_ms: u64) {
+        if self.drain.is_some() {
+            return;
+        }
+        let drain = Drain { began_ms: self.now_ms(), over_ms, spread_ms };
+        self.drain = Some(drain);
+        self.mesh.draining.store(true, Ordering::Relaxed);
+        self.actions.push(Action::StopListening);
+        for conn in self.connections.keys() {
+            let reconnect_ms = drain.reconnect_ms(conn);
+            self.tell(conn, "draining", None, |payload| {
+                payload.extend_from_slice(b"{\"reconnect_after_ms\":");
+                write_u64(payload, reconnect_ms);
+                payload.push(b'}');
+            });
+            let closes_ms = drain.closes_at(conn);
+            let Some(connection) = self.connections.get_mut(conn) else { continue };
+            if closes_ms < connection.due_ms {
+                connection.due_ms = closes_ms;
+                self.timers.schedule(conn, closes_ms);
+            }
+        }
+    }
+
+    /// Ends every connection now; the shard ends when the last is gone.
+    fn stop(&mut self) {
+        self.begin_drain(0, 0);
+        self.stopping = true;
+        for conn in self.connections.keys() {
+            let Some(connection) = self.connections.get(conn) else { continue };
+            match connection.phase {
+                Phase::Open(_) | Phase::Echo(_) => self.close(conn, close::DRAINING, "0"),
+                Phase::Closing { .. } => {}
+                _ => self.abandon(conn),
+            }
+        }
+    }
+
+    /// Whether a drain is over.
+    pub fn is_done(&self) -> bool {
+        self.drain.is_some() && self.connections.is_empty()
+    }
+}

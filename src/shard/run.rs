@@ -1,0 +1,290 @@
+//! The loop of a shard.
+//!
+//! One turn, in the order of what waits on what:
+//!
+//! 1. *Completions*: what the kernel did since. Receives are decoded in place, their buffers go back at once.
+//! 2. *Mesh*: what other shards and the handle sent. Joins and publishes of this turn's receives are among it where this
+//!    shard is home, so that they are part of the same batch.
+//! 3. *Time*: heartbeats, deadlines, tokens.
+//! 4. *Seal*: each room's events of the turn become one batch and one delivery per shard.
+//! 5. *Fan out*: at most `shards.turn_deliveries_max` deliveries, then others get their turn; the rest follows.
+//! 6. *Flush*: one send per dirty connection.
+//! 7. *Mesh out*: one batch and one ring of the bell per shard.
+//!
+//! Then the driver enters the kernel once: it submits all that and, if nothing is left to do, waits.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::connection::Phase;
+use super::state::{Action, Start, State};
+use crate::control::{Adopted, ConnectionOrigin};
+use crate::hub::name::ShardId;
+use crate::ring::{Completion, ConnKey, Driver, Peer, ReceiveEnd};
+use crate::wire::refusal::Refusal;
+
+/// Messages of one other shard, and requests of the handle, that are taken in one turn; the rest waits for the next.
+const BATCHES_PER_TURN: usize = 64;
+const REQUESTS_PER_TURN: usize = 1024;
+/// How long a shard waits at most when it has nothing to do, so that its figures stay fresh.
+const IDLE_WAIT: Duration = Duration::from_millis(1000);
+
+/// A shard with its driver.
+pub struct Shard<D: Driver> {
+    driver: D,
+    state: State,
+    completions: Vec<Completion>,
+}
+
+impl<D: Driver> Shard<D> {
+    /// A shard; it listens once [`Shard::listen`] was called and works when [`Shard::turn`] is.
+    pub fn new(driver: D, start: Start) -> Shard<D> {
+        let mut state = State::new(start);
+        state.now = driver.now();
+        Shard { driver, state, completions: Vec::with_capacity(1024) }
+    }
+
+    /// Accepts connections from a listening socket.
+    pub fn listen(&mut self, listener: u16, socket: OwnedFd) {
+        self.driver.listen(listener, socket);
+    }
+
+    /// Turns until a drain or stop is over.
+    pub fn run(&mut self) -> io::Result<()> {
+        while self.turn()? {}
+        Ok(())
+    }
+
+    /// One turn. False where the shard has ended.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        let wait = self.wait();
+        self.completions.clear();
+        self.driver.turn(wait, &mut self.completions)?;
+        self.driver.doorbell().wake();
+        self.state.now = self.driver.now();
+
+        self.take_completions();
+        self.take_messages();
+        self.state.tick();
+        self.act();
+        self.state.core.seal_all();
+        self.fan_out();
+        self.flush();
+        self.act();
+        self.send_messages();
+        self.count();
+        Ok(!self.state.is_done())
+    }
+
+    /// How long the driver may wait. The bell is told first that this shard is about to sleep, then the queues are looked
+    /// into once more, so that no push goes unnoticed.
+    fn wait(&mut self) -> Option<Duration> {
+        let state = &self.state;
+        if state.core.has_deliveries() || !state.dirty.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.driver.doorbell().sleep();
+        if state.mesh.has_work(state.me) {
+            return Some(Duration::ZERO);
+        }
+        let now_ms = state.now_ms();
+        let until_due = state.timers.next_ms().map(|due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
+        // What another shard could not take is tried again soon.
+        let retry = state.has_backlog.then_some(Duration::from_millis(1));
+        [until_due, retry, Some(IDLE_WAIT)].into_iter().flatten().min()
+    }
+
+    fn take_completions(&mut self) {
+        let completions = std::mem::take(&mut self.completions);
+        for completion in &completions {
+            match *completion {
+                Completion::Received { conn, buffer, bytes } => {
+                    self.state.received(conn, self.driver.buffer(buffer, bytes));
+                    self.driver.release(buffer);
+                }
+                Completion::Sent { conn, error } => self.state.sent(conn, error),
+                Completion::Accepted { socket, .. } => {
+                    let origin = origin(self.driver.peer(socket));
+                    if self.state.has_room() {
+                        self.state.opened(socket, origin, &mut []);
+                    } else {
+                        self.state.figures.refused.add("capacity");
+                        // Closed by being dropped: nothing was started on it.
+                        drop(self.driver.detach(NOBODY, socket));
+                    }
+                }
+                Completion::ReceiveEnded { conn, end } => {
+                    self.state.receive_ended(conn, end == ReceiveEnd::Cancelled);
+                }
+                Completion::Doorbell => {}
+            }
+            if !self.state.actions.is_empty() {
+                self.act();
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn take_messages(&mut self) {
+        let (me, shards) = (self.state.me, self.state.mesh.shards());
+        for from in 0..shards {
+            for _ in 0..BATCHES_PER_TURN {
+                let Some(batch) = self.state.mesh.pop(ShardId(from), me) else { break };
+                self.state.figures.mesh_received.add(batch.len() as u64);
+                for message in batch {
+                    self.state.message(message);
+                }
+                self.state.drain_local();
+            }
+        }
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(request) = self.state.mesh.next_request(me) else { break };
+            if let Some(adopted) = self.state.request(request) {
+                self.adopt(*adopted);
+            }
+        }
+    }
+
+    fn fan_out(&mut self) {
+        let State { core, connections, dirty, slow, settings, .. } = &mut self.state;
+        if !core.has_deliveries() {
+            return;
+        }
+        let limits = &settings.config.limits;
+        let outbox_bytes_max = limits.outbox_bytes_max;
+        // Beyond the shard's bound those who lag pay for it, not those who keep up.
+        let memory_is_full = core.memory().bytes() > limits.outbox_shard_bytes_max;
+        core.fan_out(settings.config.shards.turn_deliveries_max as usize, |conn, bytes, _| {
+            let Some(connection) = connections.get_mut(conn) else { return };
+            let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
+            if lags || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+                slow.push(conn);
+                return;
+            }
+            if connection.outbox.mark_dirty() {
+                dirty.push(conn);
+            }
+        });
+        while let Some(conn) = self.state.slow.pop() {
+            self.state.close_slow(conn);
+        }
+        self.state.drain_local();
+    }
+
+    fn flush(&mut self) {
+        let State { core, connections, dirty, figures, .. } = &mut self.state;
+        let mut bytes = 0;
+        for conn in dirty.drain(..) {
+            let Some(connection) = connections.get_mut(conn) else { continue };
+            if let Some(chunk) = connection.outbox.take_chunk(core.memory()) {
+                bytes += chunk.len() as u64;
+                self.driver.send(conn, connection.socket, chunk);
+            }
+        }
+        if bytes > 0 {
+            figures.bytes_sent.add(bytes);
+        }
+    }
+
+    fn send_messages(&mut self) {
+        let (me, shards) = (self.state.me, self.state.mesh.shards());
+        self.state.has_backlog = false;
+        for to in 0..shards {
+            let to = ShardId(to);
+            let Some(queue) = self.state.core.outgoing(to) else { continue };
+            if queue.is_empty() {
+                continue;
+            }
+            let messages = std::mem::take(queue);
+            if let Err(messages) = self.state.mesh.push(me, to, messages) {
+                // Kept, in order, until that shard has caught up.
+                if let Some(queue) = self.state.core.outgoing(to) {
+                    *queue = messages;
+                }
+                self.state.has_backlog = true;
+            }
+        }
+    }
+
+    /// Does with sockets what was decided.
+    fn act(&mut self) {
+        let mut actions = std::mem::take(&mut self.state.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Receive(conn, socket) => self.driver.receive(conn, socket),
+                Action::CancelReceive(conn, socket) => self.driver.cancel_receive(conn, socket),
+                Action::Shutdown(socket) => self.driver.shutdown(socket),
+                Action::Close(conn, socket) => self.driver.close(conn, socket),
+                Action::HandOver(conn) => self.hand_over(conn),
+                Action::StopListening => self.driver.stop_listening(),
+            }
+        }
+        // Carrying these out makes no new ones; the memory is kept.
+        self.state.actions = actions;
+    }
+
+    /// Gives a connection that is no WebSocket to the control plane.
+    fn hand_over(&mut self, conn: ConnKey) {
+        let Some(connection) = self.state.connections.remove(conn) else { return };
+        let Phase::HandOver(head) = connection.phase else { return };
+        let socket = self.driver.detach(conn, connection.socket);
+        let adopted = Adopted { socket, received: head.bytes, origin: head.origin };
+        let refused = match &self.state.inbox {
+            Some(inbox) => inbox.push(adopted).err(),
+            None => Some(adopted),
+        };
+        let Some(Adopted { socket, .. }) = refused else {
+            self.state.figures.handed_over.add(1);
+            return;
+        };
+        self.state.figures.refused.add("http_busy");
+        let mut answer = Vec::new();
+        Refusal::unavailable("too many HTTP connections", 1).response(&mut answer);
+        // Nothing was sent on this socket yet, so that this fits its buffer; should it not, the peer sees a close.
+        if let Err(error) = io::Write::write(&mut TcpStream::from(socket), &answer) {
+            tracing::debug!(%error, "a connection beyond the control plane's limit could not be told");
+        }
+    }
+
+    fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { socket, mut received, origin } = adopted;
+        if !self.state.has_room() {
+            self.state.figures.refused.add("capacity");
+            return;
+        }
+        self.state.figures.adopted.add(1);
+        let socket = self.driver.attach(socket);
+        self.state.opened(socket, origin, &mut received);
+    }
+
+    fn count(&mut self) {
+        let State { figures, core, connections, .. } = &self.state;
+        let (counted, driver) = (core.figures(), self.driver.figures());
+        figures.turns.add(1);
+        figures.enters.set(driver.enters);
+        figures.completions.set(driver.completions);
+        figures.buffers_exhausted.set(driver.buffer_exhausted);
+        figures.accept_failures.set(driver.accept_failures);
+        figures.publishes.set(counted.publishes);
+        figures.deliveries.set(counted.deliveries);
+        figures.mesh_sent.set(counted.mesh_sent);
+        figures.rooms.set(core.rooms().len() as u64);
+        figures.outbox_bytes.set(core.memory().bytes() as u64);
+        figures.handshakes.set((connections.len() as u64).saturating_sub(figures.connections.value()));
+    }
+}
+
+/// Stands for a connection where there is none yet.
+const NOBODY: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
+
+/// A connection with less than this in its outbox keeps up, whatever the shard's memory.
+const LAGS_BYTES: usize = 64 * 1024;
+
+fn origin(peer: Peer) -> ConnectionOrigin {
+    match peer {
+        Peer::Ip(ip, port) => ConnectionOrigin { peer: Some(SocketAddr::new(ip, port)), client: None },
+        Peer::Unix => ConnectionOrigin::default(),
+    }
+}

@@ -1,0 +1,554 @@
+//! Everything of a shard but its driver: what came in is handled here, and what is to be done with sockets comes out as
+//! [`Action`]s and dirty outboxes.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::connection::{Connection, Connections, HeadBuffer, Phase};
+use super::mesh::Mesh;
+use super::timers::Timers;
+use super::{Settings, connection::Client};
+use crate::control::figures::Figures;
+use crate::control::{ConnectionOrigin, Inbox};
+use crate::hub::batch::Address;
+use crate::hub::core::{Core, CoreLimits};
+use crate::hub::directory::PeerLimits;
+use crate::hub::message::Message;
+use crate::hub::name::{NameHasher, ShardId};
+use crate::ring::{ConnKey, Now, Socket};
+use crate::session::heartbeat::Beat;
+use crate::wire::codes::close;
+use crate::wire::json::Scratch;
+use crate::wire::ws::{self, Opcode};
+
+/// Where unguessable bytes come from: the system's generator for real, a seed in the simulation.
+pub struct Entropy(pub Box<dyn FnMut(&mut [u8]) + Send>);
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Entropy")
+    }
+}
+
+/// What a shard is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// Which shard this is.
+    pub me: ShardId,
+    /// The queues between the threads.
+    pub mesh: Arc<Mesh>,
+    /// What to go by.
+    pub settings: Arc<Settings>,
+    /// Where it counts.
+    pub figures: Arc<Figures>,
+    /// Where requests go that are no upgrade; none where there is no control plane.
+    pub inbox: Option<Inbox>,
+    /// Hashes names; the same on all shards.
+    pub hasher: NameHasher,
+    /// Seeds the ids; different on every shard.
+    pub seed: [u64; 2],
+    /// Unguessable bytes.
+    pub entropy: Entropy,
+}
+
+/// What is to be done with a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Receive from it.
+    Receive(ConnKey, Socket),
+    /// Receive no more, because it goes to the control plane.
+    CancelReceive(ConnKey, Socket),
+    /// Say that no more will be sent.
+    Shutdown(Socket),
+    /// Close it; its connection is gone already.
+    Close(ConnKey, Socket),
+    /// Give it to the control plane.
+    HandOver(ConnKey),
+    /// Close the listeners.
+    StopListening,
+}
+
+pub(super) struct State {
+    pub me: ShardId,
+    pub mesh: Arc<Mesh>,
+    pub settings: Arc<Settings>,
+    pub figures: Arc<Figures>,
+    pub inbox: Option<Inbox>,
+    pub core: Core,
+    pub connections: Connections,
+    pub timers: Timers,
+    pub scratch: Option<Box<Scratch>>,
+    /// Where payloads of answers are put together.
+    pub payload: Vec<u8>,
+    pub dirty: Vec<ConnKey>,
+    pub slow: Vec<ConnKey>,
+    pub actions: Vec<Action>,
+    pub entropy: Entropy,
+    pub now: Now,
+    pub drain: Option<Drain>,
+    pub stopping: bool,
+    /// Whether another shard could not take all that is for it.
+    pub has_backlog: bool,
+    /// Connections that went while directories were being asked for them; what is granted late is given back.
+    pub orphans: Vec<Orphan>,
+}
+
+/// What a connection had asked for when it went.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pub conn: ConnKey,
+    pub peer: Option<IpAddr>,
+    pub client_id: Arc<str>,
+    pub user_id: Arc<str>,
+    /// Answers that are still to come.
+    pub waiting: u8,
+}
+
+/// A drain under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drain {
+    pub began_ms: u64,
+    pub over_ms: u64,
+    pub spread_ms: u64,
+}
+
+impl State {
+    pub fn new(start: Start) -> State {
+        let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
+        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings));
+        State {
+            me,
+            mesh,
+            figures,
+            inbox,
+            core,
+            connections: Connections::default(),
+            timers: Timers::default(),
+            scratch: Some(Box::new(Scratch::new(settings.config.limits.depth_max))),
+            settings,
+            payload: Vec::new(),
+            dirty: Vec::new(),
+            slow: Vec::new(),
+            actions: Vec::new(),
+            entropy,
+            now: Now::default(),
+            drain: None,
+            stopping: false,
+            has_backlog: false,
+            orphans: Vec::new(),
+        }
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        self.now.monotonic_us / 1000
+    }
+
+    pub fn address(&self, conn: ConnKey) -> Address {
+        Address { shard: self.me, conn }
+    }
+
+    /// Handles messages of this shard to itself, so that a client's commands to rooms at home here are done in order.
+    pub fn drain_local(&mut self) {
+        while let Some(message) = self.core.next_local() {
+            self.message(message);
+        }
+    }
+
+    /// Handles one message from any shard.
+    pub fn message(&mut self, message: Message) {
+        let now = self.now;
+        if let Some(message) = self.core.handle(message, now) {
+            self.member_message(message);
+        }
+    }
+
+    // ---- sockets ----
+
+    /// A new socket, from a listener or from the control plane with the bytes it has read.
+    pub fn opened(&mut self, socket: Socket, origin: ConnectionOrigin, received: &mut [u8]) {
+        let config = &self.settings.config;
+        let trusted = config.listen.trusted_proxies.trusts(origin.peer.map(|peer| peer.ip()));
+        let head = HeadBuffer {
+            bytes: Vec::new(),
+            origin,
+            proxy_header: config.listen.proxy_protocol && trusted && received.is_empty(),
+        };
+        let due_ms = self.now_ms() + config.limits.handshake_s * 1000;
+        let connection = Connection {
+            socket,
+            outbox: Default::default(),
+            decoder: Default::default(),
+            phase: Phase::Head(Box::new(head)),
+            heard_ms: self.now_ms(),
+            due_ms,
+            receiving: true,
+        };
+        let conn = self.connections.insert(connection);
+        self.actions.push(Action::Receive(conn, socket));
+        self.timers.schedule(conn, due_ms);
+        if !received.is_empty() {
+            self.received(conn, received);
+        }
+    }
+
+    /// Whether the table takes one more socket: upgraded connections have their own limit, this one bounds handshakes.
+    pub fn has_room(&self) -> bool {
+        let connections_max = self.settings.config.limits.connections_per_shard_max;
+        self.connections.len() < connections_max + HANDSHAKES_MAX && self.drain.is_none()
+    }
+
+    /// Bytes came.
+    pub fn received(&mut self, conn: ConnKey, bytes: &mut [u8]) {
+        let now_ms = self.now_ms();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.heard_ms = now_ms;
+        self.figures.bytes_received.add(bytes.len() as u64);
+        match &mut connection.phase {
+            Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),
+            Phase::Head(_) => self.head(conn, bytes),
+            Phase::Admission(admission) => {
+                admission.early.extend_from_slice(bytes);
+                if admission.early.len() > EARLY_BYTES_MAX {
+                    self.abandon(conn);
+                }
+            }
+            Phase::HandOver(head) => {
+                head.bytes.extend_from_slice(bytes);
+                if head.bytes.len() > EARLY_BYTES_MAX {
+                    self.abandon(conn);
+                }
+            }
+            // What the peer still had on its way when we closed.
+            Phase::Closing { .. } => {}
+        }
+    }
+
+    /// Nothing more will come.
+    pub fn receive_ended(&mut self, conn: ConnKey, cancelled: bool) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.receiving = false;
+        match connection.phase {
+            Phase::HandOver(_) => self.actions.push(Action::HandOver(conn)),
+            // Cancelled receives belong to hand-overs only.
+            _ if cancelled => {}
+            Phase::Open(_) | Phase::Echo(_) => {
+                self.figures.closes.add("abnormal");
+                self.abandon(conn);
+            }
+            _ => self.abandon(conn),
+        }
+    }
+
+    /// A chunk was sent, or the socket failed.
+    pub fn sent(&mut self, conn: ConnKey, error: i32) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if error != 0 {
+            if matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)) {
+                self.figures.closes.add("abnormal");
+            }
+            self.abandon(conn);
+            return;
+        }
+        connection.outbox.sent();
+        if !connection.outbox.is_empty() {
+            if connection.outbox.mark_dirty() {
+                self.dirty.push(conn);
+            }
+            return;
+        }
+        if let Phase::Closing { shut } = &mut connection.phase
+            && !*shut
+        {
+            *shut = true;
+            // The peer's end is waited for, so that what it still sends does not reset the connection before it has read
+            // our last bytes (RFC 6455 §7.1.1).
+            self.actions.push(Action::Shutdown(connection.socket));
+            let due_ms = self.now.monotonic_us / 1000 + self.settings.config.limits.close_wait_s * 1000;
+            connection.due_ms = due_ms;
+            self.timers.schedule(conn, due_ms);
+        }
+    }
+
+    /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
+    pub fn abandon(&mut self, conn: ConnKey) {
+        self.release(conn);
+        if let Some(connection) = self.connections.remove(conn) {
+            self.actions.push(Action::Close(conn, connection.socket));
+        }
+    }
+
+    // ---- WebSocket ----
+
+    fn frames(&mut self, conn: ConnKey, bytes: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let mut decoder = std::mem::take(&mut connection.decoder);
+        let mut input = ws::Input::new(bytes);
+        let message_bytes_max = self.settings.config.limits.message_bytes_max;
+        loop {
+            match decoder.next(&mut input, message_bytes_max) {
+                Ok(Some(message)) => {
+                    self.figures.messages_received.add(1);
+                    if !self.websocket_message(conn, message) {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.close(conn, error.close_code, error.reason);
+                    return;
+                }
+            }
+        }
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.decoder = decoder;
+        }
+    }
+
+    /// Handles one message; false where nothing after it counts.
+    fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) -> bool {
+        match message {
+            ws::Message::Ping(payload) => {
+                self.control(conn, Opcode::Pong, payload);
+                self.is_open(conn)
+            }
+            ws::Message::Pong(_) => true,
+            ws::Message::Close(said) => {
+                let code = said.map_or(0, |(code, _)| code);
+                self.close_answered(conn, code);
+                false
+            }
+            ws::Message::Text(text) => {
+                if self.is_echo(conn) {
+                    self.echo(conn, Opcode::Text, text);
+                } else {
+                    self.command(conn, text);
+                }
+                self.is_open(conn)
+            }
+            ws::Message::Binary(data) => {
+                if self.is_echo(conn) {
+                    self.echo(conn, Opcode::Binary, data);
+                    return self.is_open(conn);
+                }
+                self.close(conn, close::UNSUPPORTED, "the native protocol is text");
+                false
+            }
+        }
+    }
+
+    fn is_open(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)))
+    }
+
+    fn is_echo(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Echo(_)))
+    }
+
+    fn echo(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let waiting = connection.outbox.bytes();
+        if waiting > 0 && waiting + payload.len() > outbox_bytes_max {
+            self.close_slow(conn);
+            return;
+        }
+        let out = connection.outbox.answers();
+        out.reserve(ws::header_bytes(payload.len()) + payload.len());
+        ws::write_header(out, opcode, payload.len());
+        out.extend_from_slice(payload);
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+    }
+
+    fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        ws::control_frame(opcode, payload, connection.outbox.answers());
+        let full = connection.outbox.answers_full() && matches!(connection.phase, Phase::Open(_));
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        if full {
+            self.close_slow(conn);
+        }
+    }
+
+    /// Closes a WebSocket from our side: the close frame goes before any event that waits.
+    pub fn close(&mut self, conn: ConnKey, code: u16, reason: &str) {
+        if !self.is_open(conn) {
+            return;
+        }
+        self.figures.closes.add_code(code);
+        self.release(conn);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.outbox.drop_events();
+        ws::close_frame(code, reason, connection.outbox.answers());
+        self.finish(conn);
+    }
+
+    /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
+    pub fn close_slow(&mut self, conn: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.outbox.clear();
+            self.figures.slow_closes.add(1);
+            self.close(conn, close::TOO_SLOW, "too slow");
+        }
+    }
+
+    /// Answers the peer's close frame in kind (RFC 6455 §5.5.1): the same code, nothing where it gave none.
+    fn close_answered(&mut self, conn: ConnKey, code: u16) {
+        self.figures.closes.add_code(if code == 0 { 1005 } else { code });
+        self.release(conn);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let out = connection.outbox.answers();
+        if code == 0 {
+            ws::control_frame(Opcode::Close, &[], out);
+        } else {
+            ws::close_frame(code, "", out);
+        }
+        self.finish(conn);
+    }
+
+    /// From here on the outbox is emptied and the connection ends.
+    pub fn finish(&mut self, conn: ConnKey) {
+        // A peer that doesn't read what is left is cut off.
+        let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.phase = Phase::Closing { shut: false };
+        connection.decoder = Default::default();
+        connection.due_ms = due_ms;
+        self.timers.schedule(conn, due_ms);
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+    }
+
+    // ---- time ----
+
+    /// Looks at every connection that is due.
+    pub fn tick(&mut self) {
+        let now_ms = self.now_ms();
+        while let Some(due) = self.timers.pop(now_ms) {
+            for conn in due {
+                self.due(conn);
+            }
+        }
+    }
+
+    fn due(&mut self, conn: ConnKey) {
+        let now_ms = self.now_ms();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if connection.due_ms > now_ms {
+            let due_ms = connection.due_ms;
+            self.timers.schedule(conn, due_ms);
+            return;
+        }
+        match &mut connection.phase {
+            Phase::Head(_) => {
+                self.figures.refused.add("timeout");
+                self.refuse(conn, &crate::wire::refusal::Refusal::handshake_timeout());
+            }
+            Phase::Admission(_) => {
+                // Another shard owes the answers; the client gets its own deadline from when they are there.
+                let due_ms = now_ms + 1000;
+                connection.due_ms = due_ms;
+                self.timers.schedule(conn, due_ms);
+            }
+            Phase::HandOver(_) | Phase::Closing { .. } => self.abandon(conn),
+            Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
+        }
+    }
+
+    /// Heartbeat, the token's end, and a drain.
+    pub fn look_after(&mut self, conn: ConnKey) {
+        let now_ms = self.now_ms();
+        let settings = self.settings.clone();
+        let (interval_ms, timeout_ms) =
+            (settings.config.heartbeat.interval_s * 1000, settings.config.heartbeat.timeout_s * 1000);
+        let mut due_ms = u64::MAX;
+        if let Some(drain) = self.drain {
+            let at_ms = drain.closes_at(conn);
+            if now_ms >= at_ms {
+                let reconnect_ms = drain.reconnect_ms(conn);
+                self.close(conn, close::DRAINING, itoa::Buffer::new().format(reconnect_ms));
+                return;
+            }
+            due_ms = at_ms;
+        }
+        due_ms = due_ms.min(match self.look_at_token(conn) {
+            Some(due_ms) => due_ms,
+            None => return,
+        });
+        loop {
+            let Some(connection) = self.connections.get_mut(conn) else { return };
+            let heard_ms = connection.heard_ms;
+            let heartbeat = match &mut connection.phase {
+                Phase::Open(client) => &mut client.heartbeat,
+                Phase::Echo(client) => &mut client.heartbeat,
+                _ => return,
+            };
+            match heartbeat.poll(now_ms, heard_ms, interval_ms, timeout_ms) {
+                Beat::WaitUntil(until_ms) => {
+                    connection.due_ms = due_ms.min(until_ms);
+                    let due_ms = connection.due_ms;
+                    self.timers.schedule(conn, due_ms);
+                    return;
+                }
+                Beat::Ping => self.control(conn, Opcode::Ping, &[]),
+                Beat::Dead => {
+                    self.close(conn, close::NO_PONG, "no pong within the timeout");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The client of a connection.
+    pub fn client_mut(&mut self, conn: ConnKey) -> Option<&mut Client> {
+        match &mut self.connections.get_mut(conn)?.phase {
+            Phase::Open(client) => Some(client),
+            _ => None,
+        }
+    }
+}
+
+impl Drain {
+    /// A share of the time, fixed for each connection, so that they don't all leave at once.
+    fn share(conn: ConnKey, of_ms: u64) -> u64 {
+        let mixed = u64::from(conn.slot).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        of_ms * mixed >> 24
+    }
+
+    /// When a connection is closed: in the second half, after everybody was told.
+    pub fn closes_at(&self, conn: ConnKey) -> u64 {
+        self.began_ms + self.over_ms / 2 + Drain::share(conn, self.over_ms / 2)
+    }
+
+    /// After how long a client should come back.
+    pub fn reconnect_ms(&self, conn: ConnKey) -> u64 {
+        Drain::share(ConnKey { slot: conn.slot ^ 0x5555_5555, ..conn }, self.spread_ms)
+    }
+}
+
+/// Sockets a shard holds beside its upgraded connections.
+const HANDSHAKES_MAX: usize = 1024;
+/// What a client may send ahead of our answer.
+const EARLY_BYTES_MAX: usize = 256 * 1024;
+
+pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
+    let config = &settings.config;
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    CoreLimits {
+        rooms_max: config.limits.rooms_per_shard_max,
+        selections_max: config.limits.filters_per_room_max,
+        backlog_max: config.mesh.backlog_max as usize,
+        inbox_max: config.session.queue_max as usize,
+        depth_max: config.limits.depth_max,
+        connections_per_user_max: count(config.limits.connections_per_user_max),
+        peer: PeerLimits {
+            connections_max: count(config.limits.connections_per_address_max),
+            connects_per_s: config.limits.connects_per_s,
+        },
+    }
+}

@@ -1,0 +1,197 @@
+//! The bodies of the fuzz targets, which `tests/corpus.rs` also runs over the committed corpus.
+//!
+//! Each takes arbitrary bytes and panics when an invariant is broken.
+
+// Each target uses one of them.
+#![allow(dead_code)]
+
+use std::net::IpAddr;
+
+use ringhub::wire::{
+    forwarded::client_address,
+    http::{Head, parse_head},
+    mask::unmask,
+    proxy::{self, Proxy},
+    refusal::Refusal,
+    upgrade::{bearer_token, switching_protocols},
+    ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
+};
+
+const HEAD_BYTES_MAX: usize = 4096;
+const MESSAGE_BYTES_MAX: usize = 2048;
+
+/// A request's head: arriving in pieces it is judged as it is whole, everything it offers can be asked for, and a
+/// refusal is an HTTP answer with a correct length.
+pub fn upgrade(data: &[u8]) {
+    let whole = parse_head(data, HEAD_BYTES_MAX);
+    for end in 0..data.len().min(HEAD_BYTES_MAX) {
+        match parse_head(&data[..end], HEAD_BYTES_MAX) {
+            Ok(None) => {}
+            Ok(Some(head)) => {
+                let later = whole.as_ref().ok().and_then(Option::as_ref).expect("a head that was whole stays whole");
+                assert_eq!((head.bytes, head.method, head.path), (later.bytes, later.method, later.path));
+                break;
+            }
+            Err(early) => {
+                let late = whole.as_ref().expect_err("what was refused is not accepted with more bytes");
+                assert!(early.status == late.status || (early.status == 400 && late.status == 431));
+                break;
+            }
+        }
+    }
+    match &whole {
+        Ok(None) => assert!(data.len() < HEAD_BYTES_MAX + 2),
+        Ok(Some(head)) => check_head(head, data),
+        Err(refusal) => check_refusal(refusal),
+    }
+    check_proxy(data);
+}
+
+fn check_head(head: &Head<'_>, data: &[u8]) {
+    assert!(data[..head.bytes].ends_with(b"\r\n\r\n"));
+    assert!(head.path.starts_with('/') || head.path == "*");
+    let peer = IpAddr::from([10, 0, 0, 1]);
+    assert_eq!(client_address(head, peer, |_| false), peer);
+    client_address(head, peer, |address| address == peer);
+    match head.upgrade() {
+        Err(refusal) => check_refusal(&refusal),
+        Ok(upgrade) => {
+            assert!(head.wants_websocket() && !head.body_expected());
+            let mut answer = Vec::new();
+            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), &mut answer);
+            assert!(answer.ends_with(b"\r\n\r\n"));
+            assert_eq!(answer.windows(4).filter(|bytes| bytes == b"\r\n\r\n").count(), 1);
+            if let Err(refusal) = bearer_token(head, Some(&upgrade), Some("auth")) {
+                check_refusal(&refusal);
+            }
+        }
+    }
+}
+
+fn check_refusal(refusal: &Refusal) {
+    let mut answer = Vec::new();
+    refusal.response(&mut answer);
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(head_bytes)) = parsed.parse(&answer) else { panic!("the answer is no HTTP") };
+    assert_eq!(parsed.code, Some(refusal.status));
+    let length = parsed.headers.iter().find(|field| field.name == "Content-Length").map(|field| field.value);
+    assert_eq!(length, Some((answer.len() - head_bytes).to_string().as_bytes()));
+    assert!(serde_json::from_slice::<serde_json::Value>(&answer[head_bytes..]).is_ok());
+}
+
+/// A PROXY header, too, is the same whatever follows it, and incomplete until its last byte.
+fn check_proxy(data: &[u8]) {
+    let whole = proxy::parse(data);
+    for end in 0..data.len().min(proxy::PROXY_BYTES_MAX) {
+        match proxy::parse(&data[..end]) {
+            Proxy::Incomplete => {}
+            early => {
+                assert_eq!(early, whole);
+                break;
+            }
+        }
+    }
+    if let Proxy::Header { bytes, .. } = whole {
+        assert!(bytes <= data.len() && bytes <= proxy::PROXY_BYTES_MAX);
+    }
+}
+
+/// A stream of frames: cut anywhere it decodes to the same messages and the same error, memory stays in bounds, and
+/// what was decoded survives being encoded and decoded again. The first byte chooses the cuts.
+pub fn frames(data: &[u8]) {
+    let Some((&seed, stream)) = data.split_first() else { return };
+    let whole = decode(&mut [stream.to_vec()]);
+    let mut single: Vec<Vec<u8>> = stream.chunks(1).map(<[u8]>::to_vec).collect();
+    assert_eq!(whole, decode(&mut single));
+    let mut pieces: Vec<Vec<u8>> = cut(stream, seed);
+    assert_eq!(whole, decode(&mut pieces));
+
+    let mut again = Vec::new();
+    for message in &whole.0 {
+        encode_masked(message, [seed, 1, 2, 3], &mut again);
+    }
+    assert_eq!(decode(&mut cut(&again, seed)).0, whole.0);
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Owned {
+    Data(Opcode, Vec<u8>),
+    Close(Option<(u16, String)>),
+}
+
+/// All messages of a stream up to the close or the error.
+fn decode(pieces: &mut [Vec<u8>]) -> (Vec<Owned>, Option<ProtocolError>) {
+    let mut decoder = Decoder::new();
+    let mut messages = Vec::new();
+    for piece in pieces {
+        let mut input = Input::new(piece);
+        loop {
+            match decoder.next(&mut input, MESSAGE_BYTES_MAX) {
+                Ok(None) => break,
+                Ok(Some(message)) => messages.push(owned(message)),
+                Err(error) => return (messages, Some(error)),
+            }
+            if let Some(Owned::Close(_)) = messages.last() {
+                return (messages, None);
+            }
+        }
+        assert_eq!(input.remaining(), 0);
+        assert!(decoder.spill_bytes() <= MESSAGE_BYTES_MAX + 512);
+        assert!(decoder.is_mid_message() || decoder.spill_bytes() == 0);
+    }
+    (messages, None)
+}
+
+fn owned(message: Message<'_>) -> Owned {
+    match message {
+        Message::Text(text) => {
+            assert!(std::str::from_utf8(text).is_ok() && text.len() <= MESSAGE_BYTES_MAX);
+            Owned::Data(Opcode::Text, text.to_vec())
+        }
+        Message::Binary(bytes) => {
+            assert!(bytes.len() <= MESSAGE_BYTES_MAX);
+            Owned::Data(Opcode::Binary, bytes.to_vec())
+        }
+        Message::Ping(payload) => Owned::Data(Opcode::Ping, payload.to_vec()),
+        Message::Pong(payload) => Owned::Data(Opcode::Pong, payload.to_vec()),
+        Message::Close(close) => Owned::Close(close.map(|(code, reason)| (code, reason.to_owned()))),
+    }
+}
+
+/// Pieces of varying length, from the seed.
+fn cut(stream: &[u8], seed: u8) -> Vec<Vec<u8>> {
+    let mut state = u32::from(seed) | 1;
+    let mut rest = stream;
+    let mut pieces = Vec::new();
+    while !rest.is_empty() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let length = (1 + (state >> 24) as usize % (1 + usize::from(seed))).min(rest.len());
+        let (piece, after) = rest.split_at(length);
+        pieces.push(piece.to_vec());
+        rest = after;
+    }
+    pieces
+}
+
+/// The server's encoding with the mask bit set and a mask put in: what a client would send.
+fn encode_masked(message: &Owned, mask: [u8; 4], out: &mut Vec<u8>) {
+    let mut frame = Vec::new();
+    match message {
+        Owned::Data(Opcode::Text, payload) => ws::text_frame(payload, &mut frame),
+        Owned::Data(Opcode::Binary, payload) => ws::binary_frame(payload, &mut frame),
+        Owned::Data(opcode, payload) => ws::control_frame(*opcode, payload, &mut frame),
+        Owned::Close(None) => ws::control_frame(Opcode::Close, b"", &mut frame),
+        Owned::Close(Some((code, reason))) => ws::close_frame(*code, reason, &mut frame),
+    }
+    let header_bytes = match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    frame[1] |= 0x80;
+    out.extend_from_slice(&frame[..header_bytes]);
+    out.extend_from_slice(&mask);
+    unmask(&mut frame[header_bytes..], mask, 0);
+    out.extend_from_slice(&frame[header_bytes..]);
+}
