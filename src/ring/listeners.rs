@@ -2,7 +2,7 @@
 //!
 //! A ring is torn down some time after its process, and a listener lives as long as an accept waits on it. So listeners
 //! share their port (`SO_REUSEPORT`), which lets a new process bind at once, and are shut down explicitly, which ends them
-//! at once. Only a process killed with SIGKILL leaves one behind: until the kernel has torn down the ring (milliseconds),
+//! at once. Only a process killed with SIGKILL leaves one behind: until the kernel has torn down the ring, shortly after,
 //! connections that hash to the dead listener wait in it and are then reset; clients connect again.
 
 use std::fs::{self, File};

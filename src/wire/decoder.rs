@@ -103,7 +103,11 @@ impl Decoder {
 
     /// Whether a message or frame has begun and not ended.
     pub fn is_mid_message(&self) -> bool {
-        self.spill.as_ref().is_some_and(|spill| spill.delivered != Some(Delivered::Data))
+        self.spill.as_ref().is_some_and(|spill| match spill.delivered {
+            Some(Delivered::Data) => false,
+            Some(Delivered::Control) => spill.message.is_some(),
+            None => true,
+        })
     }
 
     fn next_in_pieces<'a>(
@@ -112,15 +116,15 @@ impl Decoder {
         message_bytes_max: usize,
     ) -> Result<Option<Message<'a>>, ProtocolError> {
         let ready = loop {
-            if input.remaining() == 0 && !self.spill.as_ref().is_some_and(|spill| spill.frame.is_some()) {
+            // A frame without payload is done without input.
+            if input.remaining() == 0 && self.spill.as_ref().is_none_or(|spill| spill.frame.is_none()) {
                 return Ok(None);
             }
             let spill = self.spill.get_or_insert_default();
             if spill.frame.is_none() {
                 let Some(header) = spill.gather_header(input, message_bytes_max)? else { return Ok(None) };
                 if header.opcode.is_control() && input.remaining() >= header.payload_bytes {
-                    let unused = spill.message.is_none();
-                    if unused {
+                    if spill.message.is_none() {
                         self.spill = None;
                     }
                     let payload = input.take(header.payload_bytes);

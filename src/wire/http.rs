@@ -13,8 +13,8 @@ use super::refusal::Refusal;
 /// More header fields than this are refused: browsers behind several proxies send about thirty.
 pub const HEADERS_MAX: usize = 64;
 
-/// A method longer than this is no HTTP; the longest registered one has 17 letters (`UPDATEREDIRECTREF`).
-const METHOD_BYTES_MAX: usize = 32;
+/// A method of this length or more is no HTTP; the longest registered one has 17 letters (`UPDATEREDIRECTREF`).
+const METHOD_BYTES_END: usize = 32;
 
 /// A request's head, borrowed from the receive buffer.
 #[derive(Debug, Clone)]
@@ -47,6 +47,7 @@ pub fn parse_head(bytes: &[u8], limit: usize) -> Result<Option<Head<'_>>, Refusa
         return Ok(None);
     };
     let head = request.get(..end).unwrap_or_default();
+    check_method(head)?;
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     match parsed.parse(head).map_err(refusal_of)? {
@@ -204,7 +205,12 @@ fn find_end(request: &[u8], limit: usize) -> Result<Option<usize>, Refusal> {
 fn refuse_early(request: &[u8]) -> Result<(), Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     httparse::Request::new(&mut fields).parse(request).map_err(refusal_of)?;
-    match request.get(..METHOD_BYTES_MAX) {
+    check_method(request)
+}
+
+/// Without it, a stream that is no HTTP would be read up to the limit if it happened to consist of letters.
+fn check_method(request: &[u8]) -> Result<(), Refusal> {
+    match request.get(..METHOD_BYTES_END) {
         Some(start) if !start.contains(&b' ') => Err(Refusal::bad_request("this is no HTTP request")),
         _ => Ok(()),
     }
@@ -418,7 +424,8 @@ mod tests {
             b"SSH-2.0-OpenSSH_9.9\r\n",
             b"{\"type\"",
             b"\x82\x85abcd",
-            b"GETGETGETGETGETGETGETGETGETGETGET",
+            b"GETGETGETGETGETGETGETGETGETGETGE",
+            b"GETGETGETGETGETGETGETGETGETGETGE / HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(status(garbage), 400, "{}", garbage.escape_ascii());
         }

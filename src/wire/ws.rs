@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The header is read by hand: `tungstenite`'s `FrameHeader::parse` judges an opcode only after the whole header, lets
-//! lengths in a longer form than needed pass, and takes three times as long (`benches/wire.rs`). A test holds both to
-//! the same answer where both are right.
+//! lengths in a longer form than needed pass, and takes as long as the decoder here for a whole empty frame (9 ns,
+//! `benches/wire.rs`). A test holds both to the same answer where both are right.
 
 pub use super::decoder::{Decoder, Input, Message};
 
