@@ -189,7 +189,8 @@ fn only_the_ring_names_io_uring_and_only_the_control_plane_names_glommio() {
 
 #[test]
 fn unsafe_stays_in_the_ring_and_the_mask_kernel() {
-    const UNSAFE: &[&str] = &["src/ring/", "src/wire/mask.rs"];
+    // glommio takes a connected socket only as a raw descriptor.
+    const UNSAFE: &[&str] = &["src/ring/", "src/wire/mask.rs", "src/control/stream.rs"];
     let sources = sources();
     let findings =
         sources.iter().filter(|source| !source.within(UNSAFE)).flat_map(|source| source.uses(&["unsafe"])).collect();
@@ -222,13 +223,14 @@ fn a_large_file_says_why() {
     const LINES_MAX: usize = 500;
     let findings = sources()
         .iter()
-        .filter(|source| source.text.lines().count() > LINES_MAX)
-        .filter(|source| !header(&source.text).contains("Larger than"))
-        .map(|source| format!("{} has {} lines", source.path, source.text.lines().count()))
+        .filter(|source| !source.path.ends_with("tests.rs") && !header(&source.text).contains("Larger than"))
+        .map(|source| (source, source.program_lines().count()))
+        .filter(|(_, lines)| *lines > LINES_MAX)
+        .map(|(source, lines)| format!("{} has {lines} lines before its tests", source.path))
         .collect();
     none(
         findings,
-        "a file of more than 500 lines holds more than one idea, or says in its header (\"Larger than …\") why not",
+        "a file of more than 500 lines says in its header (\"Larger than …\") why it is one idea all the same",
     );
 }
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import jwt
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRET = "a secret that only the tests use, of enough bytes for HS512 .."
+SECRET = "a secret that only the tests use, long enough for every algorithm: HS512 too"
 START_S = 15
 STOP_S = 15
 POLL_S = 0.01
@@ -126,10 +126,11 @@ class Hub:
         arguments: tuple[str, ...] = (),
         command: str = "serve",
         host: str = "127.0.0.1",
+        port: int | None = None,
         environment: dict | None = None,
         secret: str | None = SECRET,
     ):
-        self.port = free_port()
+        self.port = port or free_port()
         self.host = host
         self.command = command
         self.settings = dict(settings or {})

@@ -20,7 +20,6 @@ from websockets.exceptions import ConnectionClosed
 from hub import Hub, token
 
 WAIT_S = 10
-# What is waited before it is believed that nothing comes. Only used behind a round trip that orders it.
 TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
 
 
@@ -78,6 +77,10 @@ class Peer:
     async def next(self, kind: str) -> dict:
         """The next message of this type; others stay in the inbox."""
         return await self._find(lambda message: message["type"] == kind)
+
+    async def any_of(self, *kinds: str) -> dict:
+        """The next message of one of these types."""
+        return await self._find(lambda message: message["type"] in kinds)
 
     async def events(self, room: str, count: int) -> list[dict]:
         """The next `count` events of a room."""
@@ -304,6 +307,16 @@ async def request(hub: Hub, data: bytes) -> Answer:
     async with await Bare.dial(hub) as bare:
         await bare.say(data)
         return await bare.http()
+
+
+async def idle_descriptors(hub: Hub) -> int:
+    """How many descriptors the hub holds once the connections that others have just left are gone."""
+    count, since = hub.descriptors(), 0
+    while since < 10:
+        await asyncio.sleep(0.01)
+        now = hub.descriptors()
+        count, since = now, since + 1 if now == count else 0
+    return count
 
 
 async def eventually(condition, what: str, *, within_s: float = WAIT_S) -> None:

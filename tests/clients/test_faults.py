@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from hub import token
-from peer import TEXT, Bare, encode, eventually, joined, upgrade_request
+from peer import TEXT, Bare, encode, eventually, idle_descriptors, joined, upgrade_request
 
 HERE = Path(__file__).parent
 
@@ -58,7 +58,7 @@ async def test_mangled_commands_are_answered_or_closed_but_never_fatal(hub, room
 
 async def test_requests_cut_short_anywhere_leave_nothing_behind(start):
     hub = start(shards=1)
-    before = hub.descriptors()
+    before = await idle_descriptors(hub)
     whole = upgrade_request(headers={"Authorization": f"Bearer {token()}"}) + encode(TEXT, b'{"type":"ping","data":{}}')
     for cut in range(0, len(whole), 7):
         bare = await Bare.dial(hub)
@@ -71,7 +71,7 @@ async def test_requests_cut_short_anywhere_leave_nothing_behind(start):
 
 async def test_a_flood_of_connects_is_survived(start):
     hub = start({"limits.connects_per_s": 50}, shards=2)
-    before = hub.descriptors()
+    before = await idle_descriptors(hub)
 
     async def knock():
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -126,7 +126,7 @@ asyncio.run(main(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]))
 
 async def test_killed_clients_are_forgotten_and_memory_stays_flat(start, room):
     hub = start(shards=2)
-    before = hub.descriptors()
+    before = await idle_descriptors(hub)
     resident = []
 
     async def crowd_killed():
@@ -143,7 +143,7 @@ async def test_killed_clients_are_forgotten_and_memory_stays_flat(start, room):
         resident.append(hub.resident_kb())
 
     async with joined(hub, token("witness")) as witness:
-        before = hub.descriptors()
+        before = await idle_descriptors(hub)
         for _ in range(8):
             await crowd_killed()
             await witness.done("ping")
@@ -153,7 +153,7 @@ async def test_killed_clients_are_forgotten_and_memory_stays_flat(start, room):
 
 async def test_connections_that_come_and_go_leave_no_memory(start):
     hub = start(shards=2)
-    before = hub.descriptors()
+    before = await idle_descriptors(hub)
     resident = []
 
     async def visit(index):

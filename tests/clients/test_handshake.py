@@ -156,7 +156,7 @@ async def test_only_listed_origins_are_let_in(start):
             assert (await bare.head()).status == 101, headers
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/ws/nowhere", "/ws/monitor/", "/wss", "/echo/more"])
+@pytest.mark.parametrize("path", ["/nowhere", "/ws/nowhere", "/wss", "/echo/more"])
 async def test_other_paths_are_404(hub, path):
     answer = await request(hub, upgrade_request(path, bearer(token())))
     assert (answer.status, answer.error()["code"]) == (404, "not_found")
@@ -271,11 +271,12 @@ async def test_frames_sent_along_with_the_upgrade_are_not_lost(hub):
 
 async def test_too_many_connects_from_one_address_are_429(start):
     hub = start({"limits.connects_per_s": 2}, shards=1)
-    answers = [await request(hub, upgrade_request(headers=bearer("bad"))) for _ in range(20)]
-    limited = [answer for answer in answers if answer.status == 429]
-    assert limited
-    assert int(limited[0].headers["retry-after"]) >= 1
-    assert limited[0].error()["code"] == "rate_limited"
+    while await request_status(hub) == 101:
+        pass
+    limited = await request(hub, upgrade_request(headers=bearer(token())))
+    assert limited.status == 429
+    assert int(limited.headers["retry-after"]) >= 1
+    assert limited.error()["code"] == "rate_limited"
 
 
 @pytest.mark.parametrize("option, statuses", [("limits.connections_max", (503,)), ("limits.connections_per_user_max", (429, 503)), ("limits.connections_per_address_max", (429, 503))])
