@@ -335,10 +335,9 @@ impl Core {
 
     fn leave(&mut self, room: RoomName, address: Address, ticket: Option<Ticket>) {
         if let Some(id) = self.rooms.find(&room) {
-            if let Some(home) = self.home_mut(id) {
-                if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
-                    *count = count.saturating_sub(1);
-                }
+            let count = self.home_mut(id).and_then(|home| home.members.get_mut(usize::from(address.shard.0)));
+            if let Some(count) = count {
+                *count = count.saturating_sub(1);
             }
             self.rooms.forget_if_idle(id);
         }

@@ -24,14 +24,19 @@ impl State {
     pub fn command(&mut self, conn: ConnKey, text: &mut [u8]) {
         let (settings, now) = (self.settings.clone(), self.now);
         let Some(client) = self.client_mut(conn) else { return };
+        let mut over_rate = None;
         match client.session.take_message(&settings.config, now) {
             Ok(()) => {}
-            Err(OverRate::Refuse(retry_after_ms)) => return self.refuse_rate(conn, retry_after_ms),
+            Err(OverRate::Refuse(retry_after_ms)) => over_rate = Some(retry_after_ms),
             Err(OverRate::Flood) => return self.close(conn, close::FLOOD, "sent too much for too long"),
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
-        native::parse(&mut scratch, text, |parsed| self.carry_out(conn, parsed));
+        native::parse(&mut scratch, text, |parsed| match over_rate {
+            None => self.carry_out(conn, parsed),
+            // Read all the same, since the refusal carries the message's id.
+            Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+        });
         self.scratch = Some(scratch);
         self.drain_local();
     }

@@ -13,6 +13,7 @@ pub mod request;
 mod requests;
 mod run;
 mod state;
+mod time;
 mod timers;
 
 use std::fmt;

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
 use super::request::Request;
-use super::state::{Action, Drain, State, core_limits};
+use super::state::{Action, State, core_limits};
+use super::time::Drain;
 use crate::hub::message::Message;
 use crate::hub::rules::Rules;
 use crate::wire::codes::close;
