@@ -112,10 +112,10 @@ impl Log {
             excerpt.to_seq = first - 1;
         }
         let mut bytes = 0;
-        let mut gone = self.gone;
-        for batch in self.batches.range(self.batch_after(seq)..) {
+        let from = self.batch_after(seq);
+        for (place, batch) in self.batches.range(from..).enumerate() {
+            let gone = if from + place == 0 { self.gone } else { 0 };
             let skip = batch.events.partition_point(|event| event.seq <= seq).max(gone);
-            gone = 0;
             let Some(part) = Batch::part(batch, skip..batch.events.len()) else { continue };
             if bytes > 0 && bytes + part.bytes.len() > bytes_max {
                 excerpt.complete = false;
