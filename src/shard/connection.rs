@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::timers::Alarm;
+use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -32,6 +34,8 @@ pub struct Connection {
     pub heard_ms: u64,
     /// When it is to be looked at.
     pub due_ms: u64,
+    /// When the calendar has it looked at, which may be earlier.
+    pub alarm: Alarm,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
 }
@@ -132,6 +136,8 @@ pub struct EchoClient {
     pub peer: Option<IpAddr>,
     /// What it holds.
     pub claims: Claims,
+    /// For whom it counts.
+    pub identity: Arc<Identity>,
 }
 
 /// Commands that wait for other shards.
@@ -274,6 +280,7 @@ mod tests {
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
             due_ms: 0,
+            alarm: Alarm::default(),
             receiving: false,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
 use super::mesh::Mesh;
-use super::timers::Timers;
+use super::timers::{Alarm, Tick, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
 use crate::control::{ConnectionOrigin, Inbox};
@@ -84,6 +84,9 @@ pub(super) struct State {
     pub dirty: Vec<ConnKey>,
     pub slow: Vec<ConnKey>,
     pub actions: Vec<Action>,
+    draining_local: bool,
+    /// Connections that hold a place and are not open yet.
+    pub admissions: usize,
     pub entropy: Entropy,
     pub now: Now,
     pub drain: Option<Drain>,
@@ -131,6 +134,8 @@ impl State {
             dirty: Vec::new(),
             slow: Vec::new(),
             actions: Vec::new(),
+            draining_local: false,
+            admissions: 0,
             entropy,
             now: Now::default(),
             drain: None,
@@ -149,10 +154,16 @@ impl State {
     }
 
     /// Handles messages of this shard to itself, so that a client's commands to rooms at home here are done in order.
+    ///
+    /// A message may let a connection in whose first commands came along, which ends here again: the outer call goes on.
     pub fn drain_local(&mut self) {
+        if std::mem::replace(&mut self.draining_local, true) {
+            return;
+        }
         while let Some(message) = self.core.next_local() {
             self.message(message);
         }
+        self.draining_local = false;
     }
 
     /// Handles one message from any shard.
@@ -182,11 +193,14 @@ impl State {
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
             due_ms,
+            alarm: Alarm::default(),
             receiving: true,
         };
         let conn = self.connections.insert(connection);
         self.actions.push(Action::Receive(conn, socket));
-        self.timers.schedule(conn, due_ms);
+        if let Some(connection) = self.connections.get_mut(conn) {
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
+        }
         if !received.is_empty() {
             self.received(conn, received);
         }
@@ -236,6 +250,8 @@ impl State {
                 self.figures.closes.add("abnormal");
                 self.abandon(conn);
             }
+            // It may have half-closed, and still wants to read our last words.
+            Phase::Closing { shut: false } => {}
             _ => self.abandon(conn),
         }
     }
@@ -260,13 +276,17 @@ impl State {
         if let Phase::Closing { shut } = &mut connection.phase
             && !*shut
         {
+            if !connection.receiving {
+                self.abandon(conn);
+                return;
+            }
             *shut = true;
             // The peer's end is waited for, so that what it still sends does not reset the connection before it has read
             // our last bytes (RFC 6455 §7.1.1).
             self.actions.push(Action::Shutdown(connection.socket));
             let due_ms = self.now.monotonic_us / 1000 + self.settings.config.limits.close_wait_s * 1000;
             connection.due_ms = due_ms;
-            self.timers.schedule(conn, due_ms);
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
         }
     }
 
@@ -365,7 +385,7 @@ impl State {
     fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         ws::control_frame(opcode, payload, connection.outbox.answers());
-        let full = connection.outbox.answers_full() && matches!(connection.phase, Phase::Open(_));
+        let full = connection.outbox.answers_full();
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -389,6 +409,10 @@ impl State {
 
     /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
     pub fn close_slow(&mut self, conn: ConnKey) {
+        // A connection may be found too slow by several rooms in one turn; the first has closed it.
+        if !self.is_open(conn) {
+            return;
+        }
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.outbox.clear();
             self.figures.slow_closes.add(1);
@@ -401,6 +425,8 @@ impl State {
         self.figures.closes.add_code(if code == 0 { 1005 } else { code });
         self.release(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        // Nothing may follow a close frame (RFC 6455 §5.5.1).
+        connection.outbox.drop_events();
         let out = connection.outbox.answers();
         if code == 0 {
             ws::control_frame(Opcode::Close, &[], out);
@@ -418,7 +444,7 @@ impl State {
         connection.phase = Phase::Closing { shut: false };
         connection.decoder = Default::default();
         connection.due_ms = due_ms;
-        self.timers.schedule(conn, due_ms);
+        self.timers.schedule(conn, &mut connection.alarm, due_ms);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -429,31 +455,35 @@ impl State {
     /// Looks at every connection that is due.
     pub fn tick(&mut self) {
         let now_ms = self.now_ms();
-        while let Some(due) = self.timers.pop(now_ms) {
+        self.core.expire(self.now);
+        while let Some((tick, due)) = self.timers.pop(now_ms) {
             for conn in due {
-                self.due(conn);
+                self.due(conn, tick);
             }
         }
+        self.drain_local();
     }
 
-    fn due(&mut self, conn: ConnKey) {
+    fn due(&mut self, conn: ConnKey, tick: Tick) {
         let now_ms = self.now_ms();
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        if !connection.alarm.rings(tick) {
+            return;
+        }
         if connection.due_ms > now_ms {
             let due_ms = connection.due_ms;
-            self.timers.schedule(conn, due_ms);
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
             return;
         }
         match &mut connection.phase {
             Phase::Head(_) => {
-                self.figures.refused.add("timeout");
                 self.refuse(conn, &crate::wire::refusal::Refusal::handshake_timeout());
             }
             Phase::Admission(_) => {
                 // Another shard owes the answers; the client gets its own deadline from when they are there.
                 let due_ms = now_ms + 1000;
                 connection.due_ms = due_ms;
-                self.timers.schedule(conn, due_ms);
+                self.timers.schedule(conn, &mut connection.alarm, due_ms);
             }
             Phase::HandOver(_) | Phase::Closing { .. } => self.abandon(conn),
             Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
@@ -492,7 +522,7 @@ impl State {
                 Beat::WaitUntil(until_ms) => {
                     connection.due_ms = due_ms.min(until_ms);
                     let due_ms = connection.due_ms;
-                    self.timers.schedule(conn, due_ms);
+                    self.timers.schedule(conn, &mut connection.alarm, due_ms);
                     return;
                 }
                 Beat::Ping => self.control(conn, Opcode::Ping, &[]),
@@ -544,6 +574,7 @@ pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
         selections_max: config.limits.filters_per_room_max,
         backlog_max: config.mesh.backlog_max as usize,
         inbox_max: config.session.queue_max as usize,
+        session_away_ms: config.session.resume_window_s * 1000,
         depth_max: config.limits.depth_max,
         connections_per_user_max: count(config.limits.connections_per_user_max),
         peer: PeerLimits {
