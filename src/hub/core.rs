@@ -16,7 +16,7 @@ use super::keys::Keys;
 use super::members::{HOLE, ListId};
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
-    Published, ReplyTo, Ticket,
+    Published, ReplyTo,
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::reply::Responder;
@@ -42,6 +42,8 @@ pub struct CoreLimits {
     pub backlog_max: usize,
     /// Messages in one session's inbox.
     pub inbox_max: usize,
+    /// How long the inbox of a session without a connection is kept.
+    pub session_away_ms: u64,
     /// Nesting of published data, for filters.
     pub depth_max: usize,
     /// Bytes of all logs.
@@ -69,6 +71,8 @@ pub struct CoreFigures {
 
 /// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
 const OPEN_BATCH_BYTES_MAX: usize = 256 * 1024;
+/// A batch is not made larger than this, whatever a turn brings: its offsets have 32 bits.
+const BATCH_BYTES_MAX: usize = 64 << 20;
 /// Calls of `receive` that may wait for one session.
 const WAITING_MAX: usize = 16;
 
@@ -90,6 +94,8 @@ pub struct Core {
     /// Rooms with an open batch.
     unsealed: Vec<RoomId>,
     jobs: VecDeque<Job>,
+    /// Sessions that left something in their inboxes, and until when it is kept.
+    away: VecDeque<(u64, RoomName)>,
     ids: Ids,
     pub(super) scratch: Scratch,
     pub(super) memory: FrameMemory,
@@ -124,6 +130,7 @@ impl Core {
             directory: Directory::new(seed[0]),
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
+            away: VecDeque::new(),
             ids: Ids::new(seed),
             scratch: Scratch::new(limits.depth_max),
             memory: FrameMemory::default(),
@@ -232,7 +239,10 @@ impl Core {
             Message::CatchUp(ask) => self.catch_up(*ask),
             Message::History(ask) => self.history(*ask),
             Message::Join(join) => self.join(*join),
-            Message::Leave { room, address, ticket } => self.leave(room, address, ticket),
+            Message::Leaving { room, address, ticket } => {
+                self.send(address.shard, Message::Left { address, room, ticket });
+            }
+            Message::Leave { room, address } => self.leave(&room, address),
             Message::Publish(publish) => self.publish(*publish, now),
             Message::Deposit(deposit) => self.deposit(*deposit),
             Message::ClaimClient { client_id, address } => {
@@ -245,7 +255,7 @@ impl Core {
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::User, refused });
             }
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
-            Message::ReleaseSession { room, address } => self.release_session(&room, address),
+            Message::ReleaseSession { room, address } => self.release_session(room, address, now),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -333,25 +343,37 @@ impl Core {
         Ok(id)
     }
 
-    fn leave(&mut self, room: RoomName, address: Address, ticket: Option<Ticket>) {
-        if let Some(id) = self.rooms.find(&room) {
-            let count = self.home_mut(id).and_then(|home| home.members.get_mut(usize::from(address.shard.0)));
-            if let Some(count) = count {
-                *count = count.saturating_sub(1);
+    fn leave(&mut self, room: &RoomName, address: Address) {
+        let Some(id) = self.rooms.find(room) else { return };
+        if let Some(count) = self.home_mut(id).and_then(|home| home.members.get_mut(usize::from(address.shard.0))) {
+            debug_assert!(*count > 0, "a membership of {room:?} ended that was not counted");
+            *count = count.saturating_sub(1);
+        }
+        self.rooms.forget_if_idle(id);
+    }
+
+    fn release_session(&mut self, room: RoomName, address: Address, now: Now) {
+        let Some(id) = self.rooms.find(&room) else { return };
+        let away_until_ms = now.monotonic_us / 1000 + self.limits.session_away_ms;
+        let session = self.home_mut(id).and_then(|home| home.session.as_mut());
+        if let Some(session) = session.filter(|session| session.live == Some(address)) {
+            if session.leave(away_until_ms) {
+                self.away.push_back((away_until_ms, room));
             }
             self.rooms.forget_if_idle(id);
         }
-        if let Some(ticket) = ticket {
-            self.send(address.shard, Message::Left { address, room, ticket });
-        }
     }
 
-    fn release_session(&mut self, room: &RoomName, address: Address) {
-        let Some(id) = self.rooms.find(room) else { return };
-        let session = self.home_mut(id).and_then(|home| home.session.as_mut());
-        if let Some(session) = session.filter(|session| session.live == Some(address)) {
-            session.live = None;
-            self.rooms.forget_if_idle(id);
+    /// Forgets sessions that stayed away for too long, with what waits for the backend in their inboxes.
+    pub fn expire(&mut self, now: Now) {
+        let now_ms = now.monotonic_us / 1000;
+        while let Some((_, room)) = self.away.pop_front_if(|(until_ms, _)| *until_ms <= now_ms) {
+            let Some(id) = self.rooms.find(&room) else { continue };
+            let Some(home) = self.home_mut(id) else { continue };
+            if home.session.as_ref().is_some_and(|session| session.is_over(now_ms)) {
+                home.session = None;
+                self.rooms.forget_if_idle(id);
+            }
         }
     }
 
@@ -379,6 +401,9 @@ impl Core {
         {
             self.figures.duplicates += 1;
             return Ok(Published { duplicate: true, ..published });
+        }
+        if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
+            self.seal(id);
         }
         let stamp = self.ids.stamp(now.unix_ms);
         let home = self.home_mut(id).ok_or(OVERLOADED)?;
@@ -428,8 +453,14 @@ impl Core {
     pub fn collect(&mut self, room: &RoomName, responder: Responder<Bytes>) {
         let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         match session {
-            // The refusal of one caller too many is told by the dropped responder: unavailable.
-            Some(session) => drop(session.collect(responder, WAITING_MAX)),
+            Some(session) => {
+                // The refusal of one caller too many is told by the dropped responder: unavailable.
+                session.collect(responder, WAITING_MAX);
+                // It may have waited for nothing else.
+                if let Some(id) = self.rooms.find(room) {
+                    self.rooms.forget_if_idle(id);
+                }
+            }
             None => responder.resolve(Err(Refused::new(ErrorCode::NotFound, "there is no such session").into())),
         }
     }
@@ -520,10 +551,13 @@ impl Core {
             }
         }
         self.keep(id, &batch);
-        if here {
+        if !here {
+            self.rooms.forget_if_idle(id);
+        } else if self.local.is_empty() {
             self.begin_fan_out(id, batch);
         } else {
-            self.rooms.forget_if_idle(id);
+            // Some who are members for this home may still have to hear of it, and are not in the list yet.
+            self.local.push_back(Message::Deliver(batch));
         }
     }
 
@@ -593,6 +627,22 @@ impl Core {
                 room.members.close_holes();
                 self.rooms.forget_if_idle(id);
             }
+        }
+    }
+
+    /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
+    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes)) {
+        let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
+        for job in self.jobs.iter().filter(|job| job.room == id) {
+            let waiting = room.members.list(job.list).get(job.at..job.end).unwrap_or_default();
+            if !waiting.contains(&conn) {
+                continue;
+            }
+            let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
+            if !frames.is_empty() {
+                deliver(&frames);
+            }
+            self.figures.deliveries += job.batch.events.len() as u64;
         }
     }
 

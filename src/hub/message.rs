@@ -18,14 +18,23 @@ use crate::wire::native::{Reference, Refused, Since};
 pub enum Message {
     /// To a room's home: a connection wants to be a member.
     Join(Box<Join>),
-    /// To a room's home: a connection is no member any more.
+    /// To a room's home: a client asked to leave. The home only answers, which puts the answer behind the joins and events
+    /// that are on their way to that shard; the membership ends there, and [`Message::Leave`] tells the home.
+    Leaving {
+        /// The room.
+        room: RoomName,
+        /// Whose membership.
+        address: Address,
+        /// Where the answer goes.
+        ticket: Ticket,
+    },
+    /// To a room's home: a membership that the home granted has ended. Sent exactly once for each, by the shard that took the
+    /// member out of its list or could not put it there.
     Leave {
         /// The room.
         room: RoomName,
         /// Whose membership.
         address: Address,
-        /// Where the answer goes, if the client asked for it.
-        ticket: Option<Ticket>,
     },
     /// To a room's home: an event for the room.
     Publish(Box<Publish>),

@@ -10,6 +10,10 @@ use super::batch::Address;
 use super::reply::Responder;
 use crate::auth::Identity;
 
+/// Bytes that the messages of one inbox may have together; a client sends as fast as it may, whether or not the backend
+/// reads.
+const INBOX_BYTES_MAX: usize = 1 << 20;
+
 /// A session at its home.
 #[derive(Debug)]
 pub struct SessionHome {
@@ -24,6 +28,9 @@ pub struct SessionHome {
 #[derive(Debug, Default)]
 struct Inbox {
     messages: VecDeque<Bytes>,
+    bytes: usize,
+    /// How long it is kept while no connection holds the session, in milliseconds of the monotonic clock.
+    away_until_ms: u64,
     waiting: VecDeque<Responder<Bytes>>,
 }
 
@@ -36,6 +43,19 @@ impl SessionHome {
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
         self.live.is_none() && self.inbox.is_none()
+    }
+
+    /// The connection that held it is gone. True where something is left that waits until then.
+    pub fn leave(&mut self, away_until_ms: u64) -> bool {
+        self.live = None;
+        let Some(inbox) = self.inbox.as_mut() else { return false };
+        inbox.away_until_ms = away_until_ms;
+        true
+    }
+
+    /// Whether nobody came back in time.
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        self.live.is_none() && self.inbox.as_ref().is_none_or(|inbox| inbox.away_until_ms <= now_ms)
     }
 
     /// Puts a client's message into the inbox, or hands it to someone who waits for one. False where the inbox is full.
@@ -52,8 +72,11 @@ impl SessionHome {
                 Err(Err(_)) => return false,
             }
         }
-        let fits = inbox.messages.len() < inbox_max;
+        // The bound in bytes leaves room for one message of any size.
+        let fits = inbox.messages.len() < inbox_max
+            && (inbox.messages.is_empty() || inbox.bytes + message.len() <= INBOX_BYTES_MAX);
         if fits {
+            inbox.bytes += message.len();
             inbox.messages.push_back(message);
         }
         self.tidy();
@@ -66,8 +89,10 @@ impl SessionHome {
         inbox.waiting.retain(|waiting| !waiting.is_abandoned());
         let taken = match inbox.messages.pop_front() {
             Some(message) => {
-                if let Err(Ok(message)) = responder.try_resolve(Ok(message)) {
-                    inbox.messages.push_front(message);
+                let bytes = message.len();
+                match responder.try_resolve(Ok(message)) {
+                    Err(Ok(message)) => inbox.messages.push_front(message),
+                    Ok(()) | Err(Err(_)) => inbox.bytes -= bytes,
                 }
                 true
             }
@@ -114,6 +139,19 @@ mod tests {
             assert_eq!(answer.wait().expect("answered"), expected.as_bytes());
         }
         assert!(session.is_idle());
+    }
+
+    #[test]
+    fn an_inbox_is_bounded_in_bytes_and_takes_one_message_of_any_size() {
+        let mut session = session();
+        assert!(session.deposit(Bytes::from(vec![b' '; 2 * INBOX_BYTES_MAX]), 100));
+        assert!(!session.deposit(Bytes::from_static(b"1"), 100));
+        let (responder, answer) = pending();
+        assert!(session.collect(responder, 4));
+        assert_eq!(answer.wait().expect("answered").len(), 2 * INBOX_BYTES_MAX);
+        assert!(session.deposit(Bytes::from_static(b"1"), 100));
+        assert!(session.deposit(Bytes::from(vec![b' '; INBOX_BYTES_MAX - 1]), 100));
+        assert!(!session.deposit(Bytes::from_static(b"1"), 100));
     }
 
     #[test]

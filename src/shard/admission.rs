@@ -116,13 +116,18 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.phase = Phase::HandOver(Box::new(head));
         connection.due_ms = due_ms;
-        self.timers.schedule(conn, due_ms);
+        self.timers.schedule(conn, &mut connection.alarm, due_ms);
         self.actions.push(Action::CancelReceive(conn, connection.socket));
     }
 
     /// Answers a request with a refusal and ends the connection.
     pub fn refuse(&mut self, conn: ConnKey, refusal: &Refusal) {
-        self.figures.refused.add(refusal_label(refusal));
+        let label = if refusal.status == 503 { "capacity" } else { refusal.code };
+        self.refuse_as(conn, label, refusal);
+    }
+
+    fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
+        self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
         refusal.response(connection.outbox.answers());
@@ -132,9 +137,10 @@ impl State {
     fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
-            return self.refuse(conn, &Refusal::unavailable("this node is draining", RETRY_AFTER_S));
+            let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
+            return self.refuse_as(conn, "draining", &refusal);
         }
-        let on_this_shard = self.figures.connections.value() as usize;
+        let on_this_shard = self.figures.connections.value() as usize + self.admissions;
         if on_this_shard >= config.limits.connections_per_shard_max {
             return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
         }
@@ -157,6 +163,7 @@ impl State {
         let waiting = u8::from(peer.is_some()) + u8::from(native) + u8::from(limits_users);
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        self.admissions += 1;
         connection.phase = Phase::Admission(Box::new(Admission {
             admit,
             client_id: client_id.clone(),
@@ -288,6 +295,7 @@ impl State {
         else {
             return;
         };
+        self.admissions -= 1;
         let Admission { admit, client_id, session_id, peer, granted, rooms, early, .. } = *admission;
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
@@ -302,7 +310,10 @@ impl State {
                 let client = Client { session, rooms, heartbeat, peer, claims: granted, under_way: None };
                 connection.phase = Phase::Open(Box::new(client));
             }
-            Endpoint::Echo => connection.phase = Phase::Echo(Box::new(EchoClient { heartbeat, peer, claims: granted })),
+            Endpoint::Echo => {
+                let identity = admit.identity;
+                connection.phase = Phase::Echo(Box::new(EchoClient { heartbeat, peer, claims: granted, identity }));
+            }
         }
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
@@ -321,21 +332,22 @@ impl State {
     pub fn release(&mut self, conn: ConnKey) {
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let (rooms, claims, peer, names) = match &mut connection.phase {
+        let (rooms, claims, peer, names, identity) = match &mut connection.phase {
             Phase::Open(client) => {
                 let session = &client.session;
-                let names = Some((session.client_id.clone(), session.session_id.clone(), session.identity.clone()));
-                (std::mem::take(&mut client.rooms), client.claims, client.peer, names)
+                let names = Some((session.client_id.clone(), session.session_id.clone()));
+                (std::mem::take(&mut client.rooms), client.claims, client.peer, names, session.identity.clone())
             }
-            Phase::Echo(client) => (RoomList::new(), client.claims, client.peer, None),
+            Phase::Echo(client) => (RoomList::new(), client.claims, client.peer, None, client.identity.clone()),
             Phase::Admission(admission) => {
                 let identity = admission.admit.identity.clone();
-                let names = Some((admission.client_id.clone(), admission.session_id.clone(), identity));
-                (std::mem::take(&mut admission.rooms), admission.granted, admission.peer, names)
+                let names = Some((admission.client_id.clone(), admission.session_id.clone()));
+                (std::mem::take(&mut admission.rooms), admission.granted, admission.peer, names, identity)
             }
             _ => return,
         };
         if let Phase::Admission(admission) = &connection.phase {
+            self.admissions -= 1;
             if admission.waiting > 0 {
                 self.orphans.push(Orphan {
                     conn,
@@ -360,7 +372,7 @@ impl State {
         if let Some(peer) = peer.filter(|_| claims.peer) {
             self.core.send_to_key(&peer, Message::ReleasePeer { peer });
         }
-        if let Some((client_id, session_id, identity)) = names {
+        if let Some((client_id, session_id)) = names {
             if claims.session {
                 let room = self.core.hasher().room(&format!("session:{session_id}"));
                 self.core.send_home(&room.clone(), Message::ReleaseSession { room, address });
@@ -368,34 +380,17 @@ impl State {
             if claims.client {
                 self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
             }
-            if claims.user {
-                let user_id: Arc<str> = identity.user_id.as_str().into();
-                self.core.send_to_key(&*user_id.clone(), Message::ReleaseUser { user_id });
-            }
+        }
+        if claims.user {
+            let user_id: Arc<str> = identity.user_id.as_str().into();
+            self.core.send_to_key(&*user_id.clone(), Message::ReleaseUser { user_id });
         }
     }
 
     /// Tells a room's home that this connection is no member any more, without an answer.
     pub fn leave_home(&mut self, room: RoomName, conn: ConnKey) {
         let address = self.address(conn);
-        self.core.send_home(&room.clone(), Message::Leave { room, address, ticket: None });
-    }
-}
-
-/// The metric's label of a refusal.
-fn refusal_label(refusal: &Refusal) -> &'static str {
-    match refusal.status {
-        400 => "bad_request",
-        401 => "unauthorized",
-        403 => "forbidden",
-        404 => "not_found",
-        408 => "timeout",
-        409 => "conflict",
-        426 => "version",
-        429 => "rate_limited",
-        431 => "header_too_large",
-        503 => "capacity",
-        _ => "other",
+        self.core.send_home(&room.clone(), Message::Leave { room, address });
     }
 }
 

@@ -30,6 +30,35 @@ impl State {
         }
     }
 
+    /// Sends an answer that must not overtake the events which wait already: they were published before what it tells of.
+    pub fn tell_behind_events(
+        &mut self,
+        conn: ConnKey,
+        kind: &str,
+        reference: &Reference,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let events_wait = connection.outbox.bytes() > connection.outbox.answers().len();
+        if !events_wait || !matches!(connection.phase, Phase::Open(_)) {
+            return self.tell(conn, kind, Some(reference), write);
+        }
+        let stamp = self.core.ids().stamp(self.now.unix_ms);
+        let mut frame = Vec::new();
+        envelope::begin(&mut self.payload, kind, &stamp, Some(reference));
+        write(&mut self.payload);
+        envelope::finish(&mut self.payload, &mut frame);
+        let frame = self.core.memory().share(frame);
+        let full = connection.outbox.push_events(&frame, outbox_bytes_max).is_err();
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        if full {
+            self.close_slow(conn);
+        }
+    }
+
     /// Sends an answer, if the command had an id.
     pub fn answer(
         &mut self,

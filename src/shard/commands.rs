@@ -132,7 +132,9 @@ impl State {
                 if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
                     return Ok(());
                 }
-                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, &room));
+                if let Some(reference) = &reference {
+                    self.tell_behind_events(conn, "unsubscribed", reference, |payload| write_room(payload, &room));
+                }
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
@@ -156,17 +158,14 @@ impl State {
         let known = self.core.rooms().find(&room);
         let Some(client) = self.client_mut(conn) else { return Ok(true) };
         let under_way = client.under_way.as_ref();
-        let last = under_way.and_then(|all| all.memberships.iter().rev().find(|(name, _)| *name == room));
-        let is_member = match last {
-            Some((_, joins)) => *joins,
-            None => known.is_some_and(|id| client.rooms.contains(&id)),
-        };
-        if !is_member {
+        // Also behind a leave that is under way: until that is done, events may still come.
+        let is_under_way = under_way.is_some_and(|all| all.memberships.iter().any(|(name, _)| *name == room));
+        if !is_under_way && !known.is_some_and(|id| client.rooms.contains(&id)) {
             return Ok(false);
         }
         client.under_way().memberships.push((room.clone(), false));
         let address = self.address(conn);
-        self.core.send_home(&room.clone(), Message::Leave { room, address, ticket: Some(ticket) });
+        self.core.send_home(&room.clone(), Message::Leaving { room, address, ticket });
         Ok(true)
     }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::timers::Alarm;
+use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -32,6 +34,8 @@ pub struct Connection {
     pub heard_ms: u64,
     /// When it is to be looked at.
     pub due_ms: u64,
+    /// When the calendar has it looked at, which may be earlier.
+    pub alarm: Alarm,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
 }
@@ -132,6 +136,8 @@ pub struct EchoClient {
     pub peer: Option<IpAddr>,
     /// What it holds.
     pub claims: Claims,
+    /// For whom it counts.
+    pub identity: Arc<Identity>,
 }
 
 /// Commands that wait for other shards.
@@ -216,6 +222,11 @@ impl Client {
     /// Whether it lags in some room.
     pub fn has_lag(&self) -> bool {
         self.under_way.as_ref().is_some_and(|all| !all.lags.is_empty())
+    }
+
+    /// Whether it lags in a room.
+    pub fn lags_in(&self, room: RoomId) -> bool {
+        self.under_way.as_ref().is_some_and(|all| all.lags.iter().any(|lag| lag.room == room))
     }
 
     /// Forgets that it lags in a room, because it is no member any more.
@@ -317,6 +328,7 @@ mod tests {
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
             due_ms: 0,
+            alarm: Alarm::default(),
             receiving: false,
         }
     }

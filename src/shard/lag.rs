@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::connection::{Lag, LagWaits};
+use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
 use crate::config::Policy;
 use crate::hub::batch::Batch;
@@ -177,7 +177,7 @@ impl State {
     fn push_events(&mut self, conn: ConnKey, frames: &Bytes) -> Result<(), Full> {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return Ok(()) };
-        if frames.is_empty() {
+        if frames.is_empty() || !matches!(connection.phase, Phase::Open(_)) {
             return Ok(());
         }
         connection.outbox.push_events(frames, outbox_bytes_max)?;

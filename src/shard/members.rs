@@ -12,6 +12,7 @@ use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::Refused;
+use crate::wire::refusal::Refusal;
 
 impl State {
     /// A message for a member's shard.
@@ -34,9 +35,7 @@ impl State {
             }
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
-            Message::TakenOver { address } => {
-                self.close(address.conn, close::TAKEN_OVER, "taken over by a newer connection")
-            }
+            Message::TakenOver { address } => self.taken_over(address.conn),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
     }
@@ -115,11 +114,12 @@ impl State {
             }
         };
         match (ticket, outcome) {
-            (Ticket::Single(reference), Ok(state)) => {
-                self.answer(conn, "subscribed", reference.as_ref(), |payload| {
+            (Ticket::Single(Some(reference)), Ok(state)) => {
+                self.tell_behind_events(conn, "subscribed", &reference, |payload| {
                     write_subscribed(payload, room.as_str(), &state);
                 });
             }
+            (Ticket::Single(None), Ok(_)) => {}
             (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
             (Ticket::Part(part), Ok(state)) => {
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
@@ -142,13 +142,17 @@ impl State {
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
         if let Some(id) = before.filter(|_| was_member) {
-            // Subscribed anew: the new selection takes the place of the old one, and the home counts it once.
+            // Subscribed anew: the new selection takes the place of the old one, and the home counts it once. What was
+            // published before is still chosen by the old one.
+            self.deliver_rest(id, conn);
+            let Some(client) = self.client_mut(conn) else {
+                // Too slow for that, and closed: the membership it had ended with it, the new one does not begin.
+                self.leave_home(room.clone(), conn);
+                return Ok(id);
+            };
+            client.rooms.retain(|one| *one != id);
             self.core.remove_member(id, conn);
             self.leave_home(room.clone(), conn);
-            if let Some(client) = self.client_mut(conn) {
-                client.rooms.retain(|one| *one != id);
-                client.forget_lag(id);
-            }
             self.figures.subscriptions.sub(1);
         }
         match self.core.add_member(room, conn, selection) {
@@ -157,13 +161,46 @@ impl State {
                     client.rooms.push(id);
                 }
                 self.figures.subscriptions.add(1);
+                // What a slow reader had to read from the log before it still has, now by its new selection.
+                if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
+                    self.core.park(id, conn);
+                }
                 Ok(id)
             }
             None => {
                 self.leave_home(room.clone(), conn);
+                if let (Some(id), Some(client)) = (before, self.client_mut(conn)) {
+                    client.forget_lag(id);
+                }
                 Err(Refused::new(ErrorCode::RoomLimit, "this room has too many different filters"))
             }
         }
+    }
+
+    /// Queues for a member what fan-outs under way still have for it.
+    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) {
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let State { core, connections, dirty, .. } = self;
+        let Some(connection) = connections.get_mut(conn) else { return };
+        let mut full = false;
+        core.fan_out_rest(id, conn, |bytes| full |= connection.outbox.push_events(bytes, outbox_bytes_max).is_err());
+        if connection.outbox.mark_dirty() {
+            dirty.push(conn);
+        }
+        if full {
+            self.close_slow(conn);
+        }
+    }
+
+    /// A newer connection holds the session. This one may be open, or about to be.
+    fn taken_over(&mut self, conn: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(conn)
+            && let Phase::Admission(admission) = &mut connection.phase
+        {
+            admission.refused.get_or_insert(Refusal::session_taken_over());
+            return;
+        }
+        self.close(conn, close::TAKEN_OVER, "taken over by a newer connection");
     }
 
     fn undo_join(&mut self, conn: ConnKey, room: RoomName) {
@@ -183,12 +220,14 @@ impl State {
             client.forget_lag(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
+                self.leave_home(room.clone(), conn);
             }
         }
         match ticket {
-            Ticket::Single(reference) => {
-                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, room.as_str()));
+            Ticket::Single(Some(reference)) => {
+                self.tell_behind_events(conn, "unsubscribed", &reference, |payload| write_room(payload, room.as_str()));
             }
+            Ticket::Single(None) => {}
             Ticket::Part(part) => self.gathered(conn, part, |results| write_room(results, room.as_str())),
             Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_) => {}
         }

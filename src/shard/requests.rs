@@ -74,7 +74,7 @@ impl State {
             let Some(connection) = self.connections.get_mut(conn) else { continue };
             if closes_ms < connection.due_ms {
                 connection.due_ms = closes_ms;
-                self.timers.schedule(conn, closes_ms);
+                self.timers.schedule(conn, &mut connection.alarm, closes_ms);
             }
         }
     }
@@ -93,8 +93,9 @@ impl State {
         }
     }
 
-    /// Whether a drain is over.
+    /// Whether a drain is over: until the node's last connection is gone, this shard is home to rooms and names of others.
     pub fn is_done(&self) -> bool {
-        self.drain.is_some() && self.connections.is_empty()
+        let others_are_gone = self.stopping || self.mesh.connections.load(Ordering::Relaxed) == 0;
+        self.drain.is_some() && self.connections.is_empty() && others_are_gone
     }
 }

@@ -31,6 +31,9 @@ const REQUESTS_PER_TURN: usize = 1024;
 /// How long a shard waits at most when it has nothing to do, so that its figures stay fresh.
 const IDLE_WAIT: Duration = Duration::from_millis(1000);
 
+/// How often a draining shard looks whether the others are empty.
+const DRAIN_WAIT: Duration = Duration::from_millis(50);
+
 /// A shard with its driver.
 pub struct Shard<D: Driver> {
     driver: D,
@@ -66,6 +69,7 @@ impl<D: Driver> Shard<D> {
         self.state.now = self.driver.now();
 
         self.take_completions();
+        self.state.drain_local();
         self.take_messages();
         self.state.tick();
         self.act();
@@ -93,7 +97,9 @@ impl<D: Driver> Shard<D> {
         let until_due = state.timers.next_ms().map(|due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
         // What another shard could not take is tried again soon.
         let retry = state.has_backlog.then_some(Duration::from_millis(1));
-        [until_due, retry, Some(IDLE_WAIT)].into_iter().flatten().min()
+        // Nobody rings when another shard's last connection is gone, which ends this one.
+        let drained = state.drain.is_some().then_some(DRAIN_WAIT);
+        [until_due, retry, drained, Some(IDLE_WAIT)].into_iter().flatten().min()
     }
 
     fn take_completions(&mut self) {

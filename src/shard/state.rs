@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
 use super::mesh::Mesh;
 use super::time::Drain;
-use super::timers::Timers;
+use super::timers::{Alarm, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
 use crate::control::{ConnectionOrigin, Inbox};
@@ -89,6 +89,9 @@ pub(super) struct State {
     /// Connections that could not take a batch, the room it was of, and the last event before it.
     pub slow: Vec<(ConnKey, RoomId, u64)>,
     pub actions: Vec<Action>,
+    draining_local: bool,
+    /// Connections that hold a place and are not open yet.
+    pub admissions: usize,
     pub entropy: Entropy,
     pub now: Now,
     pub drain: Option<Drain>,
@@ -131,6 +134,8 @@ impl State {
             dirty: Vec::new(),
             slow: Vec::new(),
             actions: Vec::new(),
+            draining_local: false,
+            admissions: 0,
             entropy,
             now: Now::default(),
             drain: None,
@@ -150,10 +155,16 @@ impl State {
     }
 
     /// Handles messages of this shard to itself, so that a client's commands to rooms at home here are done in order.
+    ///
+    /// A message may let a connection in whose first commands came along, which ends here again: the outer call goes on.
     pub fn drain_local(&mut self) {
+        if std::mem::replace(&mut self.draining_local, true) {
+            return;
+        }
         while let Some(message) = self.core.next_local() {
             self.message(message);
         }
+        self.draining_local = false;
     }
 
     /// Handles one message from any shard.
@@ -183,11 +194,14 @@ impl State {
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
             due_ms,
+            alarm: Alarm::default(),
             receiving: true,
         };
         let conn = self.connections.insert(connection);
         self.actions.push(Action::Receive(conn, socket));
-        self.timers.schedule(conn, due_ms);
+        if let Some(connection) = self.connections.get_mut(conn) {
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
+        }
         if !received.is_empty() {
             self.received(conn, received);
         }
@@ -237,6 +251,8 @@ impl State {
                 self.figures.closes.add("abnormal");
                 self.abandon(conn);
             }
+            // It may have half-closed, and still wants to read our last words.
+            Phase::Closing { shut: false } => {}
             _ => self.abandon(conn),
         }
     }
@@ -269,13 +285,17 @@ impl State {
         if let Phase::Closing { shut } = &mut connection.phase
             && !*shut
         {
+            if !connection.receiving {
+                self.abandon(conn);
+                return;
+            }
             *shut = true;
             // The peer's end is waited for, so that what it still sends does not reset the connection before it has read
             // our last bytes (RFC 6455 §7.1.1).
             self.actions.push(Action::Shutdown(connection.socket));
             let due_ms = self.now.monotonic_us / 1000 + self.settings.config.limits.close_wait_s * 1000;
             connection.due_ms = due_ms;
-            self.timers.schedule(conn, due_ms);
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
         }
     }
 
@@ -374,7 +394,7 @@ impl State {
     pub fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         ws::control_frame(opcode, payload, connection.outbox.answers());
-        let full = connection.outbox.answers_full() && matches!(connection.phase, Phase::Open(_));
+        let full = connection.outbox.answers_full();
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -398,6 +418,10 @@ impl State {
 
     /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
     pub fn close_slow(&mut self, conn: ConnKey) {
+        // A connection may be found too slow by several rooms in one turn; the first has closed it.
+        if !self.is_open(conn) {
+            return;
+        }
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.outbox.clear();
             self.figures.slow_closes.add(1);
@@ -410,6 +434,8 @@ impl State {
         self.figures.closes.add_code(if code == 0 { 1005 } else { code });
         self.release(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        // Nothing may follow a close frame (RFC 6455 §5.5.1).
+        connection.outbox.drop_events();
         let out = connection.outbox.answers();
         if code == 0 {
             ws::control_frame(Opcode::Close, &[], out);
@@ -427,7 +453,7 @@ impl State {
         connection.phase = Phase::Closing { shut: false };
         connection.decoder = Default::default();
         connection.due_ms = due_ms;
-        self.timers.schedule(conn, due_ms);
+        self.timers.schedule(conn, &mut connection.alarm, due_ms);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -455,6 +481,7 @@ pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
         selections_max: config.limits.filters_per_room_max,
         backlog_max: config.mesh.backlog_max as usize,
         inbox_max: config.session.queue_max as usize,
+        session_away_ms: config.session.resume_window_s * 1000,
         depth_max: config.limits.depth_max,
         log_bytes_max: config.history.shard_bytes_max,
         connections_per_user_max: count(config.limits.connections_per_user_max),

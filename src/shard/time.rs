@@ -2,6 +2,7 @@
 
 use super::connection::Phase;
 use super::state::State;
+use super::timers::Tick;
 use crate::ring::ConnKey;
 use crate::session::heartbeat::Beat;
 use crate::wire::codes::close;
@@ -20,35 +21,39 @@ impl State {
     /// Looks at every connection that is due.
     pub fn tick(&mut self) {
         let now_ms = self.now_ms();
+        self.core.expire(self.now);
         if now_ms >= self.swept_ms + 1000 {
             self.swept_ms = now_ms;
             self.core.sweep(self.now);
         }
-        while let Some(due) = self.timers.pop(now_ms) {
+        while let Some((tick, due)) = self.timers.pop(now_ms) {
             for conn in due {
-                self.due(conn);
+                self.due(conn, tick);
             }
         }
+        self.drain_local();
     }
 
-    fn due(&mut self, conn: ConnKey) {
+    fn due(&mut self, conn: ConnKey, tick: Tick) {
         let now_ms = self.now_ms();
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        if !connection.alarm.rings(tick) {
+            return;
+        }
         if connection.due_ms > now_ms {
             let due_ms = connection.due_ms;
-            self.timers.schedule(conn, due_ms);
+            self.timers.schedule(conn, &mut connection.alarm, due_ms);
             return;
         }
         match &mut connection.phase {
             Phase::Head(_) => {
-                self.figures.refused.add("timeout");
                 self.refuse(conn, &Refusal::handshake_timeout());
             }
             Phase::Admission(_) => {
                 // Another shard owes the answers; the client gets its own deadline from when they are there.
                 let due_ms = now_ms + 1000;
                 connection.due_ms = due_ms;
-                self.timers.schedule(conn, due_ms);
+                self.timers.schedule(conn, &mut connection.alarm, due_ms);
             }
             Phase::HandOver(_) | Phase::Closing { .. } => self.abandon(conn),
             Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
@@ -87,7 +92,7 @@ impl State {
                 Beat::WaitUntil(until_ms) => {
                     connection.due_ms = due_ms.min(until_ms);
                     let due_ms = connection.due_ms;
-                    self.timers.schedule(conn, due_ms);
+                    self.timers.schedule(conn, &mut connection.alarm, due_ms);
                     return;
                 }
                 Beat::Ping => self.control(conn, Opcode::Ping, &[]),

@@ -58,6 +58,11 @@ impl Refusal {
         Self::new(409, "conflict", "this client_id is in use by another connection")
     }
 
+    /// 409: a newer connection took the session over before this one was let in.
+    pub fn session_taken_over() -> Self {
+        Self::new(409, "conflict", "a newer connection took this session over")
+    }
+
     /// 426: another version of the WebSocket protocol than 13.
     pub fn websocket_version() -> Self {
         Self::new(426, "bad_version", "the WebSocket version must be 13")

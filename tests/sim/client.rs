@@ -1,0 +1,139 @@
+//! A simulated client that speaks WebSocket.
+
+use ringhub::ring::sim::SimClient;
+use serde_json::{Value, json};
+
+use crate::node::Node;
+
+pub struct Client {
+    pub link: SimClient,
+    pub shard: usize,
+    unread: Vec<u8>,
+    /// The handshake's answer.
+    pub status: Option<u16>,
+    /// What came instead of an upgrade.
+    pub body: Vec<u8>,
+    /// Messages, oldest first.
+    pub messages: Vec<Value>,
+    /// Frames that are no text: opcode and payload.
+    pub frames: Vec<(u8, Vec<u8>)>,
+    /// The hub's close frame.
+    pub close: Option<(u16, String)>,
+    next_id: u64,
+}
+
+/// A masked frame, final; the mask is all zeros.
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x80 | opcode];
+    match payload.len() {
+        length @ 0..=125 => bytes.push(0x80 | length as u8),
+        length @ 126..=0xffff => {
+            bytes.push(0x80 | 126);
+            bytes.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        length => {
+            bytes.push(0x80 | 127);
+            bytes.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+pub fn upgrade(path: &str, query: &str, headers: &str) -> String {
+    format!(
+        "GET {path}?{query} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
+    )
+}
+
+impl Client {
+    /// Connects and asks for the upgrade; the answer comes with the next turns.
+    pub fn connect(node: &Node, shard: usize, path: &str, query: &str) -> Client {
+        let client = Client::raw(node.world.connect(shard), shard);
+        client.link.write(upgrade(path, query, "").as_bytes());
+        client
+    }
+
+    pub fn raw(link: SimClient, shard: usize) -> Client {
+        Client {
+            link,
+            shard,
+            unread: Vec::new(),
+            status: None,
+            body: Vec::new(),
+            messages: Vec::new(),
+            frames: Vec::new(),
+            close: None,
+            next_id: 0,
+        }
+    }
+
+    /// A command's frame and the id it has.
+    pub fn command(&mut self, kind: &str, data: Value) -> (u64, Vec<u8>) {
+        self.next_id += 1;
+        let text = json!({"type": kind, "id": self.next_id, "data": data}).to_string();
+        (self.next_id, frame(1, text.as_bytes()))
+    }
+
+    pub fn send(&mut self, kind: &str, data: Value) -> u64 {
+        let (id, bytes) = self.command(kind, data);
+        self.link.write(&bytes);
+        id
+    }
+
+    /// Reads what has arrived.
+    pub fn poll(&mut self) {
+        self.unread.extend(self.link.read());
+        if self.status.is_none() {
+            let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") else { return };
+            let head = String::from_utf8(self.unread.drain(..end + 4).collect()).expect("a head is ASCII");
+            let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+            self.status = Some(status.unwrap_or_else(|| panic!("no status in {head:?}")));
+        }
+        if self.status != Some(101) {
+            self.body.append(&mut self.unread);
+            return;
+        }
+        while let Some((opcode, payload)) = self.next_frame() {
+            let text = String::from_utf8_lossy(&payload);
+            assert!(self.close.is_none(), "after the close frame {:?} comes {opcode} {text}", self.close);
+            match opcode {
+                1 => self.messages.push(serde_json::from_slice(&payload).expect("messages are JSON")),
+                8 => {
+                    let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                    let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
+                    self.close = Some((code, reason));
+                }
+                _ => self.frames.push((opcode, payload)),
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (first, second) = (*self.unread.first()?, *self.unread.get(1)?);
+        assert_eq!(first & 0xf0, 0x80, "whole frames without extensions");
+        let (at, length) = match second {
+            126 => (4, u16::from_be_bytes(*self.unread.get(2..)?.first_chunk()?) as usize),
+            127 => (10, u64::from_be_bytes(*self.unread.get(2..)?.first_chunk()?) as usize),
+            length => (2, usize::from(length)),
+        };
+        if self.unread.len() < at + length {
+            return None;
+        }
+        let payload = self.unread.drain(..at + length).skip(at).collect();
+        Some((first & 0x0f, payload))
+    }
+
+    /// The answer to a command.
+    pub fn answer(&self, id: u64) -> Option<&Value> {
+        self.messages.iter().find(|message| message["ref"] == id)
+    }
+
+    /// The numbers of a room's events, in the order they came.
+    pub fn seqs(&self, room: &str) -> Vec<u64> {
+        let events = self.messages.iter().filter(|message| message["room"] == room);
+        events.filter_map(|event| event["seq"].as_u64()).collect()
+    }
+}

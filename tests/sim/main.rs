@@ -1,0 +1,6 @@
+//! Whole shards in the simulated world: one seed is one run.
+
+mod client;
+mod model;
+mod node;
+mod regressions;

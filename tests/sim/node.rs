@@ -1,0 +1,146 @@
+//! A node of simulated shards in one thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringhub::config::Config;
+use ringhub::control::{Figures, ShardFigures, Snapshot};
+use ringhub::hub::name::{NameHasher, RoomName, ShardId};
+use ringhub::ring::Driver;
+use ringhub::ring::sim::{Faults, SimDriver, SimWorld};
+use ringhub::shard::mesh::Mesh;
+use ringhub::shard::request::Request;
+use ringhub::shard::{Entropy, Settings, Shard, Start};
+
+use crate::client::Client;
+
+pub struct Node {
+    pub world: SimWorld,
+    pub mesh: Arc<Mesh>,
+    pub hasher: NameHasher,
+    shards: Vec<Option<Shard<SimDriver>>>,
+    figures: Vec<Arc<Figures>>,
+}
+
+/// Everybody is an administrator, and no rate stands in the way.
+pub fn config() -> Config {
+    let mut config = Config::default();
+    config.auth.enabled = false;
+    config.limits.messages_per_s = 0;
+    config.limits.connects_per_s = 0;
+    config.limits.connections_per_address_max = 0;
+    config
+}
+
+impl Node {
+    pub fn new(seed: u64, shards: u16, faults: Faults, config: Config) -> Node {
+        let world = SimWorld::new(seed, faults);
+        let drivers: Vec<SimDriver> = (0..shards).map(|_| world.driver_with(2048, 4096)).collect();
+        let mesh = Arc::new(Mesh::new(drivers.iter().map(Driver::doorbell).collect()));
+        let settings = Arc::new(Settings::new(config).expect("sound settings"));
+        let hasher = NameHasher::new(seed);
+        let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
+        let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
+            let start = Start {
+                me: ShardId(me),
+                mesh: mesh.clone(),
+                settings: settings.clone(),
+                figures: figures[usize::from(me)].clone(),
+                inbox: None,
+                hasher: hasher.clone(),
+                seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
+                entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
+            };
+            Some(Shard::new(driver, start))
+        });
+        let shards = shards.collect();
+        Node { world, mesh, hasher, shards, figures }
+    }
+
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// One turn of one shard; nothing where it has ended.
+    pub fn turn_of(&mut self, shard: usize) {
+        let Some(running) = &mut self.shards[shard] else { return };
+        if !running.turn().expect("the simulated driver does not fail") {
+            self.shards[shard] = None;
+        }
+    }
+
+    pub fn turn(&mut self) {
+        (0..self.shards.len()).for_each(|shard| self.turn_of(shard));
+    }
+
+    /// Turns until nothing happens any more.
+    pub fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..100_000 {
+            let deliveries = self.figures.iter().map(|figures| figures.deliveries.value()).sum::<u64>();
+            self.turn();
+            let after = self.figures.iter().map(|figures| figures.deliveries.value()).sum::<u64>();
+            let work = (0..self.shards.len() as u16).any(|shard| self.mesh.has_work(ShardId(shard)));
+            quiet = if work || !self.world.is_idle() || after > deliveries { 0 } else { quiet + 1 };
+            if quiet > 6 {
+                return;
+            }
+        }
+        panic!("the node does not come to rest");
+    }
+
+    /// Lets time pass in steps that no deadline is longer than.
+    pub fn pass(&mut self, time: Duration) {
+        let step = Duration::from_millis(100);
+        for _ in 0..time.as_millis().div_ceil(step.as_millis()) {
+            self.world.advance(step);
+            self.settle();
+        }
+    }
+
+    pub fn is_running(&self, shard: usize) -> bool {
+        self.shards[shard].is_some()
+    }
+
+    pub fn request(&self, shard: usize, request: Request) {
+        assert!(self.mesh.request(ShardId(shard as u16), request).is_ok());
+    }
+
+    /// A room with that prefix whose home is that shard.
+    pub fn room_at(&self, prefix: &str, home: usize) -> String {
+        let is_there = |room: &RoomName| usize::from(room.home(self.shards.len() as u16).0) == home;
+        (0..)
+            .map(|number| format!("{prefix}{number}"))
+            .find(|name| is_there(&self.hasher.room(name)))
+            .expect("some room")
+    }
+
+    /// A client that has been let in.
+    pub fn client(&mut self, shard: usize, query: &str) -> Client {
+        let mut client = Client::connect(self, shard, "/ws", query);
+        self.settle();
+        client.poll();
+        assert_eq!(client.status, Some(101), "{}", String::from_utf8_lossy(&client.body));
+        client
+    }
+
+    pub fn figures(&self) -> ShardFigures {
+        Snapshot { shards: self.figures.iter().map(|figures| figures.read()).collect() }.shards.into_iter().fold(
+            ShardFigures::default(),
+            |mut sum, one| {
+                sum.merge(&one);
+                sum
+            },
+        )
+    }
+
+    /// Nothing is left of anybody.
+    pub fn assert_empty(&mut self) {
+        self.pass(Duration::from_secs(3));
+        let figures = self.figures();
+        assert_eq!(self.world.sockets_open(), 0, "sockets");
+        assert_eq!((figures.connections, figures.handshakes), (0, 0), "connections, handshakes");
+        assert_eq!((figures.subscriptions, figures.rooms), (0, 0), "subscriptions, rooms");
+        assert_eq!(self.mesh.connections.load(std::sync::atomic::Ordering::Relaxed), 0, "the node's connections");
+    }
+}

@@ -1,0 +1,324 @@
+//! What once went wrong, each in the smallest world that shows it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ringhub::auth::{Claims, mint};
+use ringhub::config::{Config, Secret};
+use ringhub::hub::message::{Publish, ReplyTo};
+use ringhub::hub::name::home_of;
+use ringhub::hub::reply::pending;
+use ringhub::ring::sim::Faults;
+use ringhub::shard::request::Request;
+use serde_json::json;
+
+use crate::client::{Client, frame, upgrade};
+use crate::node::{Node, config};
+
+fn node(shards: u16, config: Config) -> Node {
+    Node::new(1, shards, Faults::none(), config)
+}
+
+fn publish(node: &Node, room: &str, data: &str) {
+    let name = node.hasher.room(room);
+    let home = usize::from(name.home(node.shards() as u16).0);
+    let data = Bytes::copy_from_slice(data.as_bytes());
+    let publish = Publish { room: name, kind: "x".into(), data, key: None, exclude: None, reply: ReplyTo::Nobody };
+    node.request(home, Request::Publish(Box::new(publish)));
+}
+
+fn subscribe(node: &mut Node, client: &mut Client, room: &str) {
+    let id = client.send("subscribe", json!({"room": room}));
+    node.settle();
+    client.poll();
+    assert_eq!(client.answer(id).expect("an answer")["type"], "subscribed");
+}
+
+#[test]
+fn a_leave_and_a_close_in_one_packet_take_one_member_off_the_homes_count() {
+    let mut node = node(2, config());
+    let room = node.room_at("project:", 0);
+    let mut stays = node.client(1, "");
+    let mut goes = node.client(1, "");
+    subscribe(&mut node, &mut stays, &room);
+    subscribe(&mut node, &mut goes, &room);
+    let (_, mut packet) = goes.command("unsubscribe", json!({"room": room}));
+    packet.extend(frame(8, &1000u16.to_be_bytes()));
+    goes.link.write(&packet);
+    node.settle();
+    publish(&node, &room, "1");
+    node.settle();
+    stays.poll();
+    assert_eq!(stays.seqs(&room), [1]);
+}
+
+#[test]
+fn a_reader_too_slow_for_two_rooms_at_once_is_told_so_once() {
+    let mut config = config();
+    config.limits.outbox_bytes_max = 4096;
+    let mut node = node(1, config);
+    let mut client = node.client(0, "");
+    let rooms = ["project:a", "project:b"];
+    rooms.iter().for_each(|room| subscribe(&mut node, &mut client, room));
+    client.link.set_read_budget(0);
+    let data = format!("\"{}\"", "x".repeat(3000));
+    publish(&node, rooms[0], &data);
+    node.settle();
+    rooms.iter().for_each(|room| publish(&node, room, &data));
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(4508));
+    assert_eq!(node.figures().slow_closes, 1);
+}
+
+#[test]
+fn pongs_that_are_not_read_are_bounded_on_every_endpoint() {
+    let mut config = config();
+    config.endpoints.echo = true;
+    for path in ["/echo", "/ws"] {
+        let mut node = node(1, config.clone());
+        let client = Client::connect(&node, 0, path, "");
+        node.settle();
+        client.link.set_read_budget(0);
+        let pings = frame(9, &[0; 125]).repeat(500);
+        for _ in 0..20 {
+            client.link.write(&pings);
+            node.settle();
+        }
+        assert_eq!(node.figures().closes["4508"], 1, "{path}");
+    }
+}
+
+fn token(config: &mut Config, permissions: &[&str]) -> String {
+    config.auth.enabled = true;
+    config.auth.secret = vec![Secret { kid: None, secret: "a secret of thirty-two bytes or so".to_owned() }];
+    let permissions = permissions.iter().map(|&one| one.to_owned()).collect();
+    let claims = Claims { sub: "alice".to_owned(), permissions, exp: Some(1_800_000_000), ..Claims::default() };
+    mint(&config.auth.secret[0], config.auth.algorithm, &claims).expect("signs")
+}
+
+#[test]
+fn a_connection_of_any_kind_gives_back_what_it_counted_for() {
+    let mut config = config();
+    config.endpoints.echo = true;
+    config.limits.connections_per_user_max = 2;
+    config.limits.connections_per_address_max = 2;
+    config.limits.connections_max = 2;
+    let token = token(&mut config, &["websocket:connect"]);
+    let mut node = node(2, config);
+    for path in ["/echo", "/ws", "/echo", "/ws"] {
+        for _ in 0..3 {
+            let mut client = Client::connect(&node, 1, path, &format!("token={token}"));
+            node.settle();
+            client.poll();
+            assert_eq!(client.status, Some(101), "{path}: {}", String::from_utf8_lossy(&client.body));
+            client.link.close();
+            node.pass(Duration::from_secs(3));
+        }
+    }
+    node.assert_empty();
+}
+
+#[test]
+fn a_draining_shard_serves_the_others_until_the_last_connection_is_gone() {
+    let mut node = node(2, config());
+    let room = node.room_at("project:", 0);
+    let mut client = node.client(1, "");
+    for shard in 0..2 {
+        node.request(shard, Request::Drain { over_ms: 10_000, spread_ms: 1000 });
+    }
+    node.settle();
+    let id = client.send("publish", json!({"room": room, "type": "x", "data": 1}));
+    node.settle();
+    client.poll();
+    assert_eq!(client.answer(id).expect("an answer")["type"], "published");
+    node.pass(Duration::from_secs(13));
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1001));
+    assert!(!node.is_running(0) && !node.is_running(1));
+}
+
+#[test]
+fn an_admission_under_way_does_not_hold_up_a_drain() {
+    for seed in 0..50 {
+        let mut node = Node::new(seed, 2, Faults::none(), config());
+        let clients: Vec<Client> = (0..8).map(|place| Client::connect(&node, place % 2, "/ws", "")).collect();
+        for step in 0..seed % 5 {
+            node.turn_of((step % 2) as usize);
+        }
+        for shard in 0..2 {
+            node.request(shard, Request::Drain { over_ms: 1000, spread_ms: 1000 });
+        }
+        node.pass(Duration::from_secs(12));
+        drop(clients);
+        assert!(!node.is_running(0) && !node.is_running(1), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_connection_held_is_free_as_soon_as_it_is_gone() {
+    let mut node = node(1, config());
+    let client = node.client(0, "client_id=c");
+    client.link.close();
+    node.settle();
+    let (responder, answer) = pending();
+    let home = home_of(node.hasher.hash("c"), 1);
+    node.request(usize::from(home.0), Request::HasClient { client_id: "c".into(), responder });
+    node.turn();
+    assert_eq!(answer.wait(), Ok(false));
+}
+
+#[test]
+fn many_clients_that_talk_before_they_are_let_in_do_not_exhaust_the_stack() {
+    let mut config = config();
+    config.limits.connections_per_address_max = 10_000;
+    let mut node = node(2, config);
+    let clients: Vec<Client> = (0..1500)
+        .map(|_| {
+            let mut client = Client::raw(node.world.connect(0), 0);
+            let mut packet = upgrade("/ws", "", "").into_bytes();
+            packet.extend(client.command("ping", json!({})).1);
+            client.link.write(&packet);
+            client
+        })
+        .collect();
+    node.settle();
+    for mut client in clients {
+        client.poll();
+        assert_eq!(client.messages.len(), 2, "the greeting and the pong");
+    }
+}
+
+#[test]
+fn of_connections_that_race_for_a_session_one_is_left() {
+    for seed in 0..200 {
+        let mut node = Node::new(seed, 3, Faults::none(), config());
+        let mut clients: Vec<Client> =
+            (0..3).map(|shard| Client::connect(&node, shard, "/ws", "session_id=s")).collect();
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..60 {
+            node.turn_of(rng.usize(..3));
+        }
+        node.settle();
+        clients.iter_mut().for_each(Client::poll);
+        let open = clients.iter().filter(|client| client.status == Some(101) && client.close.is_none()).count();
+        assert_eq!(open, 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_session_that_is_not_resumed_is_forgotten_with_its_inbox() {
+    let mut config = config();
+    config.session.resume_window_s = 5;
+    let mut node = node(2, config);
+    for shard in 0..2 {
+        let mut client = node.client(shard, "");
+        client.send("message", json!({"for": "the backend"}));
+        node.settle();
+        client.link.close();
+    }
+    node.settle();
+    node.pass(Duration::from_secs(3));
+    assert_eq!(node.figures().rooms, 2, "within the window the inbox is kept");
+    node.pass(Duration::from_secs(3));
+    node.assert_empty();
+}
+
+#[test]
+fn a_session_is_forgotten_when_its_inbox_was_emptied_after_it_ended() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "session_id=s");
+    client.send("message", json!({}));
+    node.settle();
+    client.link.close();
+    node.settle();
+    let (responder, answer) = pending();
+    node.request(0, Request::Collect { room: node.hasher.room("session:s"), responder });
+    node.settle();
+    assert_eq!(answer.wait().expect("a message"), &b"{}"[..]);
+    node.assert_empty();
+}
+
+#[test]
+fn a_peer_that_has_finished_sending_still_gets_its_answer() {
+    let mut node = node(1, config());
+    let mut client = Client::raw(node.world.connect(0), 0);
+    client.link.write(b"GARBAGE\r\n\r\n");
+    client.link.finish();
+    node.settle();
+    client.poll();
+    assert_eq!(client.status, Some(400));
+    assert_eq!(node.world.sockets_open(), 0, "closed at once, since nothing is waited for");
+
+    let mut client = node.client(0, "");
+    client.link.write(&frame(8, &1000u16.to_be_bytes()));
+    client.link.finish();
+    node.settle();
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1000));
+    node.assert_empty();
+}
+
+#[test]
+fn a_refusal_is_counted_once_under_its_own_reason() {
+    let mut node = node(1, config());
+    let raw = |node: &mut Node, text: &str| {
+        let client = Client::raw(node.world.connect(0), 0);
+        client.link.write(text.as_bytes());
+        node.settle();
+    };
+    raw(&mut node, "GET /ws HTTP/1.1\r\n");
+    raw(&mut node, &upgrade("/ws", "", "").replace("Version: 13", "Version: 12"));
+    raw(&mut node, &upgrade("/ws", "", &format!("X: {}\r\n", "x".repeat(20_000))));
+    raw(&mut node, &upgrade("/ws", "", "").replace("dGhl", ""));
+    node.pass(Duration::from_secs(11));
+    let refused: Vec<_> = node.figures().refused.into_iter().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(refused, [("bad_upgrade", 1), ("bad_version", 1), ("timeout", 1), ("too_large", 1)]);
+}
+
+#[test]
+fn connections_being_admitted_count_towards_the_shards_limit() {
+    let mut config = config();
+    config.limits.connections_per_shard_max = 10;
+    let mut node = node(2, config);
+    let mut clients: Vec<Client> = (0..50).map(|_| Client::connect(&node, 0, "/ws", "")).collect();
+    node.settle();
+    clients.iter_mut().for_each(Client::poll);
+    let with = |status| clients.iter().filter(|client| client.status == Some(status)).count();
+    assert_eq!((with(101), with(503)), (10, 40));
+}
+
+#[test]
+fn an_echo_that_follows_its_handshake_in_one_packet_is_no_slow_reader() {
+    let mut config = config();
+    config.endpoints.echo = true;
+    let mut node = node(1, config);
+    let mut client = Client::raw(node.world.connect(0), 0);
+    let mut packet = upgrade("/echo", "", "").into_bytes();
+    packet.extend(frame(2, &vec![7; 200_000]));
+    client.link.write(&packet);
+    node.settle();
+    client.poll();
+    assert_eq!(client.frames.len(), 1);
+}
+
+#[test]
+fn nothing_follows_the_answer_to_a_close_frame() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    subscribe(&mut node, &mut client, "project:a");
+    client.link.set_read_budget(10);
+    publish(&node, "project:a", "1");
+    node.settle();
+    publish(&node, "project:a", "2");
+    node.settle();
+    client.link.write(&frame(8, &1000u16.to_be_bytes()));
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1000));
+    assert_eq!(client.seqs("project:a"), [1]);
+}
