@@ -234,7 +234,7 @@ impl Run {
     fn publish(&mut self, who: usize) -> Vec<u8> {
         self.next_number += 1;
         let number = self.next_number;
-        let kind = if number % 2 == 0 { "even" } else { "odd" };
+        let kind = if number.is_multiple_of(2) { "even" } else { "odd" };
         let echo = self.rng.u8(..4) > 0;
         let room = self.room();
         let data = json!({"room": room, "type": kind, "data": {"number": number}, "echo": echo});
