@@ -41,7 +41,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Answer, Backend, HubError, Pending, PublishRequest, Published, Readiness};
+pub use backend::{Backend, PublishRequest, Published, Readiness};
 pub use figures::{Figures, ShardFigures, Snapshot};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 pub use listener::InternalListen;
