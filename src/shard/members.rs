@@ -4,8 +4,11 @@ use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
 use super::connection::Phase;
 use super::state::State;
+use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
-use crate::hub::message::{ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, Ticket};
+use crate::hub::message::{
+    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, ResumeAsked, Ticket,
+};
 use crate::hub::name::RoomName;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
@@ -35,7 +38,8 @@ impl State {
             }
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
-            Message::TakenOver { address } => self.taken_over(address.conn),
+            Message::TakenOver { address, successor } => self.taken_over(address.conn, successor),
+            Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
     }
@@ -91,7 +95,7 @@ impl State {
             }
             return;
         }
-        let Joined { room, selection, ticket, outcome, replay, .. } = joined;
+        let Joined { room, selection, ticket, outcome, replay, resume_token, .. } = joined;
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -99,6 +103,10 @@ impl State {
             return;
         };
         membership_answered(client, &room, true);
+        let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
+        if let Some(token) = resume_token.filter(|_| is_own) {
+            client.resume_token = token;
+        }
         let outcome = match outcome {
             Ok(state) => self.enter(conn, &room, selection).map(|id| {
                 let held_for = match ticket {
@@ -193,7 +201,10 @@ impl State {
     }
 
     /// A newer connection holds the session. This one may be open, or about to be.
-    fn taken_over(&mut self, conn: ConnKey) {
+    fn taken_over(&mut self, conn: ConnKey, successor: Option<(Address, Box<ResumeAsked>)>) {
+        if let Some((successor, asked)) = successor {
+            self.hand_down(conn, successor, *asked);
+        }
         if let Some(connection) = self.connections.get_mut(conn)
             && let Phase::Admission(admission) = &mut connection.phase
         {
@@ -206,7 +217,7 @@ impl State {
     fn undo_join(&mut self, conn: ConnKey, room: RoomName) {
         let address = self.address(conn);
         if room.as_str().starts_with("session:") {
-            self.core.send_home(&room.clone(), Message::ReleaseSession { room: room.clone(), address });
+            self.core.send_home(&room.clone(), Message::ReleaseSession { room: room.clone(), address, kept: None });
         }
         self.leave_home(room, conn);
     }
@@ -216,8 +227,7 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return };
         membership_answered(client, &room, false);
         if let Some(id) = id {
-            client.rooms.retain(|one| *one != id);
-            client.forget_lag(id);
+            client.forget_room(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
                 self.leave_home(room.clone(), conn);
