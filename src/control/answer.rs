@@ -122,21 +122,6 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// A whole HTTP answer in bytes, for connections that are not, or no longer, hyper's. They end with it.
-pub(crate) fn raw(status: u16, code: &str, message: &str) -> Vec<u8> {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let error = Inner { code, message, retry_after_ms: None };
-    let body = serde_json::to_string(&Body { error }).unwrap_or_default();
-    let reason = status.canonical_reason().unwrap_or_default();
-    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "Retry-After: 1\r\n" } else { "" };
-    format!(
-        "HTTP/1.1 {} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n{body}",
-        status.as_u16(),
-        body.len()
-    )
-    .into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,15 +146,5 @@ mod tests {
             assert_eq!(header, retry, "{code:?}");
             assert_eq!(response.headers().contains_key(header::WWW_AUTHENTICATE), status == 401);
         }
-    }
-
-    #[test]
-    fn a_raw_answer_is_complete() {
-        let text = String::from_utf8(raw(503, "unavailable", "full")).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
-        assert!(head.contains("Retry-After: 1") && head.contains("Connection: close"));
-        assert!(head.contains(&format!("Content-Length: {}", body.len())));
-        assert_eq!(body, r#"{"error":{"code":"unavailable","message":"full"}}"#);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::config::Listen;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
 use crate::wire::codes::ErrorCode;
 
@@ -541,7 +542,7 @@ fn metrics_come_in_the_format_asked_for() {
 
 #[test]
 fn an_internal_listener_has_the_api_for_itself() {
-    let fixture = fixture(|options| options.internal = Some(InternalListen::Tcp("127.0.0.1:0".parse().unwrap())));
+    let fixture = fixture(|options| options.internal = Some(Listen::Tcp("127.0.0.1:0".parse().unwrap())));
     let mut client = TcpStream::connect(fixture.plane.internal_address().unwrap()).unwrap();
     client.write_all(get("/live").as_bytes()).unwrap();
     assert_eq!(reply(&mut client).status, 200);
@@ -559,7 +560,7 @@ fn an_internal_listener_has_the_api_for_itself() {
 fn an_internal_unix_listener_serves_and_refuses_what_is_too_much() {
     let path = std::env::temp_dir().join(format!("ringhub-internal-{}.sock", std::process::id()));
     let fixture = fixture(|options| {
-        options.internal = Some(InternalListen::Unix(path.clone()));
+        options.internal = Some(Listen::Unix(path.clone()));
         options.internal_connections_max = 1;
     });
     let mut client = UnixStream::connect(&path).unwrap();
@@ -576,7 +577,7 @@ fn a_taken_address_is_an_error_of_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let fixture = fixture(|_| {});
     let (_, intake) = inbox(1).unwrap();
-    let options = Options { internal: Some(InternalListen::Tcp(taken.local_addr().unwrap())), ..Options::default() };
+    let options = Options { internal: Some(Listen::Tcp(taken.local_addr().unwrap())), ..Options::default() };
     match start(options, fixture.hub.clone(), intake) {
         Err(StartError::Listen { error, .. }) => assert_eq!(error.kind(), ErrorKind::AddrInUse),
         other => panic!("{other:?}"),

@@ -507,18 +507,6 @@ fn clip(text: &str) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-/// Body of the fuzz target `commands`: any text gives a command or a refusal.
-#[doc(hidden)]
-pub fn fuzz_commands(data: &[u8]) {
-    let mut scratch = Scratch::new(64);
-    let mut text = data.to_vec();
-    parse(&mut scratch, &mut text, |parsed| {
-        if let Ok(Command::Publish { data, .. } | Command::Send { data, .. }) = &parsed.command {
-            assert!(serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok(), "spliced data is JSON");
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
