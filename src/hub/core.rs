@@ -330,9 +330,10 @@ impl Core {
 
     fn join(&mut self, join: Join) {
         let Join { room, address, claim, selection, since, ticket } = join;
-        let mut replay = Vec::new();
+        let mut replay = None;
         let outcome = self.admit(&room, address, claim).and_then(|id| {
-            let (state, batches) = self.replay(id, since.as_ref(), selection.as_deref()).ok_or(JoinRefused::Rooms)?;
+            let replayed = self.replay(id, since.as_ref(), selection.as_deref(), address);
+            let (state, batches) = replayed.ok_or(JoinRefused::Rooms)?;
             replay = batches;
             Ok(state)
         });
@@ -633,7 +634,7 @@ impl Core {
     }
 
     /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
-    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes)) {
+    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes, &Batch)) {
         let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
         for job in self.jobs.iter().filter(|job| job.room == id) {
             let waiting = room.members.list(job.list).get(job.at..job.end).unwrap_or_default();
@@ -642,7 +643,7 @@ impl Core {
             }
             let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
             if !frames.is_empty() {
-                deliver(&frames);
+                deliver(&frames, &job.batch);
             }
             self.figures.deliveries += job.batch.events.len() as u64;
         }

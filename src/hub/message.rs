@@ -260,8 +260,8 @@ pub struct Joined {
     pub ticket: Ticket,
     /// The room's state, or why not.
     pub outcome: Result<RoomState, JoinRefused>,
-    /// Events that come before the live ones, selected already.
-    pub replay: Vec<Arc<Batch>>,
+    /// Events that come before the live ones, selected already; none where the client did not say from where on.
+    pub replay: Option<Vec<Arc<Batch>>>,
     /// The token to resume the session by, where the room is a session's.
     pub resume_token: Option<ResumeToken>,
 }
@@ -273,6 +273,8 @@ pub struct CatchUp {
     pub room: RoomName,
     /// The reader.
     pub address: Address,
+    /// Its shard's number of this question.
+    pub number: u64,
     /// The last event of the room that it has.
     pub after_seq: u64,
     /// What it wants of the room.
@@ -288,6 +290,8 @@ pub struct CaughtUp {
     pub room: RoomName,
     /// The reader.
     pub address: Address,
+    /// The number of the question.
+    pub number: u64,
     /// Events and gaps, in order.
     pub pieces: Vec<Piece>,
     /// The last event that was looked at.
