@@ -278,6 +278,7 @@ impl Core {
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
+            Message::TakeKept { room, successor, asked } => self.take_kept(&room, successor, *asked),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });

@@ -57,7 +57,8 @@ impl Core {
         };
         let excerpt = home.log.after(after, seq, usize::MAX);
         let missed = excerpt.missing.map_or(0, |(from, to)| to + 1 - from);
-        let batches = self.selected(excerpt.batches, selection);
+        let mut batches = self.selected(excerpt.batches, selection);
+        batches.retain(|batch| batch.events.iter().any(|event| event.exclude != Some(address)));
         let events = batches.iter().flat_map(|batch| batch.events.iter());
         state.replayed = events.filter(|event| event.exclude != Some(address)).count() as u64;
         state.missed = (!unknown).then_some(missed);

@@ -81,6 +81,16 @@ pub enum Message {
     },
     /// To a session's home: another connection wants to take it up.
     Resume(Box<Resume>),
+    /// To a session's home: the connection that was to pass on what the session had is gone already, and has told the home
+    /// before this.
+    TakeKept {
+        /// The session's room.
+        room: RoomName,
+        /// Who takes the session up.
+        successor: Address,
+        /// What it said.
+        asked: Box<ResumeAsked>,
+    },
     /// To a network address's home: one more connection from there.
     ClaimPeer {
         /// The network address.
