@@ -379,10 +379,11 @@ fn a_small_event_does_not_overtake_a_large_one_that_has_to_wait() {
     let mut packet = publisher.command("publish", json!({"room": room, "type": "x", "data": large})).1;
     publisher.link.write(&packet);
     node.settle();
-    // A join between them makes two batches of one turn.
+    // Joins behind them make two batches of one turn.
     packet = publisher.command("publish", json!({"room": room, "type": "x", "data": large})).1;
     packet.extend(publisher.command("subscribe", json!({"room": room})).1);
     packet.extend(publisher.command("publish", json!({"room": room, "type": "x", "data": 3})).1);
+    packet.extend(publisher.command("subscribe", json!({"room": room})).1);
     publisher.link.write(&packet);
     node.settle();
     reader.link.set_read_budget(usize::MAX);
@@ -445,7 +446,10 @@ fn a_busy_room_that_is_never_caught_up_with_leaves_room_for_the_others() {
         node.settle();
     }
     for _ in 0..20 {
-        (0..3).for_each(|_| publish(&node, rooms[0], &data));
+        for _ in 0..6 {
+            publish(&node, rooms[0], &data);
+            node.turn();
+        }
         client.link.set_read_budget(3500);
         node.settle();
         client.poll();
