@@ -278,6 +278,7 @@ impl Core {
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
+            Message::TakeKept { room, successor, asked } => self.take_kept(&room, successor, *asked),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -330,9 +331,10 @@ impl Core {
 
     fn join(&mut self, join: Join) {
         let Join { room, address, claim, selection, since, ticket } = join;
-        let mut replay = Vec::new();
+        let mut replay = None;
         let outcome = self.admit(&room, address, claim).and_then(|id| {
-            let (state, batches) = self.replay(id, since.as_ref(), selection.as_deref()).ok_or(JoinRefused::Rooms)?;
+            let replayed = self.replay(id, since.as_ref(), selection.as_deref(), address);
+            let (state, batches) = replayed.ok_or(JoinRefused::Rooms)?;
             replay = batches;
             Ok(state)
         });
@@ -633,7 +635,7 @@ impl Core {
     }
 
     /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
-    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes)) {
+    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes, &Batch)) {
         let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
         for job in self.jobs.iter().filter(|job| job.room == id) {
             let waiting = room.members.list(job.list).get(job.at..job.end).unwrap_or_default();
@@ -642,7 +644,7 @@ impl Core {
             }
             let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
             if !frames.is_empty() {
-                deliver(&frames);
+                deliver(&frames, &job.batch);
             }
             self.figures.deliveries += job.batch.events.len() as u64;
         }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 
-use super::batch::Batch;
+use super::batch::{Address, Batch};
 use super::core::{Core, epoch_text};
+use super::log::Excerpt;
 use super::message::{CatchUp, CaughtUp, HistoryAsked, HistoryTold, Message, Piece, RoomState};
 use super::rooms::{Home, RoomId};
 use super::selection::Selection;
@@ -27,12 +28,13 @@ impl Core {
         id: RoomId,
         since: Option<&Since>,
         selection: Option<&Selection>,
-    ) -> Option<(RoomState, Vec<Arc<Batch>>)> {
+        address: Address,
+    ) -> Option<(RoomState, Option<Vec<Arc<Batch>>>)> {
         let now_ms = self.now.unix_ms;
         let home = self.rooms.get(id)?.home.as_deref()?;
         let (seq, epoch) = (home.seq, home.epoch);
         let mut state = RoomState { seq, epoch, recovered: true, replayed: 0, missed: Some(0) };
-        let Some(since) = since else { return Some((state, Vec::new())) };
+        let Some(since) = since else { return Some((state, None)) };
         let first = home.log.first_seq().unwrap_or(seq + 1);
         // From which number on, and whether anything before it counts as missed or can't be known.
         let (after, unknown) = match since {
@@ -55,11 +57,13 @@ impl Core {
         };
         let excerpt = home.log.after(after, seq, usize::MAX);
         let missed = excerpt.missing.map_or(0, |(from, to)| to + 1 - from);
-        let batches = self.selected(excerpt.batches, selection);
-        state.replayed = batches.iter().map(|batch| batch.events.len() as u64).sum();
+        let mut batches = self.selected(excerpt.batches, selection);
+        batches.retain(|batch| batch.events.iter().any(|event| event.exclude != Some(address)));
+        let events = batches.iter().flat_map(|batch| batch.events.iter());
+        state.replayed = events.filter(|event| event.exclude != Some(address)).count() as u64;
         state.missed = (!unknown).then_some(missed);
         state.recovered = state.missed == Some(0);
-        Some((state, batches))
+        Some((state, Some(batches)))
     }
 
     fn selected(&mut self, batches: Vec<Arc<Batch>>, selection: Option<&Selection>) -> Vec<Arc<Batch>> {
@@ -70,14 +74,21 @@ impl Core {
 
     /// A slow reader has read all it had and wants to go on.
     pub(super) fn catch_up(&mut self, ask: CatchUp) {
-        let CatchUp { room, address, after_seq, selection, bytes_max } = ask;
-        let Some(id) = self.rooms.find(&room) else { return };
-        // What is sealed now is in the log, and went to the reader's shard before the answer, which passes it by.
-        self.seal(id);
-        let policy = self.policy_of(id);
-        let Some(home) = self.rooms.get(id).and_then(|room| room.home.as_deref()) else { return };
-        let latest = policy == Policy::Latest;
-        let excerpt = home.log.after(after_seq, home.seq, if latest { usize::MAX } else { bytes_max });
+        let CatchUp { room, address, number, after_seq, selection, bytes_max } = ask;
+        let id = self.rooms.find(&room);
+        let mut latest = false;
+        if let Some(id) = id {
+            // What is sealed now is in the log, and went to the reader's shard before the answer, which passes it by.
+            self.seal(id);
+            latest = self.policy_of(id) == Policy::Latest;
+        }
+        let bytes_max = if latest { usize::MAX } else { bytes_max };
+        let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
+        // Where there is no room any more the reader has left it; it is answered all the same, since it waits.
+        let excerpt = home.map_or_else(
+            || Excerpt { to_seq: after_seq, complete: true, ..Excerpt::default() },
+            |home| home.log.after(after_seq, home.seq, bytes_max),
+        );
         let mut pieces = Vec::new();
         if let Some((from_seq, to_seq)) = excerpt.missing {
             pieces.push(Piece::Gap { from_seq, to_seq, reason: "history" });
@@ -89,7 +100,7 @@ impl Core {
         } else {
             pieces.extend(batches.into_iter().map(Piece::Events));
         }
-        let caught_up = CaughtUp { room, address, pieces, to_seq, complete };
+        let caught_up = CaughtUp { room, address, number, pieces, to_seq, complete };
         self.send(address.shard, Message::CaughtUp(Box::new(caught_up)));
     }
 
@@ -97,12 +108,14 @@ impl Core {
     pub(super) fn history(&mut self, ask: HistoryAsked) {
         let HistoryAsked { room, address, ticket, since, limit, reverse } = ask;
         let mut body = Vec::new();
-        match self.rooms.find(&room) {
-            Some(id) => {
-                self.seal(id);
-                if let Some(home) = self.rooms.get(id).and_then(|room| room.home.as_deref()) {
-                    write_history(&mut body, home, room.as_str(), since.as_ref(), limit, reverse, self.now.unix_ms);
-                }
+        let id = self.rooms.find(&room);
+        if let Some(id) = id {
+            self.seal(id);
+        }
+        // A room whose last fan-outs are under way may be there without what its home knew.
+        match id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref()) {
+            Some(home) => {
+                write_history(&mut body, home, room.as_str(), since.as_ref(), limit, reverse, self.now.unix_ms);
             }
             None => write_nothing(&mut body, room.as_str()),
         }

@@ -70,6 +70,8 @@ impl Log {
     /// Puts a batch behind those that are there.
     pub fn push(&mut self, batch: Arc<Batch>, bounds: LogBounds) {
         if bounds.events_max == 0 {
+            // Also what was kept under another bound: a log has no holes.
+            self.clear();
             return;
         }
         self.events += batch.events.len();
@@ -102,7 +104,7 @@ impl Log {
         *self = Log::default();
     }
 
-    /// The events after `seq`, as far as they are there, at most about `bytes_max` of them (but one batch at least).
+    /// The events after `seq`, as far as they are there, at most `bytes_max` of them (but one event at least).
     /// `last_seq` is the room's last number.
     pub fn after(&self, seq: u64, last_seq: u64, bytes_max: usize) -> Excerpt {
         let first = self.first_seq().unwrap_or(last_seq + 1);
@@ -116,15 +118,23 @@ impl Log {
         for (place, batch) in self.batches.range(from..).enumerate() {
             let gone = if from + place == 0 { self.gone } else { 0 };
             let skip = batch.events.partition_point(|event| event.seq <= seq).max(gone);
-            let Some(part) = Batch::part(batch, skip..batch.events.len()) else { continue };
-            if bytes > 0 && bytes + part.bytes.len() > bytes_max {
-                excerpt.complete = false;
-                return excerpt;
+            let mut end = skip;
+            for event in batch.events.get(skip..).unwrap_or_default() {
+                let frame_bytes = batch.frame_bytes(event);
+                if bytes > 0 && bytes + frame_bytes > bytes_max {
+                    excerpt.complete = false;
+                    break;
+                }
+                bytes += frame_bytes;
+                end += 1;
             }
-            bytes += part.bytes.len();
+            let Some(part) = Batch::part(batch, skip..end) else { break };
             excerpt.events += part.events.len() as u64;
             excerpt.to_seq = part.events.last().map_or(excerpt.to_seq, |event| event.seq);
             excerpt.batches.push(part);
+            if !excerpt.complete {
+                break;
+            }
         }
         excerpt
     }

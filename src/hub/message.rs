@@ -83,6 +83,16 @@ pub enum Message {
     },
     /// To a session's home: another connection wants to take it up.
     Resume(Box<Resume>),
+    /// To a session's home: the connection that was to pass on what the session had is gone already, and has told the home
+    /// before this.
+    TakeKept {
+        /// The session's room.
+        room: RoomName,
+        /// Who takes the session up.
+        successor: Address,
+        /// What it said.
+        asked: Box<ResumeAsked>,
+    },
     /// To a network address's home: one more connection from there.
     ClaimPeer {
         /// The network address.
@@ -262,8 +272,8 @@ pub struct Joined {
     pub ticket: Ticket,
     /// The room's state, or why not.
     pub outcome: Result<RoomState, JoinRefused>,
-    /// Events that come before the live ones, selected already.
-    pub replay: Vec<Arc<Batch>>,
+    /// Events that come before the live ones, selected already; none where the client did not say from where on.
+    pub replay: Option<Vec<Arc<Batch>>>,
     /// The token to resume the session by, where the room is a session's.
     pub resume_token: Option<ResumeToken>,
 }
@@ -275,6 +285,8 @@ pub struct CatchUp {
     pub room: RoomName,
     /// The reader.
     pub address: Address,
+    /// Its shard's number of this question.
+    pub number: u64,
     /// The last event of the room that it has.
     pub after_seq: u64,
     /// What it wants of the room.
@@ -290,6 +302,8 @@ pub struct CaughtUp {
     pub room: RoomName,
     /// The reader.
     pub address: Address,
+    /// The number of the question.
+    pub number: u64,
     /// Events and gaps, in order.
     pub pieces: Vec<Piece>,
     /// The last event that was looked at.

@@ -2,7 +2,7 @@
 
 use super::batch::Address;
 use super::core::Core;
-use super::message::{Kept, Message, Resume, Resumed};
+use super::message::{Kept, Message, Resume, ResumeAsked, Resumed};
 use super::name::RoomName;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -41,6 +41,18 @@ impl Core {
             },
         };
         self.send(address.shard, Message::Resumed(Box::new(Resumed { address, asked, outcome })));
+    }
+
+    /// The connection that held a session was gone when it was to pass on what it had.
+    pub(super) fn take_kept(&mut self, room: &RoomName, successor: Address, asked: ResumeAsked) {
+        let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+        // Where yet another one has taken it up, this one is being closed.
+        let Some(session) = session.filter(|session| session.live == Some(successor)) else { return };
+        let kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
+        self.send(
+            successor.shard,
+            Message::Resumed(Box::new(Resumed { address: successor, asked, outcome: Ok(kept) })),
+        );
     }
 
     /// Forgets sessions that stayed away for too long, with what waits for the backend in their inboxes, and for them in

@@ -4,6 +4,7 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
+use crate::hub::outbox::ANSWERS_BYTES_MAX;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
@@ -31,13 +32,15 @@ impl State {
     }
 
     /// Sends an answer that must not overtake the events which wait already: they were published before what it tells of.
+    /// Nothing is sent where the command had no id.
     pub fn tell_behind_events(
         &mut self,
         conn: ConnKey,
         kind: &str,
-        reference: &Reference,
+        reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
+        let Some(reference) = reference else { return };
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let events_wait = connection.outbox.bytes() > connection.outbox.answers().len();
@@ -50,7 +53,8 @@ impl State {
         write(&mut self.payload);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
-        let full = connection.outbox.push_events(&frame, outbox_bytes_max).is_err();
+        // An answer has the answers' reserve wherever it stands.
+        let full = connection.outbox.push_events(&frame, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }

@@ -136,9 +136,7 @@ impl State {
                 if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
                     return Ok(());
                 }
-                if let Some(reference) = &reference {
-                    self.tell_behind_events(conn, "unsubscribed", reference, |payload| write_room(payload, &room));
-                }
+                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, &room));
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
@@ -445,13 +443,15 @@ impl State {
         client.tidy();
         match kind {
             GatherKind::Subscribe(results) => {
-                self.answer(conn, "subscribed", reference.as_ref(), |payload| write_results(payload, &results));
+                let write = |payload: &mut Vec<u8>| write_results(payload, &results);
+                self.tell_behind_events(conn, "subscribed", reference.as_ref(), write);
                 // Replays were held back until the answer.
                 self.release_lags(conn, part);
             }
             GatherKind::Resume(results) => self.resume_complete(conn, part, reference.as_ref(), &results),
             GatherKind::Unsubscribe(results) => {
-                self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_results(payload, &results));
+                let write = |payload: &mut Vec<u8>| write_results(payload, &results);
+                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), write);
             }
             GatherKind::Send { delivered, queued } => {
                 self.answer(conn, "sent", reference.as_ref(), |payload| write_sent(payload, delivered, queued));

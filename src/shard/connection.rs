@@ -182,8 +182,8 @@ pub struct Lag {
 pub enum LagWaits {
     /// The outbox to be empty.
     Outbox,
-    /// The room's home.
-    Home,
+    /// The room's home, to answer the question with that number.
+    Home(u64),
     /// The answer to a command with several parts, which has to come first.
     Answer(u32),
 }

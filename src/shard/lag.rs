@@ -32,7 +32,7 @@ impl State {
         }
     }
 
-    fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) {
+    pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) {
         let Some(client) = self.client_mut(conn) else { return };
         let lags = &mut client.under_way().lags;
         // A batch behind the one that did not fit changes nothing: it is read from the log as well.
@@ -46,30 +46,35 @@ impl State {
     /// Asks a home for what the connection missed: one room at a time, the one that has waited for the longest first.
     pub fn ask_to_catch_up(&mut self, conn: ConnKey) {
         let bytes_max = self.settings.config.limits.outbox_bytes_max / 2;
-        let address = self.address(conn);
+        let (address, number) = (self.address(conn), self.catch_ups + 1);
         let Some(client) = self.client_mut(conn) else { return };
         let Some(under_way) = client.under_way.as_mut() else { return };
-        if under_way.lags.iter().any(|lag| lag.waits == LagWaits::Home) {
+        let lags = &mut under_way.lags;
+        if lags.iter().any(|lag| matches!(lag.waits, LagWaits::Home(_))) {
             return;
         }
-        let Some(lag) = under_way.lags.iter_mut().find(|lag| lag.waits == LagWaits::Outbox) else { return };
-        lag.waits = LagWaits::Home;
+        let Some(place) = lags.iter().position(|lag| lag.waits == LagWaits::Outbox) else { return };
+        // To the end, so that a busy room which is never caught up with does not keep the others waiting.
+        let lag = lags.remove(place);
         let (id, after_seq) = (lag.room, lag.after_seq);
+        lags.push(Lag { waits: LagWaits::Home(number), ..lag });
+        self.catch_ups = number;
         let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { return };
         let selection = self.core.parked(id, conn).flatten();
-        let ask = CatchUp { room: room.clone(), address, after_seq, selection, bytes_max };
+        let ask = CatchUp { room: room.clone(), address, number, after_seq, selection, bytes_max };
         self.core.send_home(&room, Message::CatchUp(Box::new(ask)));
     }
 
     /// What a connection missed, or a part of it.
     pub fn caught_up(&mut self, caught_up: CaughtUp) {
-        let CaughtUp { room, address, pieces, to_seq, complete } = caught_up;
+        let CaughtUp { room, address, number, pieces, to_seq, complete } = caught_up;
         let conn = address.conn;
-        let Some(id) = self.core.rooms().find(&room) else { return };
-        if self.lag_mut(conn, id).is_none() {
-            // It left the room meanwhile.
-            return;
-        }
+        let waits = LagWaits::Home(number);
+        let id = self.core.rooms().find(&room);
+        let Some(id) = id.filter(|id| self.lag_mut(conn, *id).is_some_and(|lag| lag.waits == waits)) else {
+            // It left the room meanwhile, or began anew; its other rooms may have waited for this answer.
+            return self.go_on(conn);
+        };
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
@@ -77,7 +82,7 @@ impl State {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
                     let frames = batch.frames_for(address, self.core.memory());
-                    (batch.events.first().map_or(0, |event| event.seq), self.push_events(conn, &frames))
+                    (batch.events.first().map_or(1, |event| event.seq), self.push_events(conn, &frames))
                 }
                 Piece::Gap { from_seq, to_seq, reason } => {
                     self.figures.gaps.add(1);
@@ -100,7 +105,11 @@ impl State {
             }
             self.core.unpark(id, conn);
         }
-        // Nothing to be sent means that nothing will report that it was.
+        self.go_on(conn);
+    }
+
+    /// Asks for the next part where nothing is to be sent, and so nothing will report that it was.
+    fn go_on(&mut self, conn: ConnKey) {
         if self
             .connections
             .get(conn)
@@ -110,16 +119,19 @@ impl State {
         }
     }
 
-    /// Queues the events that come before the live ones. `held_for` names the command with several parts whose answer has
-    /// to come first.
-    pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], held_for: Option<u32>) {
+    /// Holds the events that come before the live ones back until a command with several parts is answered: they are read
+    /// from the log then.
+    pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], part: u32) {
+        if let Some(event) = batches.first().and_then(|batch| batch.events.first()) {
+            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part));
+        }
+    }
+
+    /// Queues the events that come before the live ones.
+    pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>]) {
         let address = self.address(conn);
         for batch in batches {
             let first_seq = batch.events.first().map_or(1, |event| event.seq);
-            if let Some(part) = held_for {
-                self.lag_begins(conn, room, first_seq - 1, LagWaits::Answer(part));
-                return;
-            }
             let frames = batch.frames_for(address, self.core.memory());
             if self.push_events(conn, &frames).is_err() {
                 self.lag_begins(conn, room, first_seq - 1, LagWaits::Outbox);

@@ -2,8 +2,9 @@
 
 use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
-use super::connection::Phase;
+use super::connection::{LagWaits, Phase};
 use super::state::State;
+use crate::config::Policy;
 use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
 use crate::hub::message::{
@@ -108,28 +109,23 @@ impl State {
             client.resume_token = token;
         }
         let outcome = match outcome {
-            Ok(state) => self.enter(conn, &room, selection).map(|id| {
-                let held_for = match ticket {
-                    Ticket::Part(part) => Some(part),
-                    _ => None,
-                };
-                self.replay(conn, id, &replay, held_for);
-                state
-            }),
+            Ok(state) => self.enter(conn, &room, selection, replay.is_some()).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
             }
         };
+        let replay = replay.unwrap_or_default();
         match (ticket, outcome) {
-            (Ticket::Single(Some(reference)), Ok(state)) => {
-                self.tell_behind_events(conn, "subscribed", &reference, |payload| {
+            (Ticket::Single(reference), Ok((id, state))) => {
+                self.tell_behind_events(conn, "subscribed", reference.as_ref(), |payload| {
                     write_subscribed(payload, room.as_str(), &state);
                 });
+                self.replay(conn, id, &replay);
             }
-            (Ticket::Single(None), Ok(_)) => {}
             (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
-            (Ticket::Part(part), Ok(state)) => {
+            (Ticket::Part(part), Ok((id, state))) => {
+                self.hold_replay(conn, id, &replay, part);
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
             }
             (Ticket::Part(part), Err(refused)) => {
@@ -139,26 +135,33 @@ impl State {
         }
     }
 
-    /// Makes a connection a member on this shard, now that the home counts it as one.
+    /// Makes a connection a member on this shard, now that the home counts it as one. Where it said from where on it wants
+    /// the room's events (`begins_anew`), what it had not been given before counts no more.
     fn enter(
         &mut self,
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
+        begins_anew: bool,
     ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
+        let mut rest_after = None;
         if let Some(id) = before.filter(|_| was_member) {
             // Subscribed anew: the new selection takes the place of the old one, and the home counts it once. What was
             // published before is still chosen by the old one.
-            self.deliver_rest(id, conn);
+            rest_after = self.deliver_rest(id, conn);
             let Some(client) = self.client_mut(conn) else {
                 // Too slow for that, and closed: the membership it had ended with it, the new one does not begin.
                 self.leave_home(room.clone(), conn);
                 return Ok(id);
             };
             client.rooms.retain(|one| *one != id);
+            if begins_anew {
+                client.forget_lag(id);
+                rest_after = None;
+            }
             self.core.remove_member(id, conn);
             self.leave_home(room.clone(), conn);
             self.figures.subscriptions.sub(1);
@@ -172,6 +175,8 @@ impl State {
                 // What a slow reader had to read from the log before it still has, now by its new selection.
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
                     self.core.park(id, conn);
+                } else if let Some(after_seq) = rest_after {
+                    self.lag_begins(conn, id, after_seq, LagWaits::Outbox);
                 }
                 Ok(id)
             }
@@ -185,19 +190,25 @@ impl State {
         }
     }
 
-    /// Queues for a member what fan-outs under way still have for it.
-    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) {
+    /// Queues for a member what fan-outs under way still have for it. The last event before those that did not fit; none
+    /// where all did.
+    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let State { core, connections, dirty, .. } = self;
-        let Some(connection) = connections.get_mut(conn) else { return };
-        let mut full = false;
-        core.fan_out_rest(id, conn, |bytes| full |= connection.outbox.push_events(bytes, outbox_bytes_max).is_err());
+        let connection = connections.get_mut(conn)?;
+        let mut rest_after = None;
+        core.fan_out_rest(id, conn, |bytes, batch| {
+            if rest_after.is_none() && connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+                rest_after = batch.events.first().map(|event| event.seq.saturating_sub(1));
+            }
+        });
         if connection.outbox.mark_dirty() {
             dirty.push(conn);
         }
-        if full {
+        if rest_after.is_some() && core.policy_of(id) == Policy::Disconnect {
             self.close_slow(conn);
         }
+        rest_after
     }
 
     /// A newer connection holds the session. This one may be open, or about to be.
@@ -234,10 +245,10 @@ impl State {
             }
         }
         match ticket {
-            Ticket::Single(Some(reference)) => {
-                self.tell_behind_events(conn, "unsubscribed", &reference, |payload| write_room(payload, room.as_str()));
+            Ticket::Single(reference) => {
+                let write = |payload: &mut Vec<u8>| write_room(payload, room.as_str());
+                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), write);
             }
-            Ticket::Single(None) => {}
             Ticket::Part(part) => self.gathered(conn, part, |results| write_room(results, room.as_str())),
             Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_) => {}
         }

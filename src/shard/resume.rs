@@ -26,12 +26,16 @@ impl State {
     fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
         let name = |id| self.core.rooms().get(id).map(|room| room.name.clone());
         let rooms = client.rooms.iter().filter_map(|id| Some((name(*id)?, self.core.selection_of(*id, conn))));
-        let acks = client.acks.iter().flat_map(|acks| acks.0.iter()).filter_map(|(id, seq)| Some((name(*id)?, *seq)));
+        let acks = client.acks.iter().flat_map(|acks| acks.0.iter()).copied();
+        // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
+        let lags = client.under_way.iter().flat_map(|under_way| under_way.lags.iter());
+        let reached = acks.chain(lags.map(|lag| (lag.room, lag.after_seq)));
+        let reached = reached.filter_map(|(id, seq)| Some((name(id)?, seq)));
         let metadata = match client.session.metadata() {
             serde_json::Value::Object(metadata) => metadata,
             _ => serde_json::Map::new(),
         };
-        Kept { rooms: rooms.collect(), acks: acks.collect(), metadata, left_ms: self.now.unix_ms }
+        Kept { rooms: rooms.collect(), acks: reached.collect(), metadata, left_ms: self.now.unix_ms }
     }
 
     /// All events of a room up to one are handled.
@@ -72,6 +76,13 @@ impl State {
 
     /// This connection's session is taken up by another one, which gets what it had.
     pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
+        if self.client_mut(conn).is_none() {
+            // Gone, and what it had is at the home, or was never here.
+            let room = self.core.hasher().room(&format!("session:{}", asked.session_id));
+            let asked = Box::new(asked);
+            self.core.send_home(&room.clone(), Message::TakeKept { room, successor, asked });
+            return;
+        }
         let kept = self.keep(conn).map(|kept| *kept).unwrap_or_default();
         if let Some(client) = self.client_mut(conn) {
             client.is_succeeded = true;
@@ -139,7 +150,7 @@ impl State {
     pub fn resume_complete(&mut self, conn: ConnKey, part: u32, reference: Option<&Reference>, results: &[u8]) {
         let Some(client) = self.client_mut(conn) else { return };
         let (session_id, token) = (client.session.session_id.clone(), token_text(&client.resume_token));
-        self.answer(conn, "resumed", reference, |payload| {
+        self.tell_behind_events(conn, "resumed", reference, |payload| {
             payload.extend_from_slice(b"{\"session_id\":");
             write_string(payload, &session_id);
             payload.extend_from_slice(b",\"resume\":{\"token\":\"");

@@ -164,6 +164,11 @@ impl<D: Driver> Shard<D> {
         let memory_is_full = core.memory().bytes().saturating_sub(core.log_bytes()) > limits.outbox_shard_bytes_max;
         core.fan_out(settings.config.shards.turn_deliveries_max as usize, |conn, bytes, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
+            // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
+            let is_behind = slow.iter().any(|(one, of, _)| (*one, *of) == (conn, room));
+            if is_behind {
+                return;
+            }
             let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
             if lags || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));

@@ -101,6 +101,8 @@ pub(super) struct State {
     pub has_backlog: bool,
     /// Connections that went while directories were being asked for them; what is granted late is given back.
     pub orphans: Vec<Orphan>,
+    /// The number of the last question to a home about what a slow reader missed.
+    pub catch_ups: u64,
 }
 
 /// What a connection had asked for when it went.
@@ -142,6 +144,7 @@ impl State {
             swept_ms: 0,
             has_backlog: false,
             orphans: Vec::new(),
+            catch_ups: 0,
         }
     }
 

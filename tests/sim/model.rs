@@ -19,14 +19,18 @@ const STEPS: usize = 250;
 
 #[test]
 fn every_member_gets_every_event_of_its_room_once_and_in_order() {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match number("RINGHUB_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("RINGHUB_SEEDS").unwrap_or(SEEDS),
-    };
-    for seed in seeds {
+    for seed in seeds(SEEDS) {
         let run = std::panic::catch_unwind(|| Run::new(seed).run());
         assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
+    }
+}
+
+/// The seeds to be run: those asked for, or that many.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("RINGHUB_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RINGHUB_SEEDS").unwrap_or(count),
     }
 }
 
