@@ -234,6 +234,28 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_cut_where_it_is_too_much_at_once() {
+        let memory = FrameMemory::default();
+        let mut log = Log::default();
+        let whole = batch(&memory, 1..=5, 0);
+        log.push(whole.clone(), BOUNDS);
+        let two = whole.frame_bytes(&whole.events[0]) * 2;
+        let excerpt = log.after(1, 5, two);
+        assert_eq!((seqs(&excerpt), excerpt.to_seq, excerpt.complete), (vec![2, 3], 3, false));
+        let excerpt = log.after(4, 5, 1);
+        assert_eq!((seqs(&excerpt), excerpt.complete), (vec![5], true), "one event comes whatever its size");
+    }
+
+    #[test]
+    fn a_log_that_is_switched_off_keeps_nothing_from_before() {
+        let memory = FrameMemory::default();
+        let mut log = Log::default();
+        log.push(batch(&memory, 1..=2, 0), BOUNDS);
+        log.push(batch(&memory, 3..=3, 0), LogBounds { events_max: 0, ..BOUNDS });
+        assert_eq!(log.after(1, 3, usize::MAX).missing, Some((2, 3)));
+    }
+
+    #[test]
     fn old_events_and_too_many_bytes_give_way() {
         let memory = FrameMemory::default();
         let mut log = Log::default();

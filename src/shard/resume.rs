@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::answers::write_room_error;
 use super::commands::write_results;
-use super::connection::{Client, GatherKind, Phase};
+use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
 use super::state::State;
 use crate::hub::batch::Address;
 use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
@@ -100,22 +100,19 @@ impl State {
             Ok(kept) => kept,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
         };
-        if self.client_mut(conn).is_none() {
-            // Gone while the session was being given to it: what it had is kept for the next one.
+        let gathers = self.client_mut(conn).map(|client| client.under_way.as_ref().map_or(0, |all| all.gathers.len()));
+        if gathers.is_none_or(|gathers| gathers >= GATHERS_MAX) {
+            // Gone while the session was being given to it, or too busy: what it had is kept for the next one.
+            if gathers.is_some() {
+                let busy = Refused::new(ErrorCode::Unavailable, "too many commands of this connection are under way");
+                self.refuse_command(conn, reference.as_ref(), &busy);
+            }
             let room = self.core.hasher().room(&format!("session:{session_id}"));
             let kept = Some(Box::new(kept));
             self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             return;
         }
-        self.change_session(conn, &session_id);
-        let settings = self.settings.clone();
         let Kept { rooms, acks, metadata, left_ms } = kept;
-        if let Some(client) = self.client_mut(conn)
-            // It fitted the same bound before.
-            && let Err(refused) = client.session.merge_metadata(metadata, &settings.config)
-        {
-            self.refuse_command(conn, None, &refused);
-        }
         // Every room it was in, and every other one that it has a cursor of.
         let mut wanted: Vec<_> =
             rooms.into_iter().map(|(room, selection)| (room.as_str().to_owned(), selection)).collect();
@@ -132,6 +129,14 @@ impl State {
             Ok(part) => part,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
         };
+        self.change_session(conn, &session_id);
+        let settings = self.settings.clone();
+        if let Some(client) = self.client_mut(conn)
+            // It fitted the same bound before.
+            && let Err(refused) = client.session.merge_metadata(metadata, &settings.config)
+        {
+            self.refuse_command(conn, None, &refused);
+        }
         for (room, selection) in wanted {
             let cursor = cursors.iter().find(|(name, _)| **name == *room).map(|(_, since)| since.clone());
             let ack = || {

@@ -486,7 +486,8 @@ impl Run {
         self.replayed.push(Replayed { range, count: replayed });
         // Live events come as soon as it is a member where there is nothing to come before them, if need be ahead of a list's
         // answer: then what it had not been given before counts no more.
-        self.skipped.retain(|one| one.at < asked.at || one.who != who || one.room != room || one.to > seq);
+        let since = self.skipped.iter_mut().filter(|one| one.at >= asked.at && one.who == who && one.room == room);
+        since.for_each(|one| one.from = one.from.max(seq + 1));
         let live = former.map_or(0, |former| former.cursor);
         let cursor = if replayed == 0 { seq.max(live) } else { cursor };
         self.actors[who].rooms.insert(room.to_owned(), Membership { kinds, cursor });

@@ -323,3 +323,132 @@ fn nothing_follows_the_answer_to_a_close_frame() {
     assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1000));
     assert_eq!(client.seqs("project:a"), [1]);
 }
+
+fn lasting(outbox_bytes_max: usize) -> Config {
+    let mut config = config();
+    config.limits.outbox_bytes_max = outbox_bytes_max;
+    config
+}
+
+#[test]
+fn replayed_events_follow_the_answer_that_announces_them() {
+    let mut node = node(1, config());
+    let room = "project:a";
+    (1..=3).for_each(|number| publish(&node, room, &number.to_string()));
+    let mut client = node.client(0, "");
+    let id = client.send("subscribe", json!({"room": room, "since": {"seq": 1}}));
+    node.settle();
+    client.poll();
+    let answered = client.messages.iter().position(|message| message["ref"] == id).expect("an answer");
+    let replayed = client.messages.iter().position(|message| message["seq"] == 2).expect("an event");
+    assert_eq!(client.messages[answered]["data"]["replayed"], 2);
+    assert!(answered < replayed);
+    assert_eq!(client.seqs(room), [2, 3]);
+}
+
+#[test]
+fn a_slow_reader_that_subscribes_anew_gets_what_it_asks_for_once() {
+    let mut node = node(1, lasting(4096));
+    let room = "project:a";
+    let mut client = node.client(0, "");
+    subscribe(&mut node, &mut client, room);
+    client.link.set_read_budget(0);
+    for number in 0..6 {
+        publish(&node, room, &format!("\"{number}{}\"", "x".repeat(1500)));
+        node.settle();
+    }
+    let id = client.send("subscribe", json!({"room": room, "since": {"seq": 4}}));
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    let answered = client.messages.iter().position(|message| message["ref"] == id).expect("an answer");
+    let after = client.messages[answered..].iter().filter_map(|message| message["seq"].as_u64());
+    assert_eq!(after.collect::<Vec<_>>(), [5, 6]);
+}
+
+#[test]
+fn a_small_event_does_not_overtake_a_large_one_that_has_to_wait() {
+    let mut node = node(1, lasting(4096));
+    let room = "project:a";
+    let mut reader = node.client(0, "");
+    subscribe(&mut node, &mut reader, room);
+    reader.link.set_read_budget(0);
+    let mut publisher = node.client(0, "");
+    let large = "x".repeat(3000);
+    let mut packet = publisher.command("publish", json!({"room": room, "type": "x", "data": large})).1;
+    publisher.link.write(&packet);
+    node.settle();
+    // A join between them makes two batches of one turn.
+    packet = publisher.command("publish", json!({"room": room, "type": "x", "data": large})).1;
+    packet.extend(publisher.command("subscribe", json!({"room": room})).1);
+    packet.extend(publisher.command("publish", json!({"room": room, "type": "x", "data": 3})).1);
+    publisher.link.write(&packet);
+    node.settle();
+    reader.link.set_read_budget(usize::MAX);
+    node.settle();
+    reader.poll();
+    assert_eq!(reader.seqs(room), [1, 2, 3]);
+}
+
+#[test]
+fn a_reader_whose_outbox_is_full_may_subscribe() {
+    let mut node = node(1, lasting(4096));
+    let mut client = node.client(0, "");
+    subscribe(&mut node, &mut client, "project:a");
+    client.link.set_read_budget(0);
+    for _ in 0..3 {
+        publish(&node, "project:a", &format!("\"{}\"", "x".repeat(3900)));
+        node.settle();
+    }
+    let ids = ["project:a", "project:b"].map(|room| client.send("subscribe", json!({"room": room})));
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    assert_eq!(client.close, None);
+    ids.iter().for_each(|id| assert_eq!(client.answer(*id).expect("an answer")["type"], "subscribed"));
+    assert_eq!(client.seqs("project:a"), [1, 2, 3]);
+}
+
+#[test]
+fn a_session_whose_connection_has_just_broken_is_resumed_with_its_rooms() {
+    let mut node = node(2, config());
+    let room = node.room_at("project:", 0);
+    let session = node.room_at("session:", 1);
+    let session = session.strip_prefix("session:").expect("the kind");
+    let mut breaks = node.client(0, &format!("session_id={session}"));
+    subscribe(&mut node, &mut breaks, &room);
+    let token = breaks.messages[0]["data"]["resume"]["token"].clone();
+    let mut resumes = node.client(1, "");
+    breaks.link.close();
+    let id = resumes.send("resume", json!({"session_id": session, "token": token}));
+    // The session's home hears of the new connection before the old one's shard finds it gone.
+    node.turn_of(1);
+    node.settle();
+    resumes.poll();
+    let results = &resumes.answer(id).expect("an answer")["data"]["results"];
+    let rooms: Vec<_> = results.as_array().expect("results").iter().map(|result| &result["room"]).collect();
+    assert!(rooms.contains(&&json!(room)), "{rooms:?}");
+}
+
+#[test]
+fn a_busy_room_that_is_never_caught_up_with_leaves_room_for_the_others() {
+    let mut node = node(1, lasting(4096));
+    let mut client = node.client(0, "");
+    let rooms = ["project:busy", "project:calm"];
+    rooms.iter().for_each(|room| subscribe(&mut node, &mut client, room));
+    client.link.set_read_budget(0);
+    let data = format!("\"{}\"", "x".repeat(1500));
+    for room in [rooms[0], rooms[0], rooms[0], rooms[1]] {
+        publish(&node, room, &data);
+        node.settle();
+    }
+    for _ in 0..20 {
+        (0..3).for_each(|_| publish(&node, rooms[0], &data));
+        client.link.set_read_budget(3500);
+        node.settle();
+        client.poll();
+    }
+    assert_eq!(client.seqs(rooms[1]), [1]);
+}
