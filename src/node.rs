@@ -14,6 +14,7 @@
 mod api;
 mod backend;
 mod start;
+mod wait;
 mod watch;
 
 use std::net::SocketAddr;

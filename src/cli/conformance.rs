@@ -42,6 +42,10 @@ pub fn run(args: ConformanceArgs) -> ExitCode {
     if let Err(error) = super::logging::start(&config.log) {
         return super::fail(error);
     }
+    let signals = match super::serve::signals() {
+        Ok(signals) => signals,
+        Err(error) => return super::fail(error),
+    };
     let hub = match Hub::start(config) {
         Ok(hub) => hub,
         Err(error) => return super::fail(error),
@@ -49,7 +53,7 @@ pub fn run(args: ConformanceArgs) -> ExitCode {
     for address in hub.addresses() {
         println!("ringhub conformance: ws://{address}/echo");
     }
-    super::serve::run_until_signalled(&hub, None)
+    super::serve::run_until_signalled(&hub, signals, None)
 }
 
 #[cfg(test)]

@@ -83,6 +83,10 @@ pub fn run(args: ServeArgs) -> ExitCode {
         tracing::warn!("{finding}");
     }
     let drawn = config.auth.enabled && config.auth.secret.is_empty();
+    let signals = match signals() {
+        Ok(signals) => signals,
+        Err(error) => return super::fail(error),
+    };
     let hub = match Hub::start(config) {
         Ok(hub) => hub,
         Err(error) => return super::fail(error),
@@ -99,16 +103,18 @@ pub fn run(args: ServeArgs) -> ExitCode {
             return code;
         }
     }
-    run_until_signalled(&hub, Some(args))
+    run_until_signalled(&hub, signals, Some(args))
+}
+
+/// The signals that the hub minds. To be had before it starts: one that comes early must not end the process where it
+/// stands.
+pub(super) fn signals() -> Result<Signals, String> {
+    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals can't be handled: {error}"))
 }
 
 /// Runs until the hub ends: SIGTERM and SIGINT drain it, a second one ends it at once; SIGHUP reads the configuration
 /// again, if there is one to read.
-pub(super) fn run_until_signalled(hub: &Hub, args: Option<ServeArgs>) -> ExitCode {
-    let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
-        Ok(signals) => signals,
-        Err(error) => return super::fail(format_args!("signals can't be handled: {error}")),
-    };
+pub(super) fn run_until_signalled(hub: &Hub, mut signals: Signals, args: Option<ServeArgs>) -> ExitCode {
     let handle = signals.handle();
     let of_signals = hub.clone();
     let body = move || {

@@ -166,6 +166,8 @@ options! {
         events_max: u32 = 1000, range(0, 1_000_000), "events", Live;
         /// Bytes kept per room.
         bytes_max: usize = 1 << 20, range(0, GIB), "bytes", Live;
+        /// Bytes kept for all rooms of one shard; beyond it the rooms that were not used for the longest time give way.
+        shard_bytes_max: usize = 256 << 20, range(MIB, 64 * GIB), "bytes", Live;
         /// Age up to which events are kept.
         age_s: u64 = 3600, range(1, 2_592_000), "s", Live;
     }

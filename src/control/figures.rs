@@ -228,6 +228,11 @@ figures! {
     duplicates: Counter "duplicates" false "Publishes answered from their idempotency key";
     deliveries: Counter "deliveries" false "Events put into the outboxes of clients";
     outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
+    log_bytes: Gauge "log" true "Bytes kept in the logs of rooms whose home is this shard";
+    logs_evicted: Counter "logs_evicted" false "Logs that gave way because all of a shard's were beyond their bound";
+    replayed: Counter "replayed" false "Events replayed to subscribers that asked for them";
+    slow_readers: Counter "slow_readers" false "Times that a connection fell behind in a room";
+    gaps: Counter "gaps" false "Gaps told to connections that could not have all events";
     slow_closes: Counter "slow_closes" false "Connections closed because they read too slowly";
     turns: Counter "turns" false "Turns of the shard's loop";
     enters: Counter "enters" false "System calls into the ring";

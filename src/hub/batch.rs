@@ -33,6 +33,8 @@ pub struct EventMeta {
     pub seq: u64,
     /// The connection that must not get it (`echo: false`).
     pub exclude: Option<Address>,
+    /// A hash of the key it was published under; 0 for none.
+    pub key: u64,
     start: u32,
     end: u32,
     data_at: u32,
@@ -55,6 +57,8 @@ pub struct Batch {
     pub bytes: Bytes,
     /// Where they are.
     pub events: Vec<EventMeta>,
+    /// When they were sealed, in milliseconds since 1970.
+    pub unix_ms: u64,
     has_exclusions: bool,
 }
 
@@ -92,9 +96,24 @@ impl FrameMemory {
     }
 }
 
+impl EventMeta {
+    /// The same event where its frame stands `shift` bytes further to the front.
+    fn moved(&self, shift: u32) -> EventMeta {
+        EventMeta {
+            seq: self.seq,
+            exclude: self.exclude,
+            key: self.key,
+            start: self.start - shift,
+            end: self.end - shift,
+            data_at: self.data_at - shift,
+            kind: self.kind.start - shift..self.kind.end - shift,
+        }
+    }
+}
+
 impl OpenBatch {
     /// Encodes an event behind those that are there.
-    pub fn push(&mut self, stamp: &Stamp, event: &Event<'_>, exclude: Option<Address>) {
+    pub fn push(&mut self, stamp: &Stamp, event: &Event<'_>, exclude: Option<Address>, key: u64) {
         let start = self.bytes.len();
         let spliced = envelope::write_event(&mut self.bytes, stamp, event);
         let data_at = start + spliced.data_at;
@@ -104,6 +123,7 @@ impl OpenBatch {
         self.events.push(EventMeta {
             seq: event.seq,
             exclude,
+            key,
             start: start as u32,
             end: end as u32,
             data_at: data_at as u32,
@@ -117,9 +137,10 @@ impl OpenBatch {
     }
 
     /// Ends it; the batch can be shared from here on.
-    pub fn seal(self, room: RoomName, memory: &FrameMemory) -> Batch {
+    pub fn seal(self, room: RoomName, memory: &FrameMemory, unix_ms: u64) -> Batch {
         let OpenBatch { bytes, events } = self;
-        Batch { room, bytes: memory.share(bytes), has_exclusions: events.iter().any(|e| e.exclude.is_some()), events }
+        let has_exclusions = events.iter().any(|event| event.exclude.is_some());
+        Batch { room, bytes: memory.share(bytes), events, unix_ms, has_exclusions }
     }
 }
 
@@ -141,37 +162,47 @@ impl Batch {
         self.bytes.get(event.data_at as usize..(event.end as usize).saturating_sub(1)).unwrap_or_default()
     }
 
+    /// The length of one event's frame.
+    pub fn frame_bytes(&self, event: &EventMeta) -> usize {
+        (event.end - event.start) as usize
+    }
+
+    /// Some of its events, sharing its bytes; none where the range is empty.
+    pub fn part(whole: &Arc<Batch>, range: Range<usize>) -> Option<Arc<Batch>> {
+        let events = whole.events.get(range)?;
+        let (first, last) = (events.first()?, events.last()?);
+        if events.len() == whole.events.len() {
+            return Some(whole.clone());
+        }
+        let shift = first.start;
+        let bytes = whole.bytes.slice(first.start as usize..last.end as usize);
+        let events: Vec<EventMeta> = events.iter().map(|event| event.moved(shift)).collect();
+        let has_exclusions = events.iter().any(|event| event.exclude.is_some());
+        Some(Arc::new(Batch { room: whole.room.clone(), bytes, events, unix_ms: whole.unix_ms, has_exclusions }))
+    }
+
     /// One event's frame, sharing the batch's memory.
     pub fn frame(&self, event: &EventMeta) -> Bytes {
         self.bytes.slice(event.start as usize..event.end as usize)
     }
 
-    /// The runs of frames that a connection gets when some are not for it.
-    pub fn without<'a>(&'a self, address: Address) -> impl Iterator<Item = Bytes> + 'a {
-        let mut at = 0;
-        let mut events = self.events.iter();
-        let mut done = false;
-        std::iter::from_fn(move || {
-            loop {
-                if done {
-                    return None;
-                }
-                let run = match events.find(|event| event.exclude == Some(address)) {
-                    Some(event) => {
-                        let run = at..event.start as usize;
-                        at = event.end as usize;
-                        run
-                    }
-                    None => {
-                        done = true;
-                        at..self.bytes.len()
-                    }
-                };
-                if !run.is_empty() {
-                    return Some(self.bytes.slice(run));
-                }
-            }
-        })
+    /// The frames that a connection gets: all of them shared, or a copy without those that are not for it. One chunk, so
+    /// that it is queued whole or not at all.
+    pub fn frames_for(&self, address: Address, memory: &FrameMemory) -> Bytes {
+        if !self.has_exclusions || self.events.iter().all(|event| event.exclude != Some(address)) {
+            return self.bytes.clone();
+        }
+        let mut frames = Vec::new();
+        for event in self.events.iter().filter(|event| event.exclude != Some(address)) {
+            frames.extend_from_slice(self.bytes.get(event.start as usize..event.end as usize).unwrap_or_default());
+        }
+        if frames.is_empty() { Bytes::new() } else { memory.share(frames) }
+    }
+
+    /// The JSON text of one of its events, as it stands in the frame.
+    pub fn payload(&self, event: &EventMeta) -> &[u8] {
+        let start = (event.kind.start as usize).saturating_sub(envelope::KIND_AT);
+        self.bytes.get(start..event.end as usize).unwrap_or_default()
     }
 
     /// What of this batch a selection wants: none of it, all of it (sharing the bytes), or the chosen frames copied.
@@ -208,17 +239,11 @@ impl Batch {
         for event in chosen {
             let shift = event.start - bytes.len() as u32;
             bytes.extend_from_slice(self.bytes.get(event.start as usize..event.end as usize).unwrap_or_default());
-            events.push(EventMeta {
-                seq: event.seq,
-                exclude: event.exclude,
-                start: event.start - shift,
-                end: event.end - shift,
-                data_at: event.data_at - shift,
-                kind: event.kind.start - shift..event.kind.end - shift,
-            });
+            events.push(event.moved(shift));
         }
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
-        Some(Arc::new(Batch { room: self.room.clone(), bytes: memory.share(bytes), events, has_exclusions }))
+        let (room, unix_ms) = (self.room.clone(), self.unix_ms);
+        Some(Arc::new(Batch { room, bytes: memory.share(bytes), events, unix_ms, has_exclusions }))
     }
 }
 
@@ -237,9 +262,9 @@ mod tests {
         let mut open = OpenBatch::default();
         for (number, (kind, data, exclude)) in events.iter().enumerate() {
             let event = Event { room: "a:b", kind, seq: number as u64 + 1, data: data.as_bytes() };
-            open.push(&stamp, &event, exclude.map(address));
+            open.push(&stamp, &event, exclude.map(address), 0);
         }
-        Arc::new(open.seal(NameHasher::new(0).room("a:b"), memory))
+        Arc::new(open.seal(NameHasher::new(0).room("a:b"), memory, 0))
     }
 
     #[test]
@@ -248,6 +273,8 @@ mod tests {
         let long = format!("{{\"x\":\"{}\"}}", "y".repeat(70_000));
         let batch = batch(&[("one", "{\"a\":1}", None), ("two.three", &long, None), ("f", "null", None)], &memory);
         let found: Vec<_> = batch.events.iter().map(|event| (batch.kind(event), batch.data(event))).collect();
+        let text = batch.payload(&batch.events[1]);
+        assert!(text.starts_with(b"{\"type\":\"two.three\"") && text.ends_with(b"\"}}"));
         assert_eq!(found, [("one", &b"{\"a\":1}"[..]), ("two.three", long.as_bytes()), ("f", b"null")]);
         assert!(memory.bytes() > 70_000);
         drop(batch);
@@ -258,7 +285,7 @@ mod tests {
     fn a_connection_is_left_out_of_its_own_events_only() {
         let memory = FrameMemory::default();
         let batch = batch(&[("a", "1", Some(5)), ("b", "2", None), ("c", "3", Some(5)), ("d", "4", Some(6))], &memory);
-        let join = |slot| batch.without(address(slot)).flat_map(|run| run.to_vec()).collect::<Vec<u8>>();
+        let join = |slot| batch.frames_for(address(slot), &memory).to_vec();
         let frames =
             |wanted: &[usize]| wanted.iter().flat_map(|&n| batch.frame(&batch.events[n]).to_vec()).collect::<Vec<u8>>();
         assert_eq!(join(5), frames(&[1, 3]));

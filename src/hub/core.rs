@@ -12,21 +12,24 @@ use bytes::Bytes;
 use super::batch::{Address, Batch, FrameMemory};
 use super::directory::{Directory, PeerLimits};
 use super::ids::Ids;
+use super::keys::Keys;
 use super::members::{HOLE, ListId};
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
-    Published, ReplyTo, RoomState,
+    Published, ReplyTo,
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::reply::Responder;
-use super::rooms::{Home, RoomId, Rooms};
+use super::rooms::{Home, Room, RoomId, Rooms};
+use super::rules::Rules;
 use super::selection::Selection;
 use super::session_home::SessionHome;
+use crate::config::Policy;
 use crate::ring::{ConnKey, Now};
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::Event;
 use crate::wire::json::Scratch;
-use crate::wire::native::{Refused, Since};
+use crate::wire::native::Refused;
 
 /// What of the configuration the core goes by.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,8 @@ pub struct CoreLimits {
     pub session_away_ms: u64,
     /// Nesting of published data, for filters.
     pub depth_max: usize,
+    /// Bytes of all logs.
+    pub log_bytes_max: usize,
     /// Connections of one user; 0 is no limit.
     pub connections_per_user_max: u32,
     /// Per network address.
@@ -58,6 +63,10 @@ pub struct CoreFigures {
     pub deliveries: u64,
     /// Messages sent to other shards.
     pub mesh_sent: u64,
+    /// Publishes answered from their key.
+    pub duplicates: u64,
+    /// Logs that had to give way because all together were beyond their bound.
+    pub logs_evicted: u64,
 }
 
 /// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
@@ -72,8 +81,15 @@ pub struct Core {
     me: ShardId,
     shards: u16,
     hasher: NameHasher,
-    limits: CoreLimits,
-    rooms: Rooms,
+    pub(super) limits: CoreLimits,
+    pub(super) rules: Rules,
+    pub(super) rooms: Rooms,
+    pub(super) log_bytes: usize,
+    /// Where the search for logs that can go stands, and the sweep for old events.
+    pub(super) hand: u32,
+    pub(super) swept: u32,
+    /// When the last message was handled.
+    pub(super) now: Now,
     directory: Directory,
     /// Rooms with an open batch.
     unsealed: Vec<RoomId>,
@@ -81,11 +97,11 @@ pub struct Core {
     /// Sessions that left something in their inboxes, and until when it is kept.
     away: VecDeque<(u64, RoomName)>,
     ids: Ids,
-    scratch: Scratch,
-    memory: FrameMemory,
+    pub(super) scratch: Scratch,
+    pub(super) memory: FrameMemory,
     local: VecDeque<Message>,
     outgoing: Vec<Vec<Message>>,
-    figures: CoreFigures,
+    pub(super) figures: CoreFigures,
 }
 
 /// A batch on its way to a list of members.
@@ -99,13 +115,18 @@ struct Job {
 
 impl Core {
     /// The core of shard `me` of `shards`; all shards of a node share the seed of `hasher`.
-    pub fn new(me: ShardId, shards: u16, hasher: NameHasher, seed: [u64; 2], limits: CoreLimits) -> Core {
+    pub fn new(me: ShardId, shards: u16, hasher: NameHasher, seed: [u64; 2], limits: CoreLimits, rules: Rules) -> Core {
         Core {
             me,
             shards,
             hasher,
             limits,
+            rules,
             rooms: Rooms::default(),
+            log_bytes: 0,
+            hand: 0,
+            swept: 0,
+            now: Now::default(),
             directory: Directory::new(seed[0]),
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
@@ -155,8 +176,9 @@ impl Core {
     }
 
     /// Goes by new limits from here on.
-    pub fn set_limits(&mut self, limits: CoreLimits) {
+    pub fn set_limits(&mut self, limits: CoreLimits, rules: Rules) {
         self.limits = limits;
+        self.rules = rules;
     }
 
     // ---- messages out ----
@@ -212,7 +234,10 @@ impl Core {
 
     /// Handles a message that is for a home; gives back what is for a member's shard.
     pub fn handle(&mut self, message: Message, now: Now) -> Option<Message> {
+        self.now = now;
         match message {
+            Message::CatchUp(ask) => self.catch_up(*ask),
+            Message::History(ask) => self.history(*ask),
             Message::Join(join) => self.join(*join),
             Message::Leaving { room, address, ticket } => {
                 self.send(address.shard, Message::Left { address, room, ticket });
@@ -269,31 +294,31 @@ impl Core {
             return None;
         }
         let id = self.rooms.ensure(room);
-        let (ids, shards) = (&mut self.ids, self.shards);
+        let (ids, shards, rules) = (&mut self.ids, self.shards, &self.rules);
         if let Some(room) = self.rooms.get_mut(id) {
-            room.home.get_or_insert_with(|| Box::new(Home::new(ids.epoch(), shards)));
+            let Room { name, home, .. } = room;
+            home.get_or_insert_with(|| Box::new(Home::new(ids.epoch(), shards, rules.place(name.as_str()))));
         }
         Some(id)
     }
 
-    fn home_mut(&mut self, id: RoomId) -> Option<&mut Home> {
+    pub(super) fn home_mut(&mut self, id: RoomId) -> Option<&mut Home> {
         self.rooms.get_mut(id)?.home.as_deref_mut()
     }
 
     fn join(&mut self, join: Join) {
         let Join { room, address, claim, selection, since, ticket } = join;
-        let outcome = self.admit(&room, address, claim, since);
-        let joined = Joined { room, address, selection, ticket, outcome };
+        let mut replay = Vec::new();
+        let outcome = self.admit(&room, address, claim).and_then(|id| {
+            let (state, batches) = self.replay(id, since.as_ref(), selection.as_deref()).ok_or(JoinRefused::Rooms)?;
+            replay = batches;
+            Ok(state)
+        });
+        let joined = Joined { room, address, selection, ticket, outcome, replay };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 
-    fn admit(
-        &mut self,
-        room: &RoomName,
-        address: Address,
-        claim: JoinClaim,
-        since: Option<Since>,
-    ) -> Result<RoomState, JoinRefused> {
+    fn admit(&mut self, room: &RoomName, address: Address, claim: JoinClaim) -> Result<RoomId, JoinRefused> {
         let id = self.ensure_home(room).ok_or(JoinRefused::Rooms)?;
         let mut taken_over = None;
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
@@ -310,13 +335,12 @@ impl Core {
         if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
             *count += 1;
         }
-        let state = state(home, since);
         if let Some(old) = taken_over {
             self.send(old.shard, Message::TakenOver { address: old });
         }
         // What has its number already goes out before the newcomer is a member.
         self.seal(id);
-        Ok(state)
+        Ok(id)
     }
 
     fn leave(&mut self, room: &RoomName, address: Address) {
@@ -354,8 +378,8 @@ impl Core {
     }
 
     fn publish(&mut self, publish: Publish, now: Now) {
-        let Publish { room, kind, data, exclude, reply } = publish;
-        let outcome = self.publish_here(&room, &kind, &data, exclude, now);
+        let Publish { room, kind, data, key, exclude, reply } = publish;
+        let outcome = self.publish_here(&room, &kind, &data, key.as_deref(), exclude, now);
         self.answer(reply, room, outcome);
     }
 
@@ -365,21 +389,39 @@ impl Core {
         room: &RoomName,
         kind: &str,
         data: &[u8],
+        key: Option<&str>,
         exclude: Option<Address>,
         now: Now,
     ) -> Result<Published, Refused> {
+        self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
         if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
             self.seal(id);
+        }
+        if let Some(key) = key
+            && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
+            && let Some(published) = keys.find(key, now.unix_ms)
+        {
+            self.figures.duplicates += 1;
+            return Ok(Published { duplicate: true, ..published });
         }
         let stamp = self.ids.stamp(now.unix_ms);
         let home = self.home_mut(id).ok_or(OVERLOADED)?;
         home.seq += 1;
         let delivered = home.members_total();
         let (seq, epoch) = (home.seq, home.epoch);
-        if delivered > 0 {
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 };
+        if let Some(key) = key {
+            let seed = home.epoch;
+            home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);
+        }
+        let rules = home.rules;
+        if delivered > 0 || self.rules.log(rules).events_max > 0 {
+            let key = key.map_or(0, |key| self.hasher.hash(key) | 1);
+            let home = self.home_mut(id).ok_or(OVERLOADED)?;
             let first = home.open.is_none();
-            home.open.get_or_insert_default().push(&stamp, &Event { room: room.as_str(), kind, seq, data }, exclude);
+            let event = Event { room: room.as_str(), kind, seq, data };
+            home.open.get_or_insert_default().push(&stamp, &event, exclude, key);
             if first {
                 self.unsealed.push(id);
             }
@@ -387,7 +429,7 @@ impl Core {
             self.rooms.forget_if_idle(id);
         }
         self.figures.publishes += 1;
-        Ok(Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 })
+        Ok(published)
     }
 
     fn deposit(&mut self, deposit: Deposit) {
@@ -482,7 +524,7 @@ impl Core {
     }
 
     /// Seals one room's batch at once, because its members are about to change.
-    fn seal(&mut self, id: RoomId) {
+    pub(super) fn seal(&mut self, id: RoomId) {
         if self.home_mut(id).is_some_and(|home| home.open.is_some()) {
             self.unsealed.retain(|one| *one != id);
             self.dispatch(id);
@@ -492,8 +534,9 @@ impl Core {
     fn dispatch(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
+        let unix_ms = self.now.unix_ms;
         let Some(open) = home.open.take() else { return };
-        let batch = Arc::new(open.seal(room.name.clone(), &self.memory));
+        let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
         let mut here = false;
         for (shard, count) in home.members.iter().enumerate() {
             let shard = ShardId(shard as u16);
@@ -507,6 +550,7 @@ impl Core {
                 queue.push(Message::Deliver(batch.clone()));
             }
         }
+        self.keep(id, &batch);
         if !here {
             self.rooms.forget_if_idle(id);
         } else if self.local.is_empty() {
@@ -547,7 +591,7 @@ impl Core {
     }
 
     /// Hands out the next deliveries, at most `budget`: to this connection, these bytes.
-    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, &Batch)) {
+    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, RoomId, &Batch)) {
         let mut left = budget;
         while left > 0 {
             let Some(job) = self.jobs.front_mut() else { return };
@@ -562,11 +606,12 @@ impl Core {
                     continue;
                 }
                 if job.batch.has_exclusions() {
-                    for run in job.batch.without(Address { shard: self.me, conn: *conn }) {
-                        deliver(*conn, &run, &job.batch);
+                    let frames = job.batch.frames_for(Address { shard: self.me, conn: *conn }, &self.memory);
+                    if !frames.is_empty() {
+                        deliver(*conn, &frames, job.room, &job.batch);
                     }
                 } else {
-                    deliver(*conn, &job.batch.bytes, &job.batch);
+                    deliver(*conn, &job.batch.bytes, job.room, &job.batch);
                 }
             }
             self.figures.deliveries += (members.len() * job.batch.events.len()) as u64;
@@ -586,7 +631,7 @@ impl Core {
     }
 
     /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
-    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes)) {
+    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes, &Batch)) {
         let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
         for job in self.jobs.iter().filter(|job| job.room == id) {
             let waiting = room.members.list(job.list).get(job.at..job.end).unwrap_or_default();
@@ -594,9 +639,12 @@ impl Core {
                 continue;
             }
             if job.batch.has_exclusions() {
-                job.batch.without(Address { shard: self.me, conn }).for_each(|run| deliver(&run));
+                let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
+                if !frames.is_empty() {
+                    deliver(&frames, &job.batch);
+                }
             } else {
-                deliver(&job.batch.bytes);
+                deliver(&job.batch.bytes, &job.batch);
             }
             self.figures.deliveries += job.batch.events.len() as u64;
         }
@@ -615,6 +663,33 @@ impl Core {
         None
     }
 
+    /// What happens to a member of a room who reads too slowly.
+    pub fn policy_of(&self, id: RoomId) -> Policy {
+        let rules = self.rooms.get(id).map(|room| self.rules.place(room.name.as_str()));
+        rules.map_or(Policy::CatchUp, |rules| self.rules.policy(rules))
+    }
+
+    /// Takes a slow reader out of the fan-out; it stays a member.
+    pub fn park(&mut self, id: RoomId, conn: ConnKey) {
+        if let Some(room) = self.rooms.get_mut(id) {
+            let keep_places = room.jobs > 0;
+            room.members.park(conn, keep_places);
+        }
+    }
+
+    /// Puts a reader that has caught up back into the fan-out.
+    pub fn unpark(&mut self, id: RoomId, conn: ConnKey) {
+        let selections_max = self.limits.selections_max;
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.members.unpark(conn, selections_max);
+        }
+    }
+
+    /// What a slow reader wants of the room it is parked in; none where it is not.
+    pub fn parked(&self, id: RoomId, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
+        self.rooms.get(id)?.members.parked(conn)
+    }
+
     /// Takes a connection out of a room on this shard; the home is not told by this.
     pub fn remove_member(&mut self, id: RoomId, conn: ConnKey) -> bool {
         let Some(room) = self.rooms.get_mut(id) else { return false };
@@ -623,21 +698,6 @@ impl Core {
         self.rooms.forget_if_idle(id);
         removed
     }
-}
-
-fn state(home: &Home, since: Option<Since>) -> RoomState {
-    let (seq, epoch) = (home.seq, home.epoch);
-    let missed = match since {
-        None => Some(0),
-        // Without a log to replay from, nothing is recovered but what was not missed.
-        Some(Since::Seq { seq: last, epoch: at }) => {
-            let same = at.is_none_or(|at| *at == *epoch_text(epoch));
-            if same && last <= seq { Some(seq - last) } else { None }
-        }
-        Some(Since::Last(last)) => Some(last.min(seq)),
-        Some(Since::Seconds(_)) => (seq == 0).then_some(0),
-    };
-    RoomState { seq, epoch, recovered: missed == Some(0), replayed: 0, missed }
 }
 
 /// An epoch as clients see it.

@@ -20,9 +20,12 @@ pub type ListId = u32;
 #[derive(Debug, Default)]
 pub struct Members {
     everything: List,
-    /// Most rooms have no member with a filter.
+    /// Most rooms have no member with a filter, and none that is parked.
     groups: Option<Box<Groups>>,
 }
+
+/// A slow reader, and what it wants: a member, but out of the fan-out until it has caught up.
+type Parked = (ConnKey, Option<Arc<Selection>>);
 
 #[derive(Debug, Default)]
 struct List {
@@ -34,6 +37,7 @@ struct List {
 struct Groups {
     list: Vec<Group>,
     last_id: ListId,
+    parked: Vec<Parked>,
 }
 
 /// Members who want the same selection.
@@ -77,7 +81,9 @@ impl List {
 impl Members {
     /// How many there are.
     pub fn len(&self) -> usize {
-        let groups = self.groups.as_ref().map_or(0, |groups| groups.list.iter().map(|group| group.members.len()).sum());
+        let groups = self.groups.as_ref().map_or(0, |groups| {
+            groups.parked.len() + groups.list.iter().map(|group| group.members.len()).sum::<usize>()
+        });
         self.everything.len() + groups
     }
 
@@ -113,11 +119,51 @@ impl Members {
             return true;
         }
         let Some(groups) = self.groups.as_mut() else { return false };
+        if let Some(place) = groups.parked.iter().position(|(one, _)| *one == conn) {
+            groups.parked.swap_remove(place);
+            if !keep_places {
+                self.drop_empty_groups();
+            }
+            return true;
+        }
         let removed = groups.list.iter_mut().any(|group| group.members.remove(conn, keep_places));
         if !keep_places {
             self.drop_empty_groups();
         }
         removed
+    }
+
+    /// Takes a member out of the fan-out. Nothing happens where it is out already.
+    pub fn park(&mut self, conn: ConnKey, keep_places: bool) {
+        if self.everything.remove(conn, keep_places) {
+            self.groups.get_or_insert_default().parked.push((conn, None));
+            return;
+        }
+        let Some(groups) = self.groups.as_mut() else { return };
+        let group = groups
+            .list
+            .iter_mut()
+            .find_map(|group| group.members.remove(conn, keep_places).then(|| group.selection.clone()));
+        if let Some(selection) = group {
+            groups.parked.push((conn, Some(selection)));
+        }
+    }
+
+    /// Puts a parked member back, behind the end that fan-outs under way have noted.
+    pub fn unpark(&mut self, conn: ConnKey, groups_max: usize) {
+        let Some(groups) = self.groups.as_mut() else { return };
+        let Some(place) = groups.parked.iter().position(|(one, _)| *one == conn) else { return };
+        let (conn, selection) = groups.parked.swap_remove(place);
+        // Its group counted when it was a member before; should others have come meanwhile, one more is borne.
+        if !self.add(conn, selection.clone(), groups_max) {
+            self.add(conn, selection, usize::MAX);
+        }
+    }
+
+    /// What a parked member wants; none where it is not parked.
+    pub fn parked(&self, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
+        let groups = self.groups.as_ref()?;
+        groups.parked.iter().find(|(one, _)| *one == conn).map(|(_, selection)| selection.clone())
     }
 
     /// Tidies up after the last fan-out.
@@ -134,7 +180,7 @@ impl Members {
     fn drop_empty_groups(&mut self) {
         if let Some(groups) = self.groups.as_mut() {
             groups.list.retain(|group| !group.members.conns.is_empty());
-            if groups.list.is_empty() {
+            if groups.list.is_empty() && groups.parked.is_empty() {
                 self.groups = None;
             }
         }
@@ -159,7 +205,9 @@ impl Members {
     pub fn iter(&self) -> impl Iterator<Item = ConnKey> {
         let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
         let filtered = groups.iter().flat_map(|group| group.members.conns.iter());
-        self.everything.conns.iter().chain(filtered).copied().filter(|conn| *conn != HOLE)
+        let parked = self.groups.as_ref().map_or(&[][..], |groups| &groups.parked);
+        let parked = parked.iter().map(|(conn, _)| conn);
+        self.everything.conns.iter().chain(filtered).chain(parked).copied().filter(|conn| *conn != HOLE)
     }
 }
 

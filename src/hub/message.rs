@@ -38,6 +38,10 @@ pub enum Message {
     },
     /// To a room's home: an event for the room.
     Publish(Box<Publish>),
+    /// To a room's home: a slow reader wants to go on.
+    CatchUp(Box<CatchUp>),
+    /// To a room's home: a client wants to see a part of its log.
+    History(Box<HistoryAsked>),
     /// To a session's home: a message for the backend.
     Deposit(Box<Deposit>),
     /// To a client id's home: reserve it.
@@ -95,6 +99,10 @@ pub enum Message {
 
     /// To a member's shard: what became of its `Join`.
     Joined(Box<Joined>),
+    /// To a slow reader's shard: what it missed.
+    CaughtUp(Box<CaughtUp>),
+    /// To a client's shard: the part of a log that it wanted to see.
+    HistoryTold(Box<HistoryTold>),
     /// To a member's shard: its membership ended, as it asked.
     Left {
         /// Whose.
@@ -189,6 +197,92 @@ pub struct Joined {
     pub ticket: Ticket,
     /// The room's state, or why not.
     pub outcome: Result<RoomState, JoinRefused>,
+    /// Events that come before the live ones, selected already.
+    pub replay: Vec<Arc<Batch>>,
+}
+
+/// A slow reader that has read all it had.
+#[derive(Debug)]
+pub struct CatchUp {
+    /// The room.
+    pub room: RoomName,
+    /// The reader.
+    pub address: Address,
+    /// The last event of the room that it has.
+    pub after_seq: u64,
+    /// What it wants of the room.
+    pub selection: Option<Arc<Selection>>,
+    /// How much it can take at a time.
+    pub bytes_max: usize,
+}
+
+/// What a slow reader missed, or the next part of it.
+#[derive(Debug)]
+pub struct CaughtUp {
+    /// The room.
+    pub room: RoomName,
+    /// The reader.
+    pub address: Address,
+    /// Events and gaps, in order.
+    pub pieces: Vec<Piece>,
+    /// The last event that was looked at.
+    pub to_seq: u64,
+    /// Whether live events follow from here on.
+    pub complete: bool,
+}
+
+/// A part of what a slow reader missed.
+#[derive(Debug)]
+pub enum Piece {
+    /// Events.
+    Events(Arc<Batch>),
+    /// Events that it won't get.
+    Gap {
+        /// The first of them.
+        from_seq: u64,
+        /// The last of them.
+        to_seq: u64,
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+impl Piece {
+    /// The last event that it is about.
+    pub fn last_seq(&self) -> u64 {
+        match self {
+            Piece::Events(batch) => batch.events.last().map_or(0, |event| event.seq),
+            Piece::Gap { to_seq, .. } => *to_seq,
+        }
+    }
+}
+
+/// A part of a log that a client wants to see.
+#[derive(Debug)]
+pub struct HistoryAsked {
+    /// The room.
+    pub room: RoomName,
+    /// The client.
+    pub address: Address,
+    /// What the answer is for.
+    pub ticket: Ticket,
+    /// From where on (or, in reverse, before what).
+    pub since: Option<Since>,
+    /// At most so many events.
+    pub limit: usize,
+    /// Newest first.
+    pub reverse: bool,
+}
+
+/// The part of a log that a client wanted to see.
+#[derive(Debug)]
+pub struct HistoryTold {
+    /// The client.
+    pub address: Address,
+    /// What the answer is for.
+    pub ticket: Ticket,
+    /// The answer's data, as JSON.
+    pub body: Vec<u8>,
 }
 
 /// Why a join was refused by the home.
@@ -246,6 +340,8 @@ pub struct Publish {
     pub kind: Box<str>,
     /// The event's data: valid JSON.
     pub data: Bytes,
+    /// Idempotency key.
+    pub key: Option<Box<str>>,
     /// Who must not get it.
     pub exclude: Option<Address>,
     /// Who is told of the outcome.

@@ -6,13 +6,17 @@
 pub mod batch;
 pub mod core;
 pub mod directory;
+pub mod history;
 pub mod ids;
+pub mod keys;
+pub mod log;
 pub mod members;
 pub mod message;
 pub mod name;
 pub mod outbox;
 pub mod reply;
 pub mod rooms;
+pub mod rules;
 pub mod schema;
 pub mod selection;
 pub mod session_home;

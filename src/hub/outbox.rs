@@ -32,7 +32,7 @@ enum Events {
     None,
     /// The usual case costs no allocation.
     One(Bytes),
-    Many(Box<VecDeque<Bytes>>),
+    Many(VecDeque<Bytes>),
 }
 
 /// The outbox is full.
@@ -43,6 +43,11 @@ impl Outbox {
     /// Bytes that wait or are being sent.
     pub fn bytes(&self) -> usize {
         self.events_bytes + self.answers.len() + self.sending_bytes as usize
+    }
+
+    /// Bytes of events that wait.
+    pub fn events_bytes(&self) -> usize {
+        self.events_bytes
     }
 
     /// Whether nothing waits and nothing is being sent.
@@ -68,7 +73,7 @@ impl Outbox {
             Events::Many(queue) => queue.push_back(chunk.clone()),
             Events::One(_) => {
                 if let Events::One(first) = std::mem::take(&mut self.events) {
-                    self.events = Events::Many(Box::new(VecDeque::from([first, chunk.clone()])));
+                    self.events = Events::Many(VecDeque::from([first, chunk.clone()]));
                 }
             }
         }

@@ -4,7 +4,6 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_channel::oneshot;
 
@@ -44,7 +43,7 @@ impl From<Refused> for HubError {
 /// An answer on its way: a future, or something to wait for.
 #[derive(Debug)]
 #[must_use = "the answer tells whether it worked"]
-pub struct Pending<T>(oneshot::Receiver<Result<T, HubError>>);
+pub struct Pending<T>(pub(crate) oneshot::Receiver<Result<T, HubError>>);
 
 /// The side that answers. One that is dropped answers `unavailable`.
 pub struct Responder<T>(Option<Answer<T>>);
@@ -72,42 +71,6 @@ impl<T> Pending<T> {
         let (responder, pending) = pending();
         responder.resolve(answer);
         pending
-    }
-
-    /// Blocks this thread until the answer is there. Not for use on a shard or in async code.
-    pub fn wait(self) -> Result<T, HubError> {
-        futures_executor::block_on(self)
-    }
-
-    /// Blocks this thread until the answer is there or the time is over (`None`); what comes later is not lost where the
-    /// answering side keeps it, as an inbox does.
-    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Option<T>, HubError> {
-        struct Unpark(std::thread::Thread);
-        impl std::task::Wake for Unpark {
-            fn wake(self: std::sync::Arc<Self>) {
-                self.0.unpark();
-            }
-        }
-        let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-        let mut context = Context::from_waker(&waker);
-        let mut left = timeout;
-        loop {
-            if let Poll::Ready(answer) = Pin::new(&mut self).poll(&mut context) {
-                return answer.map(Some);
-            }
-            if left.is_zero() {
-                // An answer that came in this very moment is taken, not lost.
-                self.0.close();
-                return match self.0.try_recv() {
-                    Ok(Some(answer)) => answer.map(Some),
-                    Ok(None) | Err(_) => Ok(None),
-                };
-            }
-            // `park_timeout` may wake early; what it slept is not known without a clock, so sleep in steps.
-            let step = left.min(Duration::from_millis(20));
-            std::thread::park_timeout(step);
-            left -= step;
-        }
     }
 }
 

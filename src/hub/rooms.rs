@@ -4,6 +4,8 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::batch::OpenBatch;
+use super::keys::Keys;
+use super::log::Log;
 use super::members::Members;
 use super::name::RoomName;
 use super::session_home::SessionHome;
@@ -36,14 +38,32 @@ pub struct Home {
     pub members: SmallVec<[u32; 2]>,
     /// Events of this turn, if there are any.
     pub open: Option<Box<OpenBatch>>,
+    /// Events that are kept.
+    pub log: Log,
+    /// Its kind's place in the table of rules.
+    pub rules: u16,
+    /// Whether the log was used since the last search for one that can go.
+    pub log_is_fresh: bool,
+    /// Keys of events that were published lately.
+    pub keys: Option<Box<Keys>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
 }
 
 impl Home {
     /// A room that has had no event.
-    pub fn new(epoch: u64, shards: u16) -> Home {
-        Home { seq: 0, epoch, members: SmallVec::from_elem(0, usize::from(shards)), open: None, session: None }
+    pub fn new(epoch: u64, shards: u16, rules: u16) -> Home {
+        Home {
+            seq: 0,
+            epoch,
+            members: SmallVec::from_elem(0, usize::from(shards)),
+            open: None,
+            log: Log::default(),
+            rules,
+            log_is_fresh: false,
+            keys: None,
+            session: None,
+        }
     }
 
     /// Bytes of this turn's events.
@@ -59,6 +79,8 @@ impl Home {
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
         self.open.is_none()
+            && self.log.is_empty()
+            && self.keys.is_none()
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
     }
@@ -144,6 +166,11 @@ impl Rooms {
             let Rooms { slots, index, .. } = self;
             index.shrink_to(index.len() * 2, |slot| hash_of(slots, *slot));
         }
+    }
+
+    /// Places in the table, used or not.
+    pub fn places(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     /// All rooms.

@@ -4,7 +4,7 @@
 //! sockets, so that a long burst of deliveries delays the next event as little as possible; how late it went out
 //! nevertheless is recorded as the generator's own lag.
 //!
-//! One file, because setting up, receiving and sending all work on the same connections within one turn.
+//! Larger than most files, because setting up, receiving and sending all work on the same connections within one turn.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -88,12 +88,14 @@ impl Hub {
                 let request = Request::SendToClient { client_id: client_id.clone(), direct: Box::new(direct) };
                 self.ask_key(client_id, request);
             }
-            Target::Session(id) => self.send_to_room(&format!("session:{id}"), kind, data, resolve_sent(responder)),
-            Target::User(id) => self.send_to_room(&format!("user:{id}"), kind, data, resolve_sent(responder)),
+            Target::Session(id) => {
+                self.send_to_room(&format!("session:{id}"), kind, data, None, resolve_sent(responder))
+            }
+            Target::User(id) => self.send_to_room(&format!("user:{id}"), kind, data, None, resolve_sent(responder)),
             Target::Sessions(ids) => {
                 let gather = Gather::new(responder, ids.len());
                 for id in ids {
-                    self.send_to_room(&format!("session:{id}"), kind, data.clone(), gather.part());
+                    self.send_to_room(&format!("session:{id}"), kind, data.clone(), None, gather.part());
                 }
             }
         }
@@ -213,7 +215,7 @@ impl Hub {
             self.check_event(kind, &data)
         });
         match checked {
-            Ok(()) => self.send_to_room(room, kind, data, tell),
+            Ok(()) => self.send_to_room(room, kind, data, key, tell),
             Err(refused) => tell(Err(refused)),
         }
     }
@@ -241,13 +243,14 @@ impl Hub {
         }
     }
 
-    fn send_to_room(&self, room: &str, kind: &str, data: Bytes, tell: Tell) {
+    fn send_to_room(&self, room: &str, kind: &str, data: Bytes, key: Option<&str>, tell: Tell) {
         if let Err(refused) = self.check_room(room) {
             return tell(Err(refused));
         }
         let room = self.inner.hasher.room(room);
         let home = room.home(self.inner.mesh.shards());
-        let publish = Publish { room, kind: kind.into(), data, exclude: None, reply: ReplyTo::Handle(tell) };
+        let (kind, key) = (kind.into(), key.map(Into::into));
+        let publish = Publish { room, kind, data, key, exclude: None, reply: ReplyTo::Handle(tell) };
         if let Err(Request::Publish(publish)) = self.inner.mesh.request(home, Request::Publish(Box::new(publish)))
             && let ReplyTo::Handle(tell) = publish.reply
         {

@@ -33,7 +33,7 @@ pub enum StartError {
     #[error("auth: {0}")]
     Keys(#[from] AuthSetupError),
     /// A listener's address can't be had.
-    #[error("can't listen on {address}: {error}{}", .error.kind().eq(&io::ErrorKind::AddrInUse).then_some(" (is another hub running there? `ss -ltnp` tells)").unwrap_or_default())]
+    #[error("can't listen on {address}: {error}{}", hint(.error))]
     Listen {
         /// The address.
         address: Listen,
@@ -57,6 +57,13 @@ pub enum StartError {
     /// A shard's thread ended before it served.
     #[error("shard {0} ended while it started; the reason is in the log")]
     Ended(u16),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => " (is another hub running there? `ss -ltnp` tells)",
+        _ => "",
+    }
 }
 
 pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
@@ -177,7 +184,6 @@ fn control_options(config: &Config) -> control::Options {
 // ---- listeners ----
 
 /// A listener per address and shard. The addresses are those of TCP, with the ports that they got.
-#[expect(clippy::type_complexity, reason = "a list for each shard, and the addresses")]
 fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd>>, Vec<SocketAddr>), StartError> {
     let mut all: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     let mut addresses = Vec::new();
@@ -196,7 +202,7 @@ fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd
                 addresses.push(address);
             }
             Listen::Unix(path) => {
-                let listener = listeners::bind_unix(path, backlog).map_err(failed)?;
+                let listener = patiently(|| listeners::bind_unix(path, backlog)).map_err(failed)?;
                 for of_shard in &mut all {
                     of_shard.push(listener.try_clone().map_err(failed)?);
                 }
@@ -212,14 +218,18 @@ fn wait_until_free(address: SocketAddr) -> io::Result<()> {
     if address.port() == 0 {
         return Ok(());
     }
-    let patience = Instant::now() + BIND_PATIENCE;
+    patiently(|| TcpListener::bind(address)).map(drop)
+}
+
+/// Tries to bind for as long as a hub that just ended may still hold the address.
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + BIND_PATIENCE;
     loop {
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(50));
             }
-            Err(error) => return Err(error),
+            bound => return bound,
         }
     }
 }

@@ -4,6 +4,7 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
+use crate::hub::outbox::ANSWERS_BYTES_MAX;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
@@ -50,7 +51,8 @@ impl State {
         write(&mut self.payload);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
-        let full = connection.outbox.push_events(&frame, outbox_bytes_max).is_err();
+        // It has the answers' bound on top, so that a reader who is behind can still be answered.
+        let full = connection.outbox.push_events(&frame, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -88,9 +90,9 @@ impl State {
     }
 
     /// Tells that a message came too soon.
-    pub fn refuse_rate(&mut self, conn: ConnKey, retry_after_ms: u64) {
+    pub fn refuse_rate(&mut self, conn: ConnKey, reference: Option<&Reference>, retry_after_ms: u64) {
         self.figures.errors.add(ErrorCode::RateLimited.as_str());
-        self.tell(conn, "error", None, |payload| {
+        self.tell(conn, "error", reference, |payload| {
             let message = "too many messages; this one was not taken";
             envelope::write_error_data(payload, ErrorCode::RateLimited, message, Some(retry_after_ms));
         });

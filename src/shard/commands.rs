@@ -9,7 +9,7 @@ use super::answers::{write_expires_at, write_room, write_room_error};
 use super::connection::{GATHERS_MAX, Gather, GatherKind};
 use super::state::State;
 use crate::config::{Config, KindConfig};
-use crate::hub::message::{Deposit, Direct, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
+use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
 use crate::hub::name::{RoomName, split};
 use crate::hub::schema;
 use crate::hub::selection::Selection;
@@ -24,14 +24,19 @@ impl State {
     pub fn command(&mut self, conn: ConnKey, text: &mut [u8]) {
         let (settings, now) = (self.settings.clone(), self.now);
         let Some(client) = self.client_mut(conn) else { return };
+        let mut over_rate = None;
         match client.session.take_message(&settings.config, now) {
             Ok(()) => {}
-            Err(OverRate::Refuse(retry_after_ms)) => return self.refuse_rate(conn, retry_after_ms),
+            Err(OverRate::Refuse(retry_after_ms)) => over_rate = Some(retry_after_ms),
             Err(OverRate::Flood) => return self.close(conn, close::FLOOD, "sent too much for too long"),
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
-        native::parse(&mut scratch, text, |parsed| self.carry_out(conn, parsed));
+        native::parse(&mut scratch, text, |parsed| match over_rate {
+            None => self.carry_out(conn, parsed),
+            // Read all the same, since the refusal carries the message's id.
+            Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+        });
         self.scratch = Some(scratch);
         self.drain_local();
     }
@@ -52,6 +57,9 @@ impl State {
                 // Asked for by its type: answered with or without an id.
                 self.tell(conn, "pong", reference.as_ref(), |payload| payload.extend_from_slice(data));
                 Ok(())
+            }
+            Ok(Command::History { room, since, limit, reverse }) => {
+                self.history(conn, reference.clone(), room, since, limit, reverse)
             }
             Ok(Command::Rooms) => self.list_rooms(conn, reference.as_ref()),
             Ok(Command::Metadata { set }) => self.metadata(conn, reference.as_ref(), set),
@@ -179,6 +187,26 @@ impl State {
         Ok(())
     }
 
+    fn history(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        room: &str,
+        since: Option<Since>,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<(), Refused> {
+        let settings = self.settings.clone();
+        let (kind, name) = known_room(&settings.config, room)?;
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        client.session.may_join(kind, name)?;
+        let room = self.core.hasher().room(room);
+        let (address, ticket) = (self.address(conn), Ticket::Single(reference));
+        let ask = HistoryAsked { room: room.clone(), address, ticket, since, limit, reverse };
+        self.core.send_home(&room, Message::History(Box::new(ask)));
+        Ok(())
+    }
+
     // ---- events ----
 
     fn publish(
@@ -203,6 +231,7 @@ impl State {
             room,
             kind: kind.into(),
             data: Bytes::copy_from_slice(data),
+            key: key.map(Into::into),
             exclude: (!echo).then_some(address),
             reply: ReplyTo::Client { address, ticket: Ticket::Single(reference) },
         });
@@ -264,7 +293,7 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(room);
         let reply = ReplyTo::Client { address, ticket };
-        self.core.route_publish(Publish { room, kind: kind.into(), data, exclude: None, reply });
+        self.core.route_publish(Publish { room, kind: kind.into(), data, key: None, exclude: None, reply });
         Ok(())
     }
 
@@ -332,6 +361,7 @@ impl State {
                 continue;
             }
             client.rooms.retain(|one| *one != id);
+            client.forget_lag(id);
             self.core.remove_member(id, conn);
             let refused = Refused::because(
                 ErrorCode::Forbidden,
@@ -411,6 +441,8 @@ impl State {
         match kind {
             GatherKind::Subscribe(results) => {
                 self.answer(conn, "subscribed", reference.as_ref(), |payload| write_results(payload, &results));
+                // Replays were held back until the answer.
+                self.release_lags(conn, part);
             }
             GatherKind::Unsubscribe(results) => {
                 self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_results(payload, &results));

@@ -32,6 +32,9 @@ pub struct Connection {
     pub phase: Phase,
     /// When bytes came last, in milliseconds of the monotonic clock.
     pub heard_ms: u64,
+    /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
+    /// it missed is read from the log from there on.
+    pub is_behind: bool,
     /// When it is to be looked at.
     pub due_ms: u64,
     /// When the calendar has it looked at, which may be earlier.
@@ -149,6 +152,36 @@ pub struct UnderWay {
     pub gathers: Vec<Gather>,
     /// The last part's number.
     pub last_part: u32,
+    /// Rooms whose events it can't take at the moment.
+    pub lags: Vec<Lag>,
+}
+
+/// A room whose events a slow reader reads on from the log.
+#[derive(Debug)]
+pub struct Lag {
+    /// The room.
+    pub room: RoomId,
+    /// The last of its events that the reader has, or has in its outbox.
+    pub after_seq: u64,
+    /// What is being waited for.
+    pub waits: LagWaits,
+}
+
+/// What a lag waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LagWaits {
+    /// The outbox to be empty.
+    Outbox,
+    /// The room's home.
+    Home,
+    /// The answer to a command with several parts, which has to come first.
+    Answer(u32),
+}
+
+impl UnderWay {
+    fn is_idle(&self) -> bool {
+        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty()
+    }
 }
 
 /// A command with several parts, whose answer is sent when all are there.
@@ -189,9 +222,23 @@ impl Client {
         self.under_way.get_or_insert_default()
     }
 
+    /// Whether it lags in some room.
+    pub fn has_lag(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|all| !all.lags.is_empty())
+    }
+
+    /// Forgets that it lags in a room, because it is no member any more; says which of its events was the last it got.
+    pub fn forget_lag(&mut self, room: RoomId) -> Option<u64> {
+        let lags = &mut self.under_way.as_mut()?.lags;
+        let place = lags.iter().position(|lag| lag.room == room)?;
+        let lag = lags.remove(place);
+        self.tidy();
+        Some(lag.after_seq)
+    }
+
     /// Lets go of the memory when nothing is under way any more.
     pub fn tidy(&mut self) {
-        if self.under_way.as_ref().is_some_and(|all| all.memberships.is_empty() && all.gathers.is_empty()) {
+        if self.under_way.as_ref().is_some_and(|all| all.is_idle()) {
             self.under_way = None;
         }
     }
@@ -279,6 +326,7 @@ mod tests {
             decoder: Decoder::new(),
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
+            is_behind: false,
             due_ms: 0,
             alarm: Alarm::default(),
             receiving: false,

@@ -20,6 +20,8 @@ impl State {
         match message {
             Message::Deliver(batch) => self.core.deliver(batch),
             Message::Joined(joined) => self.joined(*joined),
+            Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
+            Message::HistoryTold(told) => self.history_told(*told),
             Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
             Message::Published { address, ticket, room, outcome } => {
                 self.published(address.conn, ticket, &room, outcome)
@@ -89,7 +91,7 @@ impl State {
             }
             return;
         }
-        let Joined { room, selection, ticket, outcome, .. } = joined;
+        let Joined { room, selection, ticket, outcome, replay, .. } = joined;
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -98,7 +100,14 @@ impl State {
         };
         membership_answered(client, &room, true);
         let outcome = match outcome {
-            Ok(state) => self.enter(conn, &room, selection).map(|()| state),
+            Ok(state) => self.enter(conn, &room, selection, !replay.is_empty()).map(|id| {
+                let held_for = match ticket {
+                    Ticket::Part(part) => Some(part),
+                    _ => None,
+                };
+                self.replay(conn, id, &replay, held_for);
+                state
+            }),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
@@ -128,20 +137,20 @@ impl State {
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
-    ) -> Result<(), Refused> {
+        replays: bool,
+    ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
+        let mut behind = None;
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
         if let Some(id) = before.filter(|_| was_member) {
             // Subscribed anew: the new selection takes the place of the old one, and the home counts it once. What was
-            // published before is still chosen by the old one.
-            self.deliver_rest(id, conn);
-            let Some(client) = self.client_mut(conn) else {
-                // Too slow for that, and closed: the membership it had ended with it, the new one does not begin.
-                self.leave_home(room.clone(), conn);
-                return Ok(());
-            };
-            client.rooms.retain(|one| *one != id);
+            // published before is still chosen by the old one, as far as it is on its way here.
+            behind = self.deliver_rest(id, conn);
+            if let Some(client) = self.client_mut(conn) {
+                client.rooms.retain(|one| *one != id);
+                behind = client.forget_lag(id).or(behind);
+            }
             self.core.remove_member(id, conn);
             self.leave_home(room.clone(), conn);
             self.figures.subscriptions.sub(1);
@@ -152,7 +161,11 @@ impl State {
                     client.rooms.push(id);
                 }
                 self.figures.subscriptions.add(1);
-                Ok(())
+                // A replay begins where the client says it is.
+                if let Some(after_seq) = behind.filter(|_| !replays) {
+                    self.fell_behind(conn, id, after_seq);
+                }
+                Ok(id)
             }
             None => {
                 self.leave_home(room.clone(), conn);
@@ -161,19 +174,21 @@ impl State {
         }
     }
 
-    /// Queues for a member what fan-outs under way still have for it.
-    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) {
+    /// Queues for a member what fan-outs under way still have for it. Where that does not fit: the last event that did.
+    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let State { core, connections, dirty, .. } = self;
-        let Some(connection) = connections.get_mut(conn) else { return };
-        let mut full = false;
-        core.fan_out_rest(id, conn, |bytes| full |= connection.outbox.push_events(bytes, outbox_bytes_max).is_err());
+        let connection = connections.get_mut(conn)?;
+        let mut behind = None;
+        core.fan_out_rest(id, conn, |bytes, batch| {
+            if behind.is_none() && connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+                behind = batch.events.first().map(|event| event.seq - 1);
+            }
+        });
         if connection.outbox.mark_dirty() {
             dirty.push(conn);
         }
-        if full {
-            self.close_slow(conn);
-        }
+        behind
     }
 
     /// A newer connection holds the session. This one may be open, or about to be.
@@ -201,6 +216,7 @@ impl State {
         membership_answered(client, &room, false);
         if let Some(id) = id {
             client.rooms.retain(|one| *one != id);
+            client.forget_lag(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
                 self.leave_home(room.clone(), conn);
@@ -254,7 +270,7 @@ impl State {
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
         let Direct { kind, data, reply } = direct;
-        self.core.route_publish(Publish { room, kind, data, exclude: None, reply });
+        self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, reply });
     }
 
     fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {

@@ -70,7 +70,6 @@ impl Mesh {
     }
 
     /// Asks something of a shard; gives it back where too much waits already.
-    #[expect(clippy::result_large_err, reason = "the error is the request itself, on a rare path")]
     pub fn request(&self, to: ShardId, request: Request) -> Result<(), Request> {
         let Some(port) = self.ports.get(usize::from(to.0)) else { return Err(request) };
         port.requests.push(request)?;

@@ -6,12 +6,14 @@ mod admission;
 mod answers;
 mod commands;
 mod connection;
+mod lag;
 mod members;
 pub mod mesh;
 pub mod request;
 mod requests;
 mod run;
 mod state;
+mod time;
 mod timers;
 
 use std::fmt;

@@ -4,8 +4,10 @@ use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
 use super::request::Request;
-use super::state::{Action, Drain, State, core_limits};
-use crate::hub::message::{Message, Publish};
+use super::state::{Action, State, core_limits};
+use super::time::Drain;
+use crate::hub::message::Message;
+use crate::hub::rules::Rules;
 use crate::wire::codes::close;
 use crate::wire::json::write_u64;
 
@@ -15,9 +17,8 @@ impl State {
         let now = self.now;
         match request {
             Request::Publish(publish) => {
-                let Publish { room, kind, data, exclude, reply } = *publish;
-                // The handle sends events straight to their home; after a reload of shards it would go on from here.
-                self.core.route_publish(Publish { room, kind, data, exclude, reply });
+                // The handle sends events straight to their home, which this shard is.
+                self.core.route_publish(*publish);
             }
             Request::SendToClient { client_id, direct } => {
                 if let Some(message) = self.core.handle(Message::SendToClient { client_id, direct }, now) {
@@ -44,7 +45,7 @@ impl State {
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
-                self.core.set_limits(core_limits(&settings));
+                self.core.set_limits(core_limits(&settings), Rules::new(&settings.config));
                 self.settings = settings;
             }
             Request::Drain { over_ms, spread_ms } => self.begin_drain(over_ms, spread_ms),

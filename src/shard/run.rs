@@ -161,21 +161,27 @@ impl<D: Driver> Shard<D> {
         let limits = &settings.config.limits;
         let outbox_bytes_max = limits.outbox_bytes_max;
         // Beyond the shard's bound those who lag pay for it, not those who keep up.
-        let memory_is_full = core.memory().bytes() > limits.outbox_shard_bytes_max;
-        core.fan_out(settings.config.shards.turn_deliveries_max as usize, |conn, bytes, _| {
+        let memory_is_full = core.memory().bytes().saturating_sub(core.log_bytes()) > limits.outbox_shard_bytes_max;
+        core.fan_out(settings.config.shards.turn_deliveries_max as usize, |conn, bytes, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
-            if lags || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
-                slow.push(conn);
+            if lags || connection.is_behind || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+                connection.is_behind = true;
+                slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
             }
             if connection.outbox.mark_dirty() {
                 dirty.push(conn);
             }
         });
-        while let Some(conn) = self.state.slow.pop() {
-            self.state.close_slow(conn);
+        let mut slow = std::mem::take(&mut self.state.slow);
+        for (conn, room, after_seq) in slow.drain(..) {
+            if let Some(connection) = self.state.connections.get_mut(conn) {
+                connection.is_behind = false;
+            }
+            self.state.fell_behind(conn, room, after_seq);
         }
+        self.state.slow = slow;
         self.state.drain_local();
     }
 
@@ -275,6 +281,9 @@ impl<D: Driver> Shard<D> {
         figures.accept_failures.set(driver.accept_failures);
         figures.publishes.set(counted.publishes);
         figures.deliveries.set(counted.deliveries);
+        figures.duplicates.set(counted.duplicates);
+        figures.logs_evicted.set(counted.logs_evicted);
+        figures.log_bytes.set(core.log_bytes() as u64);
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);
         figures.outbox_bytes.set(core.memory().bytes() as u64);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
 use super::mesh::Mesh;
-use super::timers::{Alarm, Tick, Timers};
+use super::time::Drain;
+use super::timers::{Alarm, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
 use crate::control::{ConnectionOrigin, Inbox};
@@ -16,14 +17,17 @@ use crate::hub::core::{Core, CoreLimits};
 use crate::hub::directory::PeerLimits;
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::rooms::RoomId;
+use crate::hub::rules::Rules;
 use crate::ring::{ConnKey, Now, Socket};
-use crate::session::heartbeat::Beat;
 use crate::wire::codes::close;
 use crate::wire::json::Scratch;
 use crate::wire::ws::{self, Opcode};
 
 /// Where unguessable bytes come from: the system's generator for real, a seed in the simulation.
-pub struct Entropy(pub Box<dyn FnMut(&mut [u8]) + Send>);
+pub struct Entropy(pub Fill);
+
+type Fill = Box<dyn FnMut(&mut [u8]) + Send>;
 
 impl fmt::Debug for Entropy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,7 +86,8 @@ pub(super) struct State {
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
     pub dirty: Vec<ConnKey>,
-    pub slow: Vec<ConnKey>,
+    /// Connections that could not take a batch, the room it was of, and the last event before it.
+    pub slow: Vec<(ConnKey, RoomId, u64)>,
     pub actions: Vec<Action>,
     draining_local: bool,
     /// Connections that hold a place and are not open yet.
@@ -91,6 +96,8 @@ pub(super) struct State {
     pub now: Now,
     pub drain: Option<Drain>,
     pub stopping: bool,
+    /// When old events were looked for last.
+    pub swept_ms: u64,
     /// Whether another shard could not take all that is for it.
     pub has_backlog: bool,
     /// Connections that went while directories were being asked for them; what is granted late is given back.
@@ -108,18 +115,11 @@ pub(super) struct Orphan {
     pub waiting: u8,
 }
 
-/// A drain under way.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Drain {
-    pub began_ms: u64,
-    pub over_ms: u64,
-    pub spread_ms: u64,
-}
-
 impl State {
     pub fn new(start: Start) -> State {
         let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
-        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings));
+        let rules = Rules::new(&settings.config);
+        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings), rules);
         State {
             me,
             mesh,
@@ -140,6 +140,7 @@ impl State {
             now: Now::default(),
             drain: None,
             stopping: false,
+            swept_ms: 0,
             has_backlog: false,
             orphans: Vec::new(),
         }
@@ -192,6 +193,7 @@ impl State {
             decoder: Default::default(),
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
+            is_behind: false,
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
@@ -267,6 +269,14 @@ impl State {
             return;
         }
         connection.outbox.sent();
+        if connection.outbox.events_bytes() == 0
+            && let Phase::Open(client) = &connection.phase
+            && client.has_lag()
+        {
+            self.ask_to_catch_up(conn);
+            self.drain_local();
+        }
+        let Some(connection) = self.connections.get_mut(conn) else { return };
         if !connection.outbox.is_empty() {
             if connection.outbox.mark_dirty() {
                 self.dirty.push(conn);
@@ -382,7 +392,7 @@ impl State {
         }
     }
 
-    fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+    pub fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         ws::control_frame(opcode, payload, connection.outbox.answers());
         let full = connection.outbox.answers_full();
@@ -450,114 +460,12 @@ impl State {
         }
     }
 
-    // ---- time ----
-
-    /// Looks at every connection that is due.
-    pub fn tick(&mut self) {
-        let now_ms = self.now_ms();
-        self.core.expire(self.now);
-        while let Some((tick, due)) = self.timers.pop(now_ms) {
-            for conn in due {
-                self.due(conn, tick);
-            }
-        }
-        self.drain_local();
-    }
-
-    fn due(&mut self, conn: ConnKey, tick: Tick) {
-        let now_ms = self.now_ms();
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        if !connection.alarm.rings(tick) {
-            return;
-        }
-        if connection.due_ms > now_ms {
-            let due_ms = connection.due_ms;
-            self.timers.schedule(conn, &mut connection.alarm, due_ms);
-            return;
-        }
-        match &mut connection.phase {
-            Phase::Head(_) => {
-                self.refuse(conn, &crate::wire::refusal::Refusal::handshake_timeout());
-            }
-            Phase::Admission(_) => {
-                // Another shard owes the answers; the client gets its own deadline from when they are there.
-                let due_ms = now_ms + 1000;
-                connection.due_ms = due_ms;
-                self.timers.schedule(conn, &mut connection.alarm, due_ms);
-            }
-            Phase::HandOver(_) | Phase::Closing { .. } => self.abandon(conn),
-            Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
-        }
-    }
-
-    /// Heartbeat, the token's end, and a drain.
-    pub fn look_after(&mut self, conn: ConnKey) {
-        let now_ms = self.now_ms();
-        let settings = self.settings.clone();
-        let (interval_ms, timeout_ms) =
-            (settings.config.heartbeat.interval_s * 1000, settings.config.heartbeat.timeout_s * 1000);
-        let mut due_ms = u64::MAX;
-        if let Some(drain) = self.drain {
-            let at_ms = drain.closes_at(conn);
-            if now_ms >= at_ms {
-                let reconnect_ms = drain.reconnect_ms(conn);
-                self.close(conn, close::DRAINING, itoa::Buffer::new().format(reconnect_ms));
-                return;
-            }
-            due_ms = at_ms;
-        }
-        due_ms = due_ms.min(match self.look_at_token(conn) {
-            Some(due_ms) => due_ms,
-            None => return,
-        });
-        loop {
-            let Some(connection) = self.connections.get_mut(conn) else { return };
-            let heard_ms = connection.heard_ms;
-            let heartbeat = match &mut connection.phase {
-                Phase::Open(client) => &mut client.heartbeat,
-                Phase::Echo(client) => &mut client.heartbeat,
-                _ => return,
-            };
-            match heartbeat.poll(now_ms, heard_ms, interval_ms, timeout_ms) {
-                Beat::WaitUntil(until_ms) => {
-                    connection.due_ms = due_ms.min(until_ms);
-                    let due_ms = connection.due_ms;
-                    self.timers.schedule(conn, &mut connection.alarm, due_ms);
-                    return;
-                }
-                Beat::Ping => self.control(conn, Opcode::Ping, &[]),
-                Beat::Dead => {
-                    self.close(conn, close::NO_PONG, "no pong within the timeout");
-                    return;
-                }
-            }
-        }
-    }
-
     /// The client of a connection.
     pub fn client_mut(&mut self, conn: ConnKey) -> Option<&mut Client> {
         match &mut self.connections.get_mut(conn)?.phase {
             Phase::Open(client) => Some(client),
             _ => None,
         }
-    }
-}
-
-impl Drain {
-    /// A share of the time, fixed for each connection, so that they don't all leave at once.
-    fn share(conn: ConnKey, of_ms: u64) -> u64 {
-        let mixed = u64::from(conn.slot).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        of_ms * mixed >> 24
-    }
-
-    /// When a connection is closed: in the second half, after everybody was told.
-    pub fn closes_at(&self, conn: ConnKey) -> u64 {
-        self.began_ms + self.over_ms / 2 + Drain::share(conn, self.over_ms / 2)
-    }
-
-    /// After how long a client should come back.
-    pub fn reconnect_ms(&self, conn: ConnKey) -> u64 {
-        Drain::share(ConnKey { slot: conn.slot ^ 0x5555_5555, ..conn }, self.spread_ms)
     }
 }
 
@@ -576,6 +484,7 @@ pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
         inbox_max: config.session.queue_max as usize,
         session_away_ms: config.session.resume_window_s * 1000,
         depth_max: config.limits.depth_max,
+        log_bytes_max: config.history.shard_bytes_max,
         connections_per_user_max: count(config.limits.connections_per_user_max),
         peer: PeerLimits {
             connections_max: count(config.limits.connections_per_address_max),

@@ -122,6 +122,17 @@ pub enum Command<'a> {
         /// The event's data, as it came.
         data: &'a [u8],
     },
+    /// Asks for a part of a room's log.
+    History {
+        /// Which.
+        room: &'a str,
+        /// From where on (or, in reverse, before what).
+        since: Option<Since>,
+        /// At most so many events.
+        limit: usize,
+        /// Newest first.
+        reverse: bool,
+    },
     /// Something for the backend's inbox of this session.
     Message {
         /// As it came.
@@ -155,6 +166,8 @@ pub struct Parsed<'a> {
     pub command: Result<Command<'a>, Refused>,
 }
 
+/// The most events in one `history` answer.
+pub const HISTORY_EVENTS_MAX: usize = 1000;
 /// The longest `id`.
 pub const REFERENCE_BYTES_MAX: usize = 64;
 /// The longest event type.
@@ -239,6 +252,7 @@ fn dispatch<'a>(kind: &str, data: Option<Value<'a, '_>>) -> Result<Command<'a>, 
         "unsubscribe" => Ok(Command::Unsubscribe { rooms: rooms(object(data)?)?.0 }),
         "publish" => publish(object(data)?),
         "send" => send(object(data)?),
+        "history" => history(object(data)?),
         "message" => Ok(Command::Message { data: data.map_or(ABSENT, Value::raw) }),
         "ping" => Ok(Command::Ping { data: data.map_or(b"{}", Value::raw) }),
         "rooms" => Ok(Command::Rooms),
@@ -336,6 +350,27 @@ fn subscribe<'a>(data: Value<'a, '_>) -> Result<Command<'a>, Refused> {
         None => None,
     };
     Ok(Command::Subscribe { rooms, wanted, since })
+}
+
+fn history<'a>(data: Value<'a, '_>) -> Result<Command<'a>, Refused> {
+    let since = match data.get("since").filter(|since| !since.is_null()) {
+        Some(since) => Some(parse_since(since)?),
+        None => None,
+    };
+    let limit = match data.get("limit").filter(|limit| !limit.is_null()) {
+        None => 100,
+        Some(limit) => match limit.as_i64() {
+            Some(limit @ 1..=1000) => limit as usize,
+            _ => return Err(Refused::new(ErrorCode::BadCommand, "data.limit has to be from 1 to 1000")),
+        },
+    };
+    let reverse = match data.get("reverse").filter(|reverse| !reverse.is_null()) {
+        None => false,
+        Some(reverse) => {
+            reverse.as_bool().ok_or(Refused::new(ErrorCode::BadCommand, "data.reverse has to be true or false"))?
+        }
+    };
+    Ok(Command::History { room: text(data, "room")?, since, limit: limit.min(HISTORY_EVENTS_MAX), reverse })
 }
 
 fn parse_since(since: Value<'_, '_>) -> Result<Since, Refused> {

@@ -7,7 +7,6 @@ use crate::node::Node;
 
 pub struct Client {
     pub link: SimClient,
-    pub shard: usize,
     unread: Vec<u8>,
     /// The handshake's answer.
     pub status: Option<u16>,
@@ -51,15 +50,14 @@ pub fn upgrade(path: &str, query: &str, headers: &str) -> String {
 impl Client {
     /// Connects and asks for the upgrade; the answer comes with the next turns.
     pub fn connect(node: &Node, shard: usize, path: &str, query: &str) -> Client {
-        let client = Client::raw(node.world.connect(shard), shard);
+        let client = Client::raw(node.world.connect(shard));
         client.link.write(upgrade(path, query, "").as_bytes());
         client
     }
 
-    pub fn raw(link: SimClient, shard: usize) -> Client {
+    pub fn raw(link: SimClient) -> Client {
         Client {
             link,
-            shard,
             unread: Vec::new(),
             status: None,
             body: Vec::new(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ringhub::auth::{Claims, mint};
-use ringhub::config::{Config, Secret};
+use ringhub::config::{Config, Policy, Secret};
 use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::home_of;
 use ringhub::hub::reply::pending;
@@ -23,7 +23,7 @@ fn publish(node: &Node, room: &str, data: &str) {
     let name = node.hasher.room(room);
     let home = usize::from(name.home(node.shards() as u16).0);
     let data = Bytes::copy_from_slice(data.as_bytes());
-    let publish = Publish { room: name, kind: "x".into(), data, exclude: None, reply: ReplyTo::Nobody };
+    let publish = Publish { room: name, kind: "x".into(), data, key: None, exclude: None, reply: ReplyTo::Nobody };
     node.request(home, Request::Publish(Box::new(publish)));
 }
 
@@ -56,6 +56,7 @@ fn a_leave_and_a_close_in_one_packet_take_one_member_off_the_homes_count() {
 fn a_reader_too_slow_for_two_rooms_at_once_is_told_so_once() {
     let mut config = config();
     config.limits.outbox_bytes_max = 4096;
+    config.kinds.iter_mut().for_each(|kind| kind.policy = Policy::Disconnect);
     let mut node = node(1, config);
     let mut client = node.client(0, "");
     let rooms = ["project:a", "project:b"];
@@ -177,7 +178,7 @@ fn many_clients_that_talk_before_they_are_let_in_do_not_exhaust_the_stack() {
     let mut node = node(2, config);
     let clients: Vec<Client> = (0..1500)
         .map(|_| {
-            let mut client = Client::raw(node.world.connect(0), 0);
+            let mut client = Client::raw(node.world.connect(0));
             let mut packet = upgrade("/ws", "", "").into_bytes();
             packet.extend(client.command("ping", json!({})).1);
             client.link.write(&packet);
@@ -244,7 +245,7 @@ fn a_session_is_forgotten_when_its_inbox_was_emptied_after_it_ended() {
 #[test]
 fn a_peer_that_has_finished_sending_still_gets_its_answer() {
     let mut node = node(1, config());
-    let mut client = Client::raw(node.world.connect(0), 0);
+    let mut client = Client::raw(node.world.connect(0));
     client.link.write(b"GARBAGE\r\n\r\n");
     client.link.finish();
     node.settle();
@@ -265,7 +266,7 @@ fn a_peer_that_has_finished_sending_still_gets_its_answer() {
 fn a_refusal_is_counted_once_under_its_own_reason() {
     let mut node = node(1, config());
     let raw = |node: &mut Node, text: &str| {
-        let client = Client::raw(node.world.connect(0), 0);
+        let client = Client::raw(node.world.connect(0));
         client.link.write(text.as_bytes());
         node.settle();
     };
@@ -295,7 +296,7 @@ fn an_echo_that_follows_its_handshake_in_one_packet_is_no_slow_reader() {
     let mut config = config();
     config.endpoints.echo = true;
     let mut node = node(1, config);
-    let mut client = Client::raw(node.world.connect(0), 0);
+    let mut client = Client::raw(node.world.connect(0));
     let mut packet = upgrade("/echo", "", "").into_bytes();
     packet.extend(frame(2, &vec![7; 200_000]));
     client.link.write(&packet);

@@ -1,0 +1,193 @@
+//! Slow readers. A connection whose outbox is full is taken out of the room's fan-out and reads on from the room's log
+//! when it has read what it had: its home answers through the queue that brings live events too, so that what it is given
+//! and what comes live meet without gap or repeat. Meanwhile it costs the others nothing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::connection::{Lag, LagWaits};
+use super::state::State;
+use crate::config::Policy;
+use crate::hub::batch::Batch;
+use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
+use crate::hub::outbox::Full;
+use crate::hub::rooms::RoomId;
+use crate::ring::ConnKey;
+use crate::wire::codes::ErrorCode;
+use crate::wire::envelope;
+use crate::wire::json::{write_string, write_u64};
+use crate::wire::native::Refused;
+
+impl State {
+    /// A connection could not take a batch of a room; `after_seq` is the last event before it.
+    pub fn fell_behind(&mut self, conn: ConnKey, room: RoomId, after_seq: u64) {
+        if self.core.policy_of(room) == Policy::Disconnect {
+            return self.close_slow(conn);
+        }
+        self.lag_begins(conn, room, after_seq, LagWaits::Outbox);
+        // Where the shard's memory is full, a connection may be put off that has nothing to wait for.
+        if self.connections.get(conn).is_some_and(|connection| connection.outbox.is_empty()) {
+            self.ask_to_catch_up(conn);
+        }
+    }
+
+    fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) {
+        let Some(client) = self.client_mut(conn) else { return };
+        let lags = &mut client.under_way().lags;
+        // A batch behind the one that did not fit changes nothing: it is read from the log as well.
+        if !lags.iter().any(|lag| lag.room == room) {
+            lags.push(Lag { room, after_seq, waits });
+            self.core.park(room, conn);
+            self.figures.slow_readers.add(1);
+        }
+    }
+
+    /// Asks a home for what the connection missed: one room at a time, the one that has waited for the longest first.
+    pub fn ask_to_catch_up(&mut self, conn: ConnKey) {
+        let bytes_max = self.settings.config.limits.outbox_bytes_max / 2;
+        let address = self.address(conn);
+        let Some(client) = self.client_mut(conn) else { return };
+        let Some(under_way) = client.under_way.as_mut() else { return };
+        if under_way.lags.iter().any(|lag| lag.waits == LagWaits::Home) {
+            return;
+        }
+        let Some(lag) = under_way.lags.iter_mut().find(|lag| lag.waits == LagWaits::Outbox) else { return };
+        lag.waits = LagWaits::Home;
+        let (id, after_seq) = (lag.room, lag.after_seq);
+        let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { return };
+        let selection = self.core.parked(id, conn).flatten();
+        let ask = CatchUp { room: room.clone(), address, after_seq, selection, bytes_max };
+        self.core.send_home(&room, Message::CatchUp(Box::new(ask)));
+    }
+
+    /// What a connection missed, or a part of it.
+    pub fn caught_up(&mut self, caught_up: CaughtUp) {
+        let CaughtUp { room, address, pieces, to_seq, complete } = caught_up;
+        let conn = address.conn;
+        let Some(id) = self.core.rooms().find(&room) else { return };
+        if self.lag_mut(conn, id).is_none() {
+            // It left the room meanwhile.
+            return;
+        }
+        let mut reached = to_seq;
+        let mut fitted = true;
+        let mut before = None;
+        for piece in &pieces {
+            let (first_seq, pushed) = match piece {
+                Piece::Events(batch) => {
+                    let frames = batch.frames_for(address, self.core.memory());
+                    (batch.events.first().map_or(0, |event| event.seq), self.push_events(conn, &frames))
+                }
+                Piece::Gap { from_seq, to_seq, reason } => {
+                    self.figures.gaps.add(1);
+                    (*from_seq, self.push_gap(conn, room.as_str(), *from_seq, *to_seq, reason))
+                }
+            };
+            if pushed.is_err() {
+                reached = before.unwrap_or(first_seq - 1);
+                fitted = false;
+                break;
+            }
+            before = Some(piece.last_seq());
+        }
+        let Some(lag) = self.lag_mut(conn, id) else { return };
+        lag.after_seq = reached;
+        lag.waits = LagWaits::Outbox;
+        if complete && fitted {
+            if let Some(client) = self.client_mut(conn) {
+                client.forget_lag(id);
+            }
+            self.core.unpark(id, conn);
+        }
+        // Nothing to be sent means that nothing will report that it was.
+        if self
+            .connections
+            .get(conn)
+            .is_some_and(|connection| connection.outbox.events_bytes() == 0 && !connection.outbox.is_sending())
+        {
+            self.ask_to_catch_up(conn);
+        }
+    }
+
+    /// Queues the events that come before the live ones. `held_for` names the command with several parts whose answer has
+    /// to come first.
+    pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], held_for: Option<u32>) {
+        let address = self.address(conn);
+        for batch in batches {
+            let first_seq = batch.events.first().map_or(1, |event| event.seq);
+            if let Some(part) = held_for {
+                self.lag_begins(conn, room, first_seq - 1, LagWaits::Answer(part));
+                return;
+            }
+            let frames = batch.frames_for(address, self.core.memory());
+            if self.push_events(conn, &frames).is_err() {
+                self.lag_begins(conn, room, first_seq - 1, LagWaits::Outbox);
+                return;
+            }
+            self.figures.replayed.add(batch.events.len() as u64);
+        }
+    }
+
+    /// The answer that replays were held back for was sent.
+    pub fn release_lags(&mut self, conn: ConnKey, part: u32) {
+        let Some(client) = self.client_mut(conn) else { return };
+        let Some(under_way) = client.under_way.as_mut() else { return };
+        for lag in under_way.lags.iter_mut().filter(|lag| lag.waits == LagWaits::Answer(part)) {
+            lag.waits = LagWaits::Outbox;
+        }
+        self.ask_to_catch_up(conn);
+    }
+
+    /// The answer to `history`, which may be long: it goes the way of events, not of answers.
+    pub fn history_told(&mut self, told: HistoryTold) {
+        let HistoryTold { address, ticket, body } = told;
+        let Ticket::Single(reference) = ticket else { return };
+        let stamp = self.core.ids().stamp(self.now.unix_ms);
+        envelope::begin(&mut self.payload, "history", &stamp, reference.as_ref());
+        self.payload.extend_from_slice(&body);
+        let mut frame = Vec::new();
+        envelope::finish(&mut self.payload, &mut frame);
+        let frame = self.core.memory().share(frame);
+        if self.push_events(address.conn, &frame).is_err() {
+            let message = "too much waits for this connection already; read, then ask again";
+            self.refuse_command(address.conn, reference.as_ref(), &Refused::new(ErrorCode::Unavailable, message));
+        }
+    }
+
+    fn push_gap(&mut self, conn: ConnKey, room: &str, from_seq: u64, to_seq: u64, reason: &str) -> Result<(), Full> {
+        let stamp = self.core.ids().stamp(self.now.unix_ms);
+        envelope::begin(&mut self.payload, "gap", &stamp, None);
+        self.payload.extend_from_slice(b"{\"room\":");
+        write_string(&mut self.payload, room);
+        self.payload.extend_from_slice(b",\"from_seq\":");
+        write_u64(&mut self.payload, from_seq);
+        self.payload.extend_from_slice(b",\"to_seq\":");
+        write_u64(&mut self.payload, to_seq);
+        self.payload.extend_from_slice(b",\"reason\":");
+        write_string(&mut self.payload, reason);
+        self.payload.push(b'}');
+        let mut frame = Vec::new();
+        envelope::finish(&mut self.payload, &mut frame);
+        // Among the events, since it tells what is missing between them.
+        let frame = self.core.memory().share(frame);
+        self.push_events(conn, &frame)
+    }
+
+    fn push_events(&mut self, conn: ConnKey, frames: &Bytes) -> Result<(), Full> {
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let Some(connection) = self.connections.get_mut(conn) else { return Ok(()) };
+        if frames.is_empty() {
+            return Ok(());
+        }
+        connection.outbox.push_events(frames, outbox_bytes_max)?;
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        Ok(())
+    }
+
+    fn lag_mut(&mut self, conn: ConnKey, room: RoomId) -> Option<&mut Lag> {
+        self.client_mut(conn)?.under_way.as_mut()?.lags.iter_mut().find(|lag| lag.room == room)
+    }
+}

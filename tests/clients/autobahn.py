@@ -1,0 +1,52 @@
+"""Runs Autobahn's case files (driven by PyPI's kosoku) against `/echo` of `ringhub conformance`.
+
+Groups 1–7 are framing, pings, reserved bits, opcodes, fragmentation, UTF-8 and closing; 9 is limits and performance (messages
+up to 16 MiB), 10 one large message in many pieces. 12 and 13, compression, are left out until the hub compresses.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections import Counter
+
+from kosoku import FailureError, run_fuzzingclient
+
+from hub import Hub
+
+GROUPS = ["1", "2", "3", "4", "5", "6", "7", "9", "10"]
+CASES = 301
+
+
+async def run(url: str, groups: list[str]):
+    try:
+        return await run_fuzzingclient(url, [f"{group}.*" for group in groups], None, 2)
+    except FailureError as failure:
+        return failure.results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("group", nargs="*", default=GROUPS)
+    parser.add_argument("--url", help="a server that runs already, instead of `ringhub conformance`")
+    options = parser.parse_args()
+    hub = None if options.url else Hub(command="conformance")
+    try:
+        results = asyncio.run(run(options.url or f"{hub.url}/echo", options.group))
+        if hub:
+            hub.stop()
+    finally:
+        if hub:
+            hub.discard()
+    failed = [result for result in results if not result.passed]
+    for result in failed:
+        print(f"{result.case_id}: {result.behavior.value}, close {result.behavior_close.value}: {result.result} {result.result_close}")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(result.behavior.value for result in results).most_common())
+    print(f"{len(results)} cases: {counts}; {len(failed)} failed")
+    if options.group == GROUPS and len(results) < CASES and not failed:
+        print(f"only {len(results)} of {CASES} cases ran")
+        return 1
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

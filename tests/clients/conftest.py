@@ -1,0 +1,46 @@
+"""Hubs for the tests: one shared by all that need nothing special, and a way to start others."""
+
+import pytest
+
+from hub import Hub
+
+
+@pytest.fixture(scope="session")
+def _shared():
+    hub = Hub({"endpoints.echo": True})
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(_shared):
+    """The shared hub: two shards, no rate limits. Tests keep to rooms and users of their own."""
+    yield _shared
+    assert _shared.running(), f"the shared hub ended in this test\n{_shared.log()}"
+
+
+@pytest.fixture
+def start():
+    """Starts hubs that end with the test; a hub that crashed in it fails it."""
+    hubs: list[Hub] = []
+
+    def start_hub(*positional, **named) -> Hub:
+        hubs.append(Hub(*positional, **named))
+        return hubs[-1]
+
+    yield start_hub
+    failures = []
+    for hub in hubs:
+        try:
+            hub.stop() if hub.running() else hub.check_log()
+        except AssertionError as failure:
+            failures.append(str(failure))
+        finally:
+            hub.discard()
+    assert not failures, "\n".join(failures)
+
+
+@pytest.fixture
+def room(request) -> str:
+    """A room nobody else uses."""
+    return f"project:{abs(hash(request.node.nodeid)) % 10**12}"
