@@ -29,3 +29,8 @@ fn the_corpus_of_upgrade_breaks_no_invariant() {
 fn the_corpus_of_frames_breaks_no_invariant() {
     run("frames", bodies::frames);
 }
+
+#[test]
+fn the_corpus_of_commands_breaks_no_invariant() {
+    run("commands", bodies::commands);
+}

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::config::{Config, ConfigError, Sources};
-use crate::node::Hub;
 
 /// Flags of `ringhub conformance`.
 #[derive(Args, Clone, Debug)]
@@ -42,12 +41,8 @@ pub fn run(args: ConformanceArgs) -> ExitCode {
     if let Err(error) = super::logging::start(&config.log) {
         return super::fail(error);
     }
-    let signals = match super::serve::signals() {
-        Ok(signals) => signals,
-        Err(error) => return super::fail(error),
-    };
-    let hub = match Hub::start(config) {
-        Ok(hub) => hub,
+    let (hub, signals) = match super::serve::start(config) {
+        Ok(started) => started,
         Err(error) => return super::fail(error),
     };
     for address in hub.addresses() {

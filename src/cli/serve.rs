@@ -83,12 +83,8 @@ pub fn run(args: ServeArgs) -> ExitCode {
         tracing::warn!("{finding}");
     }
     let drawn = config.auth.enabled && config.auth.secret.is_empty();
-    let signals = match signals() {
-        Ok(signals) => signals,
-        Err(error) => return super::fail(error),
-    };
-    let hub = match Hub::start(config) {
-        Ok(hub) => hub,
+    let (hub, signals) = match start(config) {
+        Ok(started) => started,
         Err(error) => return super::fail(error),
     };
     for address in hub.addresses() {
@@ -106,10 +102,13 @@ pub fn run(args: ServeArgs) -> ExitCode {
     run_until_signalled(&hub, signals, Some(args))
 }
 
-/// The signals that the hub minds. To be had before it starts: one that comes early must not end the process where it
-/// stands.
-pub(super) fn signals() -> Result<Signals, String> {
-    Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals can't be handled: {error}"))
+/// Starts the hub. The signals that it minds are taken over before: one that comes early must not end the process where
+/// it stands.
+pub(super) fn start(config: Config) -> Result<(Hub, Signals), String> {
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
+    let signals = signals.map_err(|error| format!("signals can't be handled: {error}"))?;
+    let hub = Hub::start(config).map_err(|error| error.to_string())?;
+    Ok((hub, signals))
 }
 
 /// Runs until the hub ends: SIGTERM and SIGINT drain it, a second one ends it at once; SIGHUP reads the configuration

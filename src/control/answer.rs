@@ -5,7 +5,11 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use serde::Serialize;
 
-use super::backend::HubError;
+use crate::hub::reply::HubError;
+use crate::wire::codes::ErrorCode;
+
+/// When to try again what the hub could not do right now.
+const RETRY_AFTER_S: u64 = 1;
 
 /// An error on its way to the client.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ impl ApiError {
 
     pub(crate) fn unavailable(message: impl Into<String>) -> ApiError {
         let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message);
-        error.retry_after_s = Some(1);
+        error.retry_after_s = Some(RETRY_AFTER_S);
         error
     }
 }
@@ -62,29 +66,31 @@ impl ApiError {
 impl From<HubError> for ApiError {
     fn from(error: HubError) -> ApiError {
         let status = match error.code {
-            "bad_json" | "bad_command" | "unknown_type" | "bad_room" | "bad_filter" => StatusCode::BAD_REQUEST,
-            "unauthorized" => StatusCode::UNAUTHORIZED,
-            "forbidden" => StatusCode::FORBIDDEN,
-            "not_found" => StatusCode::NOT_FOUND,
-            "too_large" => StatusCode::PAYLOAD_TOO_LARGE,
-            "rate_limited" | "room_limit" => StatusCode::TOO_MANY_REQUESTS,
-            "conflict" | "lock_held" | "lock_lost" => StatusCode::CONFLICT,
-            "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::BadJson
+            | ErrorCode::BadCommand
+            | ErrorCode::UnknownType
+            | ErrorCode::BadRoom
+            | ErrorCode::BadFilter => StatusCode::BAD_REQUEST,
+            ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::RateLimited | ErrorCode::RoomLimit => StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::Conflict | ErrorCode::LockHeld | ErrorCode::LockLost => StatusCode::CONFLICT,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let retry_after_s = match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Some(error.retry_after_ms.unwrap_or(1000).div_ceil(1000).max(1))
-            }
-            _ => None,
-        };
-        ApiError { status, code: error.code, message: error.message, retry_after_s }
+        let passes = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let retry_after_s = passes.then_some(RETRY_AFTER_S);
+        ApiError { status, code: error.code.as_str(), message: error.message, retry_after_s }
     }
 }
 
 impl<'a> From<&'a HubError> for Inner<'a> {
     fn from(error: &'a HubError) -> Inner<'a> {
-        Inner { code: error.code, message: &error.message, retry_after_ms: error.retry_after_ms }
+        let passes = matches!(error.code, ErrorCode::RateLimited | ErrorCode::Unavailable);
+        let retry_after_ms = passes.then_some(RETRY_AFTER_S * 1000);
+        Inner { code: error.code.as_str(), message: &error.message, retry_after_ms }
     }
 }
 
@@ -116,21 +122,6 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// A whole HTTP answer in bytes, for connections that are not, or no longer, hyper's. They end with it.
-pub(crate) fn raw(status: u16, code: &str, message: &str) -> Vec<u8> {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let error = Inner { code, message, retry_after_ms: None };
-    let body = serde_json::to_string(&Body { error }).unwrap_or_default();
-    let reason = status.canonical_reason().unwrap_or_default();
-    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "Retry-After: 1\r\n" } else { "" };
-    format!(
-        "HTTP/1.1 {} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n{body}",
-        status.as_u16(),
-        body.len()
-    )
-    .into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,32 +129,22 @@ mod tests {
     #[test]
     fn a_refusal_of_the_hub_becomes_the_status_that_fits() {
         for (code, status, retry) in [
-            ("bad_room", 400, None),
-            ("unauthorized", 401, None),
-            ("forbidden", 403, None),
-            ("not_found", 404, None),
-            ("conflict", 409, None),
-            ("too_large", 413, None),
-            ("rate_limited", 429, Some("2")),
-            ("unavailable", 503, Some("2")),
-            ("internal", 500, None),
+            (ErrorCode::BadRoom, 400, None),
+            (ErrorCode::Unauthorized, 401, None),
+            (ErrorCode::Forbidden, 403, None),
+            (ErrorCode::NotFound, 404, None),
+            (ErrorCode::Conflict, 409, None),
+            (ErrorCode::TooLarge, 413, None),
+            (ErrorCode::RateLimited, 429, Some("1")),
+            (ErrorCode::Unavailable, 503, Some("1")),
+            (ErrorCode::Internal, 500, None),
         ] {
-            let error = HubError { code, message: "no".into(), retry_after_ms: Some(1500) };
+            let error = HubError::new(code, "no");
             let response = ApiError::from(error).into_response();
             assert_eq!(response.status().as_u16(), status);
             let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
-            assert_eq!(header, retry, "{code}");
+            assert_eq!(header, retry, "{code:?}");
             assert_eq!(response.headers().contains_key(header::WWW_AUTHENTICATE), status == 401);
         }
-    }
-
-    #[test]
-    fn a_raw_answer_is_complete() {
-        let text = String::from_utf8(raw(503, "unavailable", "full")).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
-        assert!(head.contains("Retry-After: 1") && head.contains("Connection: close"));
-        assert!(head.contains(&format!("Content-Length: {}", body.len())));
-        assert_eq!(body, r#"{"error":{"code":"unavailable","message":"full"}}"#);
     }
 }

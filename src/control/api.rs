@@ -13,7 +13,7 @@ use hyper::header::{self, HeaderMap};
 use serde::Serialize;
 
 use super::answer::{ApiError, json};
-use super::backend::{Backend, HubError};
+use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::metrics::Metrics;
@@ -140,7 +140,7 @@ async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
         _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
         Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok", Some(readiness.answering)),
         Ok(readiness) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer", Some(readiness.answering)),
-        Err(HubError { code, .. }) => (StatusCode::SERVICE_UNAVAILABLE, code, None),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.code.as_str(), None),
     };
     let figures = api.backend.figures();
     let total = figures.total();

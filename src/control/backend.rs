@@ -4,17 +4,14 @@
 //! what needs a shard's answer is a [`Pending`], because a shard never waits for the control plane and the control plane
 //! serves other requests meanwhile.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
+use crate::hub::reply::{HubError, Pending};
 
 /// The hub as the control plane sees it.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -99,75 +96,9 @@ impl Readiness {
     }
 }
 
-/// A refusal by the hub, in the words of the protocol.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {message}")]
-pub struct HubError {
-    /// One of the protocol's error codes (section 5).
-    pub code: &'static str,
-    /// What is wrong, for a human.
-    pub message: String,
-    /// When to try again, for `rate_limited` and `unavailable`.
-    pub retry_after_ms: Option<u64>,
-}
-
-impl HubError {
-    /// A refusal without a hint when to try again.
-    pub fn new(code: &'static str, message: impl Into<String>) -> HubError {
-        HubError { code, message: message.into(), retry_after_ms: None }
-    }
-
-    /// The hub can't answer at the moment.
-    pub fn unavailable(message: impl Into<String>) -> HubError {
-        HubError { code: "unavailable", message: message.into(), retry_after_ms: Some(1000) }
-    }
-}
-
-/// An answer that another thread will give.
-#[derive(Debug)]
-pub struct Pending<T>(oneshot::Receiver<Result<T, HubError>>);
-
-/// The side that gives the answer of a [`Pending`].
-pub type Answer<T> = oneshot::Sender<Result<T, HubError>>;
-
-impl<T> Pending<T> {
-    /// An unanswered question and the means to answer it. Dropping the latter answers `unavailable`.
-    pub fn channel() -> (Answer<T>, Pending<T>) {
-        let (sender, receiver) = oneshot::channel();
-        (sender, Pending(receiver))
-    }
-
-    /// An answer that is known already.
-    pub fn ready(result: Result<T, HubError>) -> Pending<T> {
-        let (sender, receiver) = oneshot::channel();
-        // The receiver is right here, so that nothing can be lost.
-        drop(sender.send(result));
-        Pending(receiver)
-    }
-}
-
-impl<T> Future for Pending<T> {
-    type Output = Result<T, HubError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(context)
-            .map(|answer| answer.unwrap_or_else(|_| Err(HubError::unavailable("the shard went away"))))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_dropped_answer_is_unavailable() {
-        let (answer, pending) = Pending::<u8>::channel();
-        drop(answer);
-        let error = futures_executor::block_on(pending).unwrap_err();
-        assert_eq!(error.code, "unavailable");
-        assert_eq!(futures_executor::block_on(Pending::ready(Ok(7))), Ok(7));
-    }
 
     #[test]
     fn data_is_kept_as_it_came_and_may_be_left_out() {

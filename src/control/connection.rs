@@ -12,12 +12,12 @@ use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use hyper::server::conn::http1;
 
-use super::answer;
 use super::backend::Backend;
 use super::inbox::{Adopted, ConnectionOrigin};
 use super::progress::{Patience, Phase, Progress};
 use super::service::{App, Service, Side};
 use super::stream::{Stream, stream_of};
+use crate::wire::refusal::Refusal;
 
 /// Header fields of a request, at most.
 const HEADERS_MAX: usize = 64;
@@ -88,7 +88,9 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
         End::Closed | End::TimedOut(Phase::Idle | Phase::Busy | Phase::Writing) => {}
         End::TimedOut(Phase::Head) => {
             let mut stream = parts.io;
-            stream.write_once(&answer::raw(408, "timeout", "the request's head did not come in time"));
+            let mut answer = Vec::new();
+            Refusal::handshake_timeout().response(&mut answer);
+            stream.write_once(&answer);
         }
     }
 }

@@ -8,26 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::wire::codes::ErrorCode;
+
 /// The codes under which errors are counted: the protocol's error codes (section 5).
-pub const ERROR_CODES: [&str; 17] = [
-    "bad_json",
-    "bad_command",
-    "unknown_type",
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "too_large",
-    "rate_limited",
-    "room_limit",
-    "bad_room",
-    "bad_filter",
-    "lock_held",
-    "lock_lost",
-    "conflict",
-    "unavailable",
-    "internal",
-    "other",
-];
+pub const ERROR_CODES: [&str; ErrorCode::ALL.len() + 1] = {
+    let mut codes = ["other"; ErrorCode::ALL.len() + 1];
+    let mut at = 0;
+    while at < ErrorCode::ALL.len() {
+        codes[at] = ErrorCode::ALL[at].as_str();
+        at += 1;
+    }
+    codes
+};
 
 /// The close codes that are counted apart: the protocol's (section 5) and RFC 6455's; `abnormal` is a connection that
 /// ended without a close frame.

@@ -2,41 +2,29 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glommio::timer::sleep;
-use socket2::{Domain, Protocol, Socket, Type};
 
-use super::answer;
 use super::backend::Backend;
 use super::connection::{Connections, Fresh};
 use super::inbox::ConnectionOrigin;
 use super::metrics::ControlFigures;
 use super::service::{App, Side};
 use super::stream::{listener_of, write_once};
+use crate::config::Listen;
+use crate::ring::listeners;
+use crate::wire::refusal::Refusal;
 
 /// Connections waiting to be accepted.
-const BACKLOG: i32 = 1024;
-/// A ring is torn down some time after its process, and keeps its listener that long.
-const BIND_PATIENCE: Duration = Duration::from_secs(2);
+const BACKLOG: u32 = 1024;
 /// After a failure to accept, which mostly means that there are no descriptors left and would come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Where the internal listener listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InternalListen {
-    /// A TCP address; port 0 lets the kernel choose.
-    Tcp(SocketAddr),
-    /// A unix socket; a stale one at the path is replaced.
-    Unix(PathBuf),
-}
 
 /// A listener that is bound and not served yet.
 #[derive(Debug)]
@@ -59,40 +47,18 @@ impl Drop for SocketPath {
 }
 
 /// Binds and listens.
-pub(crate) fn bind(listen: &InternalListen) -> io::Result<Bound> {
-    let deadline = Instant::now() + BIND_PATIENCE;
-    loop {
-        let bound = match listen {
-            InternalListen::Tcp(address) => bind_tcp(*address),
-            InternalListen::Unix(path) => bind_unix(path),
-        };
-        match bound {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            other => return other,
+pub(crate) fn bind(listen: &Listen) -> io::Result<Bound> {
+    match listen {
+        Listen::Tcp(address) => {
+            let socket = listeners::bind_free(*address, BACKLOG)?;
+            let address = listeners::local_address(&socket)?;
+            Ok(Bound { socket, address, path: None })
+        }
+        Listen::Unix(path) => {
+            let socket = listeners::bind_unix(path, BACKLOG)?;
+            Ok(Bound { socket, address: None, path: Some(SocketPath(path.clone())) })
         }
     }
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    let address = socket.local_addr()?.as_socket();
-    Ok(Bound { socket: socket.into(), address, path: None })
-}
-
-fn bind_unix(path: &Path) -> io::Result<Bound> {
-    let stale = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if stale {
-        fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    Ok(Bound { socket: listener.into(), address: None, path: Some(SocketPath(path.to_owned())) })
 }
 
 /// Accepts until the task is cancelled.
@@ -118,7 +84,9 @@ pub(crate) async fn accept<B: Backend>(
         // One strong count is the loop's own.
         if Rc::strong_count(&open) > app.options.internal_connections_max {
             figures.internal_refused.inc();
-            write_once(&mut stream, &answer::raw(503, "unavailable", "too many connections"));
+            let mut answer = Vec::new();
+            Refusal::unavailable("too many connections", 1).response(&mut answer);
+            write_once(&mut stream, &answer);
             continue;
         }
         let peer = match &path {
@@ -128,21 +96,5 @@ pub(crate) async fn accept<B: Backend>(
         let origin = ConnectionOrigin { peer, client: peer.map(|peer| peer.ip()) };
         let connection = Fresh { socket: stream, received: Vec::new(), origin, side: Side::Internal };
         Connections::spawn(&connections, &app, connection, Rc::clone(&open));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let path = std::env::temp_dir().join(format!("ringhub-control-{}.sock", std::process::id()));
-        drop(UnixListener::bind(&path).unwrap());
-        let bound = bind(&InternalListen::Unix(path.clone())).unwrap();
-        let error = bind(&InternalListen::Unix(path.clone())).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::AddrInUse);
-        drop(bound);
-        assert!(!path.exists());
     }
 }

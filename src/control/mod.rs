@@ -41,10 +41,9 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Answer, Backend, HubError, Pending, PublishRequest, Published, Readiness};
+pub use backend::{Backend, PublishRequest, Published, Readiness};
 pub use figures::{Figures, ShardFigures, Snapshot};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
-pub use listener::InternalListen;
 
 use api::Api;
 use cors::Cors;
@@ -52,6 +51,8 @@ use door::Door;
 use metrics::{ControlFigures, HttpRequests, Metrics};
 use progress::Patience;
 use service::App;
+
+use crate::config::Listen;
 
 /// glommio allocates at least this much for direct I/O and locks it; the control plane's sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -62,7 +63,7 @@ const RING_DEPTH: usize = 128;
 #[derive(Debug, Clone)]
 pub struct Options {
     /// A listener of the control plane's own. When there is one, the API is served there only.
-    pub internal: Option<InternalListen>,
+    pub internal: Option<Listen>,
     /// The processor to run on; none leaves it to the kernel.
     pub cpu: Option<usize>,
     /// Connections open at a time on the internal listener. The inbox bounds those of the shards.
@@ -199,13 +200,9 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
     let door = Arc::clone(&shared.door);
     let at_end = CloseAtEnd(Arc::clone(&door));
     let internal = match &options.internal {
-        Some(listen) => Some(listener::bind(listen).map_err(|error| StartError::Listen {
-            listen: match listen {
-                InternalListen::Tcp(address) => address.to_string(),
-                InternalListen::Unix(path) => format!("unix:{}", path.display()),
-            },
-            error,
-        })?),
+        Some(listen) => {
+            Some(listener::bind(listen).map_err(|error| StartError::Listen { listen: listen.to_string(), error })?)
+        }
         None => None,
     };
     let internal_address = internal.as_ref().and_then(|bound| bound.address);

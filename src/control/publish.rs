@@ -18,7 +18,9 @@ use serde_json::value::RawValue;
 
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
-use super::backend::{Backend, HubError, Pending, PublishRequest, Published};
+use super::backend::{Backend, PublishRequest, Published};
+use crate::hub::reply::{HubError, Pending};
+use crate::wire::codes::ErrorCode;
 
 /// One entry of an array's answer.
 #[derive(Serialize)]
@@ -51,7 +53,7 @@ pub(crate) async fn publish<B: Backend>(
         .map(|event| {
             let pending = match serde_json::from_str(event.get()) {
                 Ok(event) => api.backend.publish(&identity, event),
-                Err(error) => Pending::ready(Err(HubError::new("bad_json", error.to_string()))),
+                Err(error) => Pending::ready(Err(HubError::new(ErrorCode::BadJson, error.to_string()))),
             };
             api.remote(pending)
         })

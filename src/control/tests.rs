@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::config::Listen;
+use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::wire::codes::ErrorCode;
 
 const TOKEN: &str = "Authorization: Bearer good\r\n";
 const JSON: &str = "Content-Type: application/json\r\n";
@@ -16,11 +19,11 @@ const JSON: &str = "Content-Type: application/json\r\n";
 /// Answers publishes from a thread of its own, as a shard would.
 #[derive(Clone)]
 struct FakeHub {
-    publishes: Sender<(PublishRequest, Answer<Published>)>,
+    publishes: Sender<(PublishRequest, Responder<Published>)>,
     adopted: Sender<Adopted>,
     draining: Arc<AtomicBool>,
     silent: Arc<AtomicBool>,
-    unanswered: Arc<Mutex<Vec<Answer<Readiness>>>>,
+    unanswered: Arc<Mutex<Vec<Responder<Readiness>>>>,
     calls: Arc<AtomicU64>,
 }
 
@@ -32,9 +35,9 @@ impl Backend for FakeHub {
             panic!("a handler that panics, on purpose");
         }
         if event.room == "admin" && identity.as_str() != "root" {
-            return Pending::ready(Err(HubError::new("forbidden", "not yours")));
+            return Pending::ready(Err(HubError::new(ErrorCode::Forbidden, "not yours")));
         }
-        let (answer, pending) = Pending::channel();
+        let (answer, pending) = pending();
         self.publishes.send((event, answer)).unwrap();
         pending
     }
@@ -42,7 +45,7 @@ impl Backend for FakeHub {
     fn verify(&self, token: &str) -> Result<Arc<String>, HubError> {
         match token {
             "good" => Ok(Arc::new("alice".into())),
-            _ => Err(HubError::new("unauthorized", "the token is not valid")),
+            _ => Err(HubError::new(ErrorCode::Unauthorized, "the token is not valid")),
         }
     }
 
@@ -56,7 +59,7 @@ impl Backend for FakeHub {
 
     fn ready(&self) -> Pending<Readiness> {
         if self.silent.load(Ordering::SeqCst) {
-            let (answer, pending) = Pending::channel();
+            let (answer, pending) = pending();
             self.unanswered.lock().unwrap().push(answer);
             return pending;
         }
@@ -93,7 +96,7 @@ fn fixture_with(connections_max: usize, change: impl FnOnce(&mut Options)) -> Fi
         ..Options::default()
     };
     change(&mut options);
-    let (publishes, work) = mpsc::channel::<(PublishRequest, Answer<Published>)>();
+    let (publishes, work) = mpsc::channel::<(PublishRequest, Responder<Published>)>();
     let (adopt, adopted) = mpsc::channel();
     let hub = FakeHub {
         publishes,
@@ -112,13 +115,13 @@ fn fixture_with(connections_max: usize, change: impl FnOnce(&mut Options)) -> Fi
                     std::mem::forget(answer);
                     continue;
                 }
-                "busy" => Err(HubError { code: "rate_limited", message: "slower".into(), retry_after_ms: Some(2500) }),
+                "busy" => Err(HubError::new(ErrorCode::RateLimited, "slower")),
                 room => {
                     Ok(Published { room: room.into(), id: format!("id-{seq}"), seq, epoch: None, duplicate: false })
                 }
             };
             // The request may have been given up.
-            drop(answer.send(result));
+            answer.resolve(result);
         }
     });
     let (inbox, intake) = inbox(connections_max).unwrap();
@@ -262,7 +265,7 @@ fn ready_waits_for_the_shards_and_ends_with_the_drain() {
     let mut client = fixture.connect(&get("/ready"));
     eventually("the question", || !fixture.hub.unanswered.lock().unwrap().is_empty());
     let answer = fixture.hub.unanswered.lock().unwrap().pop().unwrap();
-    answer.send(Ok(Readiness { shards: 2, answering: 1 })).unwrap();
+    answer.resolve(Ok(Readiness { shards: 2, answering: 1 }));
     let not_ready = reply(&mut client);
     assert_eq!((not_ready.status, not_ready.json()["shards_answering"].as_u64()), (503, Some(1)));
     fixture.hub.silent.store(false, Ordering::SeqCst);
@@ -304,7 +307,7 @@ fn an_event_is_published_and_every_refusal_has_its_status() {
     assert_eq!(fixture.post(TOKEN, event).status, 415);
     assert_eq!(fixture.post(good, r#"{"room":"admin","type":"a"}"#).error(), "forbidden");
     let busy = fixture.post(good, r#"{"room":"busy","type":"a"}"#);
-    assert_eq!((busy.status, busy.header("retry-after")), (429, Some("3")));
+    assert_eq!((busy.status, busy.header("retry-after")), (429, Some("1")));
     for body in ["", "{", r#"{"room":"global"}"#, "7", "[1", "[1] 2"] {
         let reply = fixture.post(good, body);
         assert_eq!((reply.status, reply.error().as_str()), (400, "bad_json"), "{body}");
@@ -539,7 +542,7 @@ fn metrics_come_in_the_format_asked_for() {
 
 #[test]
 fn an_internal_listener_has_the_api_for_itself() {
-    let fixture = fixture(|options| options.internal = Some(InternalListen::Tcp("127.0.0.1:0".parse().unwrap())));
+    let fixture = fixture(|options| options.internal = Some(Listen::Tcp("127.0.0.1:0".parse().unwrap())));
     let mut client = TcpStream::connect(fixture.plane.internal_address().unwrap()).unwrap();
     client.write_all(get("/live").as_bytes()).unwrap();
     assert_eq!(reply(&mut client).status, 200);
@@ -557,7 +560,7 @@ fn an_internal_listener_has_the_api_for_itself() {
 fn an_internal_unix_listener_serves_and_refuses_what_is_too_much() {
     let path = std::env::temp_dir().join(format!("ringhub-internal-{}.sock", std::process::id()));
     let fixture = fixture(|options| {
-        options.internal = Some(InternalListen::Unix(path.clone()));
+        options.internal = Some(Listen::Unix(path.clone()));
         options.internal_connections_max = 1;
     });
     let mut client = UnixStream::connect(&path).unwrap();
@@ -574,7 +577,7 @@ fn a_taken_address_is_an_error_of_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let fixture = fixture(|_| {});
     let (_, intake) = inbox(1).unwrap();
-    let options = Options { internal: Some(InternalListen::Tcp(taken.local_addr().unwrap())), ..Options::default() };
+    let options = Options { internal: Some(Listen::Tcp(taken.local_addr().unwrap())), ..Options::default() };
     match start(options, fixture.hub.clone(), intake) {
         Err(StartError::Listen { error, .. }) => assert_eq!(error.kind(), ErrorKind::AddrInUse),
         other => panic!("{other:?}"),
@@ -606,7 +609,7 @@ fn a_shutdown_closes_idle_connections_and_lets_requests_end() {
     let answering = std::thread::spawn(move || {
         assert!(at_end(&mut idle));
         let answer = unanswered.lock().unwrap().pop().unwrap();
-        answer.send(Ok(Readiness { shards: 2, answering: 2 })).unwrap();
+        answer.resolve(Ok(Readiness { shards: 2, answering: 2 }));
         assert_eq!(reply(&mut busy).status, 200);
         assert!(at_end(&mut busy));
     });

@@ -95,7 +95,7 @@ pub struct Core {
     unsealed: Vec<RoomId>,
     jobs: VecDeque<Job>,
     /// Sessions that left something in their inboxes, and until when it is kept.
-    away: VecDeque<(u64, RoomName)>,
+    pub(super) away: VecDeque<(u64, RoomName)>,
     ids: Ids,
     pub(super) scratch: Scratch,
     pub(super) memory: FrameMemory,
@@ -255,7 +255,8 @@ impl Core {
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::User, refused });
             }
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
-            Message::ReleaseSession { room, address } => self.release_session(room, address, now),
+            Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
+            Message::Resume(resume) => self.resume(*resume),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -314,7 +315,9 @@ impl Core {
             replay = batches;
             Ok(state)
         });
-        let joined = Joined { room, address, selection, ticket, outcome, replay };
+        let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
+        let resume_token = session.map(|session| session.token);
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 
@@ -324,8 +327,8 @@ impl Core {
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
             JoinClaim::None => {}
-            JoinClaim::Session { identity } => {
-                let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(identity.clone())));
+            JoinClaim::Session { identity, token } => {
+                let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(identity.clone(), token)));
                 if session.identity.user_id != identity.user_id {
                     return Err(JoinRefused::SessionOfOther);
                 }
@@ -336,7 +339,7 @@ impl Core {
             *count += 1;
         }
         if let Some(old) = taken_over {
-            self.send(old.shard, Message::TakenOver { address: old });
+            self.send(old.shard, Message::TakenOver { address: old, successor: None });
         }
         // What has its number already goes out before the newcomer is a member.
         self.seal(id);
@@ -350,31 +353,6 @@ impl Core {
             *count = count.saturating_sub(1);
         }
         self.rooms.forget_if_idle(id);
-    }
-
-    fn release_session(&mut self, room: RoomName, address: Address, now: Now) {
-        let Some(id) = self.rooms.find(&room) else { return };
-        let away_until_ms = now.monotonic_us / 1000 + self.limits.session_away_ms;
-        let session = self.home_mut(id).and_then(|home| home.session.as_mut());
-        if let Some(session) = session.filter(|session| session.live == Some(address)) {
-            if session.leave(away_until_ms) {
-                self.away.push_back((away_until_ms, room));
-            }
-            self.rooms.forget_if_idle(id);
-        }
-    }
-
-    /// Forgets sessions that stayed away for too long, with what waits for the backend in their inboxes.
-    pub fn expire(&mut self, now: Now) {
-        let now_ms = now.monotonic_us / 1000;
-        while let Some((_, room)) = self.away.pop_front_if(|(until_ms, _)| *until_ms <= now_ms) {
-            let Some(id) = self.rooms.find(&room) else { continue };
-            let Some(home) = self.home_mut(id) else { continue };
-            if home.session.as_ref().is_some_and(|session| session.is_over(now_ms)) {
-                home.session = None;
-                self.rooms.forget_if_idle(id);
-            }
-        }
     }
 
     fn publish(&mut self, publish: Publish, now: Now) {
@@ -395,9 +373,6 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
-        if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
-            self.seal(id);
-        }
         if let Some(key) = key
             && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
             && let Some(published) = keys.find(key, now.unix_ms)
@@ -405,12 +380,18 @@ impl Core {
             self.figures.duplicates += 1;
             return Ok(Published { duplicate: true, ..published });
         }
+        if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
+            self.seal(id);
+        }
         let stamp = self.ids.stamp(now.unix_ms);
         let home = self.home_mut(id).ok_or(OVERLOADED)?;
         home.seq += 1;
         let delivered = home.members_total();
         let (seq, epoch) = (home.seq, home.epoch);
-        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued: 0 };
+        // What goes to a session that is away waits in its log until it is resumed.
+        let away = home.session.as_ref().is_some_and(|session| session.live.is_none() && session.kept.is_some());
+        let queued = u32::from(away && delivered == 0);
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued };
         if let Some(key) = key {
             let seed = home.epoch;
             home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);
@@ -688,6 +669,11 @@ impl Core {
     /// What a slow reader wants of the room it is parked in; none where it is not.
     pub fn parked(&self, id: RoomId, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
         self.rooms.get(id)?.members.parked(conn)
+    }
+
+    /// What a member wants of a room.
+    pub fn selection_of(&self, id: RoomId, conn: ConnKey) -> Option<Arc<Selection>> {
+        self.rooms.get(id)?.members.selection_of(conn)
     }
 
     /// Takes a connection out of a room on this shard; the home is not told by this.

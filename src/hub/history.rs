@@ -42,8 +42,12 @@ impl Core {
                 if same && *last <= seq { (*last, false) } else { (0, true) }
             }
             Since::Last(count) => (home.log.before_last(*count, seq), false),
-            Since::Seconds(seconds) => {
-                let from_ms = now_ms.saturating_sub(seconds.saturating_mul(1000));
+            Since::Seconds(_) | Since::Time(_) => {
+                let from_ms = match since {
+                    Since::Time(unix_ms) => *unix_ms,
+                    Since::Seconds(seconds) => now_ms.saturating_sub(seconds.saturating_mul(1000)),
+                    Since::Seq { .. } | Since::Last(_) => now_ms,
+                };
                 let after = home.log.before_time(from_ms, seq);
                 // Events from before the log's beginning may have been in that time as well.
                 (after, after + 1 == first && first > 1)
@@ -224,6 +228,7 @@ fn write_history(
             if same { *seq } else { 0 }
         }
         Some(Since::Last(count)) => home.log.before_last(*count, home.seq),
+        Some(Since::Time(unix_ms)) => home.log.before_time(*unix_ms, home.seq),
         Some(Since::Seconds(seconds)) => {
             home.log.before_time(now_ms.saturating_sub(seconds.saturating_mul(1000)), home.seq)
         }

@@ -160,6 +160,13 @@ impl Members {
         }
     }
 
+    /// What a member wants; none for everything.
+    pub fn selection_of(&self, conn: ConnKey) -> Option<Arc<Selection>> {
+        let groups = self.groups.as_ref()?;
+        let group = groups.list.iter().find(|group| group.members.conns.contains(&conn));
+        group.map(|group| group.selection.clone()).or_else(|| self.parked(conn).flatten())
+    }
+
     /// What a parked member wants; none where it is not parked.
     pub fn parked(&self, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
         let groups = self.groups.as_ref()?;

@@ -76,7 +76,11 @@ pub enum Message {
         room: RoomName,
         /// Who held it.
         address: Address,
+        /// What is kept for the time that it can be resumed; none where it can't.
+        kept: Option<Box<Kept>>,
     },
+    /// To a session's home: another connection wants to take it up.
+    Resume(Box<Resume>),
     /// To a network address's home: one more connection from there.
     ClaimPeer {
         /// The network address.
@@ -152,7 +156,11 @@ pub enum Message {
     TakenOver {
         /// The old connection.
         address: Address,
+        /// The new one, where it resumes what the old one had.
+        successor: Option<(Address, Box<ResumeAsked>)>,
     },
+    /// To the shard of a connection that resumes a session: what became of it.
+    Resumed(Box<Resumed>),
 }
 
 /// A membership that is asked for.
@@ -181,7 +189,62 @@ pub enum JoinClaim {
     Session {
         /// Who.
         identity: Arc<Identity>,
+        /// The token to resume it by, should it be new.
+        token: ResumeToken,
     },
+}
+
+/// What proves that a client had a session before.
+pub type ResumeToken = [u8; 16];
+
+/// What a session had when its connection went.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The rooms it was in, and what it wanted of them.
+    pub rooms: Vec<(RoomName, Option<Arc<Selection>>)>,
+    /// The last events it said to have handled, by room.
+    pub acks: Vec<(RoomName, u64)>,
+    /// Its metadata.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// When its connection went, in milliseconds since 1970.
+    pub left_ms: u64,
+}
+
+/// A session that a connection wants to take up.
+#[derive(Debug)]
+pub struct Resume {
+    /// The session's room.
+    pub room: RoomName,
+    /// The connection.
+    pub address: Address,
+    /// Whom it acts for.
+    pub identity: Arc<Identity>,
+    /// The token from the session's greeting.
+    pub token: ResumeToken,
+    /// What the answer has to be told with.
+    pub asked: ResumeAsked,
+}
+
+/// What a client said when it resumed; travels along and comes back.
+#[derive(Debug, Default)]
+pub struct ResumeAsked {
+    /// The command's id.
+    pub reference: Option<Reference>,
+    /// The session's id.
+    pub session_id: Box<str>,
+    /// The last events that the client has, by room.
+    pub cursors: Vec<(Box<str>, Since)>,
+}
+
+/// What became of a resume.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The connection.
+    pub address: Address,
+    /// What it said.
+    pub asked: ResumeAsked,
+    /// What the session had, or why not.
+    pub outcome: Result<Kept, Refused>,
 }
 
 /// What became of a join.
@@ -199,6 +262,8 @@ pub struct Joined {
     pub outcome: Result<RoomState, JoinRefused>,
     /// Events that come before the live ones, selected already.
     pub replay: Vec<Arc<Batch>>,
+    /// The token to resume the session by, where the room is a session's.
+    pub resume_token: Option<ResumeToken>,
 }
 
 /// A slow reader that has read all it had.

@@ -15,6 +15,7 @@ pub mod message;
 pub mod name;
 pub mod outbox;
 pub mod reply;
+pub mod resume;
 pub mod rooms;
 pub mod rules;
 pub mod schema;

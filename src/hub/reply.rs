@@ -121,3 +121,30 @@ impl<T> Drop for Responder<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_is_told_though_the_responder_was_dropped() {
+        let (responder, answer) = pending::<u8>();
+        drop(responder);
+        assert_eq!(block_on(answer).map_err(|error| error.code), Err(ErrorCode::Unavailable));
+        let (responder, answer) = pending::<u8>();
+        drop(Responder::to(move |outcome: Result<u8, HubError>| responder.resolve(outcome)));
+        assert_eq!(block_on(answer).map_err(|error| error.code), Err(ErrorCode::Unavailable));
+        assert_eq!(block_on(Pending::ready(Ok(7))), Ok(7));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_comes_back() {
+        let (responder, answer) = pending();
+        assert!(!responder.is_abandoned());
+        drop(answer);
+        assert!(responder.is_abandoned());
+        assert_eq!(responder.try_resolve(Ok(7)), Err(Ok(7)));
+    }
+}

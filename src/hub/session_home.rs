@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::Address;
+use super::message::{Kept, ResumeToken};
 use super::reply::Responder;
 use crate::auth::Identity;
 
@@ -21,6 +22,12 @@ pub struct SessionHome {
     pub identity: Arc<Identity>,
     /// The connection that holds it.
     pub live: Option<Address>,
+    /// What proves that a client had it before.
+    pub token: ResumeToken,
+    /// What it had when its connection went, for as long as it can be resumed.
+    pub kept: Option<Box<Kept>>,
+    /// Until when what is left of it is kept, in milliseconds of the monotonic clock.
+    pub away_until_ms: u64,
     /// Most sessions have neither messages nor anybody who waits for one.
     inbox: Option<Box<Inbox>>,
 }
@@ -29,33 +36,44 @@ pub struct SessionHome {
 struct Inbox {
     messages: VecDeque<Bytes>,
     bytes: usize,
-    /// How long it is kept while no connection holds the session, in milliseconds of the monotonic clock.
-    away_until_ms: u64,
     waiting: VecDeque<Responder<Bytes>>,
 }
 
 impl SessionHome {
     /// A session that a user begins.
-    pub fn new(identity: Arc<Identity>) -> SessionHome {
-        SessionHome { identity, live: None, inbox: None }
+    pub fn new(identity: Arc<Identity>, token: ResumeToken) -> SessionHome {
+        SessionHome { identity, live: None, token, kept: None, away_until_ms: 0, inbox: None }
     }
 
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
-        self.live.is_none() && self.inbox.is_none()
+        self.live.is_none() && self.inbox.is_none() && self.kept.is_none()
     }
 
-    /// The connection that held it is gone. True where something is left that waits until then.
-    pub fn leave(&mut self, away_until_ms: u64) -> bool {
-        self.live = None;
-        let Some(inbox) = self.inbox.as_mut() else { return false };
-        inbox.away_until_ms = away_until_ms;
-        true
+    /// A connection that held it is gone. True where something is left that waits until then. Where another one has taken
+    /// it over by its name, that one may still ask for what the old one had.
+    pub fn leave(&mut self, address: Address, kept: Option<Box<Kept>>, away_until_ms: u64) -> bool {
+        let held_it = self.live == Some(address);
+        if held_it {
+            self.live = None;
+        }
+        if !held_it && kept.is_none() {
+            return false;
+        }
+        self.kept = kept.or(self.kept.take());
+        self.away_until_ms = away_until_ms;
+        self.kept.is_some() || self.inbox.is_some()
     }
 
     /// Whether nobody came back in time.
     pub fn is_over(&self, now_ms: u64) -> bool {
-        self.live.is_none() && self.inbox.as_ref().is_none_or(|inbox| inbox.away_until_ms <= now_ms)
+        self.live.is_none() && self.away_until_ms <= now_ms
+    }
+
+    /// Whether it can be resumed by someone with that user id and token, compared in time that tells nothing of it.
+    pub fn may_be_resumed(&self, user_id: &str, token: &ResumeToken) -> bool {
+        let differs = self.token.iter().zip(token).fold(0, |differs, (one, other)| differs | (one ^ other));
+        self.identity.user_id == user_id && differs == 0
     }
 
     /// Puts a client's message into the inbox, or hands it to someone who waits for one. False where the inbox is full.
@@ -124,7 +142,7 @@ mod tests {
     use super::*;
 
     fn session() -> SessionHome {
-        SessionHome::new(Arc::new(Identity::anonymous("alice".to_owned())))
+        SessionHome::new(Arc::new(Identity::anonymous("alice".to_owned())), [0; 16])
     }
 
     #[test]

@@ -10,17 +10,14 @@ use super::plan::{Pace, Plan};
 use super::process::{self, Process};
 use super::report::Limits;
 use super::stamp::{STAMP_BYTES, Stamp};
-use super::target::{SOURCES_MAX, Target, Token};
+use super::target::{HubArgs, SOURCES_MAX};
 
 /// Put load on a hub and measure what it does.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The hub's WebSocket endpoint
-    #[arg(long, default_value = "ws://127.0.0.1:8000/ws")]
-    url: String,
-    /// JWT to connect with
-    #[arg(long, env = "RINGHUB_TOKEN", hide_env_values = true)]
-    token: Option<Token>,
+    /// The hub.
+    #[command(flatten)]
+    hub: HubArgs,
     /// The work
     #[arg(long, value_enum, default_value_t = Mode::Fanout)]
     mode: Mode,
@@ -152,7 +149,7 @@ impl Bench {
             Mode::Churn => (100, Pace::Rate(100.0)),
         };
         let many = |given: Option<u32>, usual: u32| given.unwrap_or(usual) as usize;
-        let target = Target::new(&args.url, args.token.as_ref()).map_err(|e| e.to_string())?;
+        let target = args.hub.target().map_err(|e| e.to_string())?;
         let echo_target = match args.echo_via {
             EchoVia::Path => target.with_path("/echo").map_err(|e| e.to_string())?,
             EchoVia::Ping => target.clone(),

@@ -13,7 +13,7 @@ use tungstenite::{Message, WebSocket};
 use super::client::closed;
 use super::failure::Failure;
 use super::message::{self, Envelope};
-use super::target::{Target, Token};
+use super::target::{HubArgs, Target};
 use super::text::plain;
 
 /// Longest line of the standard input; a hub's messages are at most some MiB.
@@ -36,12 +36,9 @@ pub struct Args {
     /// Idempotency key: published once within five minutes; with `-`, the line's number is appended
     #[arg(long)]
     key: Option<String>,
-    /// The hub's WebSocket endpoint
-    #[arg(long, default_value = "ws://127.0.0.1:8000/ws")]
-    url: String,
-    /// JWT to connect with
-    #[arg(long, env = "RINGHUB_TOKEN", hide_env_values = true)]
-    token: Option<Token>,
+    /// The hub.
+    #[command(flatten)]
+    hub: HubArgs,
     /// How long an answer is waited for, `rate_limited` waits included
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -50,7 +47,7 @@ pub struct Args {
 /// Publishes and prints room, seq and id of each event. Exit code 1: something was refused or lost; 2: wrong use.
 pub fn run(args: Args) -> ExitCode {
     let timeout = Duration::from_secs(args.timeout);
-    let target = match Target::new(&args.url, args.token.as_ref()) {
+    let target = match args.hub.target() {
         Ok(target) => target,
         Err(error) => {
             eprintln!("error: {error}");
@@ -324,7 +321,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn target(hub: &StandIn, token: Option<&str>) -> Target {
-        let token: Option<Token> = token.map(|t| t.parse().unwrap());
+        let token: Option<crate::load::target::Token> = token.map(|t| t.parse().unwrap());
         Target::new(&hub.url("/ws"), token.as_ref()).unwrap()
     }
 

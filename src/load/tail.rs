@@ -10,7 +10,7 @@ use tungstenite::{Message, WebSocket};
 use super::client::closed;
 use super::failure::Failure;
 use super::message::{self, Detail, Envelope, Since};
-use super::target::{Target, Token};
+use super::target::{HubArgs, Target};
 use super::text::{one_line, plain};
 
 /// How long connecting and subscribing may take.
@@ -29,12 +29,9 @@ pub struct Args {
     /// Rooms, such as project:alpha
     #[arg(required = true, value_name = "ROOM")]
     rooms: Vec<String>,
-    /// The hub's WebSocket endpoint
-    #[arg(long, default_value = "ws://127.0.0.1:8000/ws")]
-    url: String,
-    /// JWT to connect with
-    #[arg(long, env = "RINGHUB_TOKEN", hide_env_values = true)]
-    token: Option<Token>,
+    /// The hub.
+    #[command(flatten)]
+    hub: HubArgs,
     /// Begin with what is past: N (after this seq), last:N (events) or seconds:N
     #[arg(long, value_name = "SINCE", value_parser = since)]
     since: Option<Since>,
@@ -52,7 +49,7 @@ pub struct Args {
 /// Runs until enough events came, the reader of the output is gone, or the hub refuses. Exit code 1: refused or lost
 /// for good; 2: wrong use.
 pub fn run(args: Args) -> ExitCode {
-    let target = match Target::new(&args.url, args.token.as_ref()) {
+    let target = match args.hub.target() {
         Ok(target) if args.rooms.len() <= ROOMS_MAX => target,
         Ok(_) => {
             eprintln!("error: more than {ROOMS_MAX} rooms");

@@ -55,6 +55,23 @@ pub(crate) enum TargetError {
     NoAddress(String),
 }
 
+/// Which hub the commands for the shell speak to.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct HubArgs {
+    /// The hub's WebSocket endpoint
+    #[arg(long, default_value = "ws://127.0.0.1:8000/ws")]
+    url: String,
+    /// JWT to connect with
+    #[arg(long, env = "RINGHUB_TOKEN", hide_env_values = true)]
+    token: Option<Token>,
+}
+
+impl HubArgs {
+    pub(crate) fn target(&self) -> Result<Target, TargetError> {
+        Target::new(&self.url, self.token.as_ref())
+    }
+}
+
 /// A resolved hub URL with the request that opens a connection to it.
 #[derive(Clone)]
 pub(crate) struct Target {

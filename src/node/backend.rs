@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Hub, lock};
 use crate::auth::Identity;
-use crate::control::{self, Adopted, Backend, Pending, PublishRequest, Readiness, Snapshot};
+use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, Snapshot};
 use crate::hub::core::epoch_text;
 use crate::hub::name::ShardId;
+use crate::hub::reply::{HubError, Pending, pending};
 use crate::ring::Now;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;
@@ -19,10 +20,10 @@ impl Backend for Hub {
 
     fn publish(&self, identity: &Arc<Identity>, event: PublishRequest) -> Pending<control::Published> {
         let PublishRequest { room, kind, data, key } = event;
-        let (answer, pending) = Pending::channel();
+        let (responder, pending) = pending();
         let answered = room.clone();
         let tell = move |outcome: Result<super::Published, Refused>| {
-            let outcome = outcome.map_err(error).map(|published| control::Published {
+            let outcome = outcome.map_err(Into::into).map(|published| control::Published {
                 room: answered,
                 id: published.id().to_owned(),
                 seq: published.seq,
@@ -30,7 +31,7 @@ impl Backend for Hub {
                 duplicate: published.duplicate,
             });
             // The caller may have gone away meanwhile; the event is published all the same.
-            drop(answer.send(outcome));
+            responder.resolve(outcome);
         };
         let data = bytes::Bytes::from(Box::<str>::from(data).into_string().into_bytes());
         let may = |kind: &str, name: &str| identity.permissions.may_publish(kind, name);
@@ -38,12 +39,12 @@ impl Backend for Hub {
         pending
     }
 
-    fn verify(&self, token: &str) -> Result<Arc<Identity>, control::HubError> {
+    fn verify(&self, token: &str) -> Result<Arc<Identity>, HubError> {
         let settings = lock(&self.inner.settings).clone();
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         match settings.gate().check_token(token, Now { monotonic_us: 0, unix_ms }) {
             Ok(identity) => Ok(Arc::new(identity)),
-            Err(refusal) => Err(control::HubError::new(ErrorCode::Unauthorized.as_str(), refusal.message)),
+            Err(refusal) => Err(HubError::new(ErrorCode::Unauthorized, refusal.message)),
         }
     }
 
@@ -73,8 +74,4 @@ impl Backend for Hub {
     fn draining(&self) -> bool {
         self.inner.mesh.draining.load(Ordering::Relaxed)
     }
-}
-
-fn error(refused: Refused) -> control::HubError {
-    control::HubError::new(refused.code.as_str(), refused.message)
 }

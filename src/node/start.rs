@@ -1,28 +1,26 @@
 //! How a hub starts: everything that can fail does so here, before the first client is served.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::watch::{self, Watch};
 use super::{Hub, Inner, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
-use crate::control::{self, Figures, Inbox, InternalListen};
+use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, host, listeners};
 use crate::shard::mesh::Mesh;
 use crate::shard::{Entropy, Settings, Shard, Start};
 
-/// How long a listener that a process just ended left behind is waited for.
-const BIND_PATIENCE: Duration = Duration::from_secs(2);
 /// Connections that the control plane holds at a time, requests under way and idle ones.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
 
@@ -167,12 +165,8 @@ fn fill(words: &mut [u64]) -> io::Result<()> {
 }
 
 fn control_options(config: &Config) -> control::Options {
-    let internal = config.listen.internal.as_ref().map(|listen| match listen {
-        Listen::Tcp(address) => InternalListen::Tcp(*address),
-        Listen::Unix(path) => InternalListen::Unix(path.clone()),
-    });
     control::Options {
-        internal,
+        internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,
         header_bytes_max: config.limits.header_bytes_max,
         body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
@@ -191,18 +185,18 @@ fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd
         let failed = |error| StartError::Listen { address: listen.clone(), error };
         match listen {
             Listen::Tcp(address) => {
-                let mut address = *address;
-                wait_until_free(address).map_err(failed)?;
+                let first = listeners::bind_free(*address, backlog).map_err(failed)?;
+                // Port 0 was replaced by a free one, which the other shards then share.
+                let address = listeners::local_address(&first).map_err(failed)?.unwrap_or(*address);
+                let mut first = Some(first);
                 for of_shard in &mut all {
-                    let listener = listeners::bind(address, backlog).map_err(failed)?;
-                    // Port 0 was replaced by a free one, which the other shards then share.
-                    address = listeners::local_address(&listener).map_err(failed)?.unwrap_or(address);
-                    of_shard.push(listener);
+                    let listener = first.take().map_or_else(|| listeners::bind_shared(address, backlog), Ok);
+                    of_shard.push(listener.map_err(failed)?);
                 }
                 addresses.push(address);
             }
             Listen::Unix(path) => {
-                let listener = patiently(|| listeners::bind_unix(path, backlog)).map_err(failed)?;
+                let listener = listeners::bind_unix(path, backlog).map_err(failed)?;
                 for of_shard in &mut all {
                     of_shard.push(listener.try_clone().map_err(failed)?);
                 }
@@ -210,28 +204,6 @@ fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd
         }
     }
     Ok((all, addresses))
-}
-
-/// SO_REUSEPORT would let two hubs share an address without a word, each getting half of the clients. So the address is
-/// first bound without it, which fails as long as anybody listens there; what a hub that just ended left behind goes away.
-fn wait_until_free(address: SocketAddr) -> io::Result<()> {
-    if address.port() == 0 {
-        return Ok(());
-    }
-    patiently(|| TcpListener::bind(address)).map(drop)
-}
-
-/// Tries to bind for as long as a hub that just ended may still hold the address.
-fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    let until = Instant::now() + BIND_PATIENCE;
-    loop {
-        match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            bound => return bound,
-        }
-    }
 }
 
 /// The processors that this process may use, in the machine's order.

@@ -7,16 +7,32 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-/// A listening TCP socket. The port can be shared by all shards; accepted sockets inherit TCP_NODELAY.
-pub fn bind(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+/// How long a listener that a process just ended left behind is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A listening TCP socket, the first of a hub at its address: `AddrInUse` where somebody else listens there. More can
+/// share the port by [`bind_shared`]. Accepted sockets inherit TCP_NODELAY.
+///
+/// SO_REUSEPORT would let two hubs share an address without a word, each getting half of the clients. So the address is
+/// first bound without it, which fails as long as anybody listens there.
+pub fn bind_free(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+    if address.port() != 0 {
+        patiently(|| TcpListener::bind(address)).map(drop)?;
+    }
+    bind_shared(address, backlog)
+}
+
+/// Another listening TCP socket at the address of [`bind_free`]; the kernel spreads connections over them.
+pub fn bind_shared(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -29,6 +45,23 @@ pub fn bind(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
 /// A listening unix socket. The file of a process that is gone is replaced; a socket on which someone answers is
 /// `AddrInUse`, and so is a file that is no socket. Shards share it by `try_clone`.
 pub fn bind_unix(path: &Path, backlog: u32) -> io::Result<OwnedFd> {
+    patiently(|| replace_unix(path, backlog))
+}
+
+/// Tries to bind for as long as a process that just ended may still hold the address.
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+fn replace_unix(path: &Path, backlog: u32) -> io::Result<OwnedFd> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
@@ -147,7 +180,6 @@ impl Spare {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -158,17 +190,18 @@ mod tests {
 
     #[test]
     fn two_shards_bind_the_same_port() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let first = bind_free("127.0.0.1:0".parse().unwrap(), 16).unwrap();
         let address = local_address(&first).unwrap().unwrap();
-        let second = bind(address, 16).unwrap();
+        let second = bind_shared(address, 16).unwrap();
         assert_eq!(local_address(&second).unwrap(), Some(address));
     }
 
     #[test]
     fn a_port_of_someone_else_is_an_error() {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let error = bind(other.local_addr().unwrap(), 16).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        let taken = other.local_addr().unwrap();
+        assert_eq!(bind_free(taken, 16).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        assert_eq!(bind_shared(taken, 16).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
     }
 
     #[test]

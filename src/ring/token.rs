@@ -23,6 +23,18 @@ pub(super) enum Operation {
     Doorbell,
 }
 
+impl Operation {
+    /// By number.
+    const ALL: [Operation; 6] = [
+        Operation::Send,
+        Operation::Receive,
+        Operation::Accept,
+        Operation::Cancel,
+        Operation::Close,
+        Operation::Doorbell,
+    ];
+}
+
 /// The `user_data` of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Token(pub(super) u64);
@@ -46,15 +58,7 @@ impl Token {
     /// None for a value that no token has.
     #[inline]
     pub(super) fn operation(self) -> Option<Operation> {
-        const OPERATIONS: [Operation; 6] = [
-            Operation::Send,
-            Operation::Receive,
-            Operation::Accept,
-            Operation::Cancel,
-            Operation::Close,
-            Operation::Doorbell,
-        ];
-        OPERATIONS.get((self.0 >> 56) as usize).copied()
+        Operation::ALL.get((self.0 >> 56) as usize).copied()
     }
 
     /// The connection; its generation has the low 24 bits only.
@@ -73,18 +77,9 @@ impl Token {
 mod tests {
     use super::*;
 
-    const ALL: [Operation; 6] = [
-        Operation::Send,
-        Operation::Receive,
-        Operation::Accept,
-        Operation::Cancel,
-        Operation::Close,
-        Operation::Doorbell,
-    ];
-
     #[test]
     fn a_token_gives_back_what_was_put_in() {
-        for operation in ALL {
+        for operation in Operation::ALL {
             for slot in [0, 1, 0x1234_5678, u32::MAX - 1] {
                 for generation in [0, 1, GENERATION_MASK] {
                     let conn = ConnKey { slot, generation };

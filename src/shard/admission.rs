@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
 use super::request::counted_address;
+use super::resume::token_text;
 use super::state::{Action, Orphan, State};
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
@@ -173,6 +174,7 @@ impl State {
             session_id,
             peer,
             waiting,
+            resume_token: [0; 16],
             granted: Claims::default(),
             rooms: RoomList::new(),
             refused: None,
@@ -237,9 +239,11 @@ impl State {
             return self.opened_websocket(conn);
         }
         let identity = admission.admit.identity.clone();
+        let mut token = [0u8; 16];
+        (self.entropy.0)(&mut token);
         let joins = [
             (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
-            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity }),
+            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity, token }),
             (hasher.room("global"), JoinClaim::None),
         ];
         admission.waiting = joins.len() as u8;
@@ -252,7 +256,7 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, .. } = joined;
+        let Joined { room, outcome, resume_token, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
@@ -261,6 +265,9 @@ impl State {
         let Phase::Admission(admission) = &mut connection.phase else { return };
         admission.waiting -= 1;
         admission.rooms.extend(id);
+        if let Some(token) = resume_token {
+            admission.resume_token = token;
+        }
         match outcome {
             Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
             Err(refused) => {
@@ -289,8 +296,6 @@ impl State {
     }
 
     fn opened_websocket(&mut self, conn: ConnKey) {
-        let mut resume_token = [0u8; 16];
-        (self.entropy.0)(&mut resume_token);
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -299,7 +304,7 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, granted, rooms, early, .. } = *admission;
+        let Admission { admit, client_id, session_id, peer, resume_token, granted, rooms, early, .. } = *admission;
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
@@ -308,9 +313,19 @@ impl State {
                 self.figures.subscriptions.add(rooms.len() as u64);
                 let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
                 envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &hex(&resume_token));
+                settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
                 envelope::finish(&mut self.payload, out);
-                let client = Client { session, rooms, heartbeat, peer, claims: granted, under_way: None };
+                let client = Client {
+                    session,
+                    rooms,
+                    heartbeat,
+                    peer,
+                    claims: granted,
+                    resume_token,
+                    acks: None,
+                    is_succeeded: false,
+                    under_way: None,
+                };
                 connection.phase = Phase::Open(Box::new(client));
             }
             Endpoint::Echo => {
@@ -334,6 +349,7 @@ impl State {
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
     pub fn release(&mut self, conn: ConnKey) {
         let address = self.address(conn);
+        let kept = self.keep(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let (rooms, claims, peer, names, identity) = match &mut connection.phase {
             Phase::Open(client) => {
@@ -378,7 +394,7 @@ impl State {
         if let Some((client_id, session_id)) = names {
             if claims.session {
                 let room = self.core.hasher().room(&format!("session:{session_id}"));
-                self.core.send_home(&room.clone(), Message::ReleaseSession { room, address });
+                self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             }
             if claims.client {
                 self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
@@ -395,8 +411,4 @@ impl State {
         let address = self.address(conn);
         self.core.send_home(&room.clone(), Message::Leave { room, address });
     }
-}
-
-fn hex(bytes: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*bytes))
 }

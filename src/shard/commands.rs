@@ -61,6 +61,10 @@ impl State {
             Ok(Command::History { room, since, limit, reverse }) => {
                 self.history(conn, reference.clone(), room, since, limit, reverse)
             }
+            Ok(Command::Ack { room, seq }) => self.ack(conn, room, seq),
+            Ok(Command::Resume { session_id, token, cursors }) => {
+                self.resume(conn, reference.clone(), session_id, token, cursors)
+            }
             Ok(Command::Rooms) => self.list_rooms(conn, reference.as_ref()),
             Ok(Command::Metadata { set }) => self.metadata(conn, reference.as_ref(), set),
             Ok(Command::AuthRefresh { token }) => self.refresh(conn, reference.as_ref(), token),
@@ -98,7 +102,7 @@ impl State {
         }
     }
 
-    fn join(
+    pub(super) fn join(
         &mut self,
         conn: ConnKey,
         room: &str,
@@ -360,8 +364,7 @@ impl State {
             if allowed {
                 continue;
             }
-            client.rooms.retain(|one| *one != id);
-            client.forget_lag(id);
+            client.forget_room(id);
             self.core.remove_member(id, conn);
             let refused = Refused::because(
                 ErrorCode::Forbidden,
@@ -375,7 +378,7 @@ impl State {
 
     // ---- commands with several parts ----
 
-    fn gather(
+    pub(super) fn gather(
         &mut self,
         conn: ConnKey,
         reference: Option<Reference>,
@@ -400,7 +403,9 @@ impl State {
     /// One part of a list is there; `write` appends what it says.
     pub fn gathered(&mut self, conn: ConnKey, part: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(gather) = self.part(conn, part) else { return };
-        if let GatherKind::Subscribe(results) | GatherKind::Unsubscribe(results) = &mut gather.kind {
+        if let GatherKind::Subscribe(results) | GatherKind::Unsubscribe(results) | GatherKind::Resume(results) =
+            &mut gather.kind
+        {
             if !results.is_empty() {
                 results.push(b',');
             }
@@ -444,6 +449,7 @@ impl State {
                 // Replays were held back until the answer.
                 self.release_lags(conn, part);
             }
+            GatherKind::Resume(results) => self.resume_complete(conn, part, reference.as_ref(), &results),
             GatherKind::Unsubscribe(results) => {
                 self.answer(conn, "unsubscribed", reference.as_ref(), |payload| write_results(payload, &results));
             }
@@ -471,7 +477,7 @@ pub(super) fn known_room<'c, 'r>(config: &'c Config, room: &'r str) -> Result<(&
     }
 }
 
-fn write_results(payload: &mut Vec<u8>, results: &[u8]) {
+pub(super) fn write_results(payload: &mut Vec<u8>, results: &[u8]) {
     payload.extend_from_slice(b"{\"results\":[");
     payload.extend_from_slice(results);
     payload.extend_from_slice(b"]}");

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
+use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
 use crate::hub::rooms::RoomId;
@@ -87,6 +88,8 @@ pub struct Admission {
     pub peer: Option<IpAddr>,
     /// Answers that are still to come.
     pub waiting: u8,
+    /// What its session can be resumed by.
+    pub resume_token: ResumeToken,
     /// What was granted so far.
     pub granted: Claims,
     /// The rooms that were joined so far.
@@ -126,9 +129,19 @@ pub struct Client {
     pub peer: Option<IpAddr>,
     /// What it holds.
     pub claims: Claims,
+    /// What proves that it had its session.
+    pub resume_token: ResumeToken,
+    /// The last events that it says to have handled, by room.
+    pub acks: Option<Box<Acks>>,
+    /// Whether another connection has taken up what it had.
+    pub is_succeeded: bool,
     /// Commands under way; most of the time there are none.
     pub under_way: Option<Box<UnderWay>>,
 }
+
+/// The last event of each room that a client says to have handled.
+#[derive(Debug, Default)]
+pub struct Acks(pub Vec<(RoomId, u64)>);
 
 /// A client of `/echo`.
 #[derive(Debug)]
@@ -204,6 +217,8 @@ pub enum GatherKind {
     Subscribe(Vec<u8>),
     /// `unsubscribe` with `rooms`; likewise.
     Unsubscribe(Vec<u8>),
+    /// `resume`; likewise.
+    Resume(Vec<u8>),
     /// `send` to several sessions.
     Send {
         /// Connections reached.
@@ -225,6 +240,20 @@ impl Client {
     /// Whether it lags in some room.
     pub fn has_lag(&self) -> bool {
         self.under_way.as_ref().is_some_and(|all| !all.lags.is_empty())
+    }
+
+    /// Forgets what a room was to it, because it is no member any more.
+    pub fn forget_room(&mut self, room: RoomId) {
+        self.rooms.retain(|one| *one != room);
+        if let Some(acks) = self.acks.as_mut() {
+            acks.0.retain(|(one, _)| *one != room);
+        }
+        self.forget_lag(room);
+    }
+
+    /// Whether it lags in a room.
+    pub fn lags_in(&self, room: RoomId) -> bool {
+        self.under_way.as_ref().is_some_and(|all| all.lags.iter().any(|lag| lag.room == room))
     }
 
     /// Forgets that it lags in a room, because it is no member any more; says which of its events was the last it got.
@@ -349,6 +378,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         assert!(size_of::<Slot>() <= 160, "{}", size_of::<Slot>());
-        assert!(size_of::<Client>() <= 176, "{}", size_of::<Client>());
+        assert!(size_of::<Client>() <= 208, "{}", size_of::<Client>());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::connection::{Lag, LagWaits};
+use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
 use crate::config::Policy;
 use crate::hub::batch::Batch;
@@ -66,8 +66,8 @@ impl State {
         let CaughtUp { room, address, pieces, to_seq, complete } = caught_up;
         let conn = address.conn;
         let Some(id) = self.core.rooms().find(&room) else { return };
-        if self.lag_mut(conn, id).is_none() {
-            // It left the room meanwhile.
+        if self.lag_mut(conn, id).is_none_or(|lag| lag.waits != LagWaits::Home) {
+            // It left the room meanwhile, and may be in it again.
             return;
         }
         let mut reached = to_seq;
@@ -177,7 +177,7 @@ impl State {
     fn push_events(&mut self, conn: ConnKey, frames: &Bytes) -> Result<(), Full> {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return Ok(()) };
-        if frames.is_empty() {
+        if frames.is_empty() || !matches!(connection.phase, Phase::Open(_)) {
             return Ok(());
         }
         connection.outbox.push_events(frames, outbox_bytes_max)?;

@@ -4,8 +4,11 @@ use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
 use super::connection::Phase;
 use super::state::State;
+use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
-use crate::hub::message::{ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, Ticket};
+use crate::hub::message::{
+    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, ResumeAsked, Ticket,
+};
 use crate::hub::name::RoomName;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
@@ -35,7 +38,8 @@ impl State {
             }
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
-            Message::TakenOver { address } => self.taken_over(address.conn),
+            Message::TakenOver { address, successor } => self.taken_over(address.conn, successor),
+            Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
     }
@@ -91,7 +95,7 @@ impl State {
             }
             return;
         }
-        let Joined { room, selection, ticket, outcome, replay, .. } = joined;
+        let Joined { room, selection, ticket, outcome, replay, resume_token, .. } = joined;
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -99,6 +103,10 @@ impl State {
             return;
         };
         membership_answered(client, &room, true);
+        let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
+        if let Some(token) = resume_token.filter(|_| is_own) {
+            client.resume_token = token;
+        }
         let outcome = match outcome {
             Ok(state) => self.enter(conn, &room, selection, !replay.is_empty()).map(|id| {
                 let held_for = match ticket {
@@ -149,7 +157,6 @@ impl State {
             behind = self.deliver_rest(id, conn);
             if let Some(client) = self.client_mut(conn) {
                 client.rooms.retain(|one| *one != id);
-                behind = client.forget_lag(id).or(behind);
             }
             self.core.remove_member(id, conn);
             self.leave_home(room.clone(), conn);
@@ -161,14 +168,23 @@ impl State {
                     client.rooms.push(id);
                 }
                 self.figures.subscriptions.add(1);
-                // A replay begins where the client says it is.
-                if let Some(after_seq) = behind.filter(|_| !replays) {
+                if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
+                    // What a slow reader had to read from the log before it still has, now by its new selection; a replay
+                    // begins where the client says it is.
+                    match self.client_mut(conn).filter(|_| replays) {
+                        Some(client) => drop(client.forget_lag(id)),
+                        None => self.core.park(id, conn),
+                    }
+                } else if let Some(after_seq) = behind.filter(|_| !replays) {
                     self.fell_behind(conn, id, after_seq);
                 }
                 Ok(id)
             }
             None => {
                 self.leave_home(room.clone(), conn);
+                if let (Some(id), Some(client)) = (before, self.client_mut(conn)) {
+                    client.forget_lag(id);
+                }
                 Err(Refused::new(ErrorCode::RoomLimit, "this room has too many different filters"))
             }
         }
@@ -192,7 +208,10 @@ impl State {
     }
 
     /// A newer connection holds the session. This one may be open, or about to be.
-    fn taken_over(&mut self, conn: ConnKey) {
+    fn taken_over(&mut self, conn: ConnKey, successor: Option<(Address, Box<ResumeAsked>)>) {
+        if let Some((successor, asked)) = successor {
+            self.hand_down(conn, successor, *asked);
+        }
         if let Some(connection) = self.connections.get_mut(conn)
             && let Phase::Admission(admission) = &mut connection.phase
         {
@@ -205,7 +224,7 @@ impl State {
     fn undo_join(&mut self, conn: ConnKey, room: RoomName) {
         let address = self.address(conn);
         if room.as_str().starts_with("session:") {
-            self.core.send_home(&room.clone(), Message::ReleaseSession { room: room.clone(), address });
+            self.core.send_home(&room.clone(), Message::ReleaseSession { room: room.clone(), address, kept: None });
         }
         self.leave_home(room, conn);
     }
@@ -215,8 +234,7 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return };
         membership_answered(client, &room, false);
         if let Some(id) = id {
-            client.rooms.retain(|one| *one != id);
-            client.forget_lag(id);
+            client.forget_room(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
                 self.leave_home(room.clone(), conn);

@@ -11,6 +11,7 @@ mod members;
 pub mod mesh;
 pub mod request;
 mod requests;
+mod resume;
 mod run;
 mod state;
 mod time;

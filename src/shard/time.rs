@@ -21,11 +21,11 @@ impl State {
     /// Looks at every connection that is due.
     pub fn tick(&mut self) {
         let now_ms = self.now_ms();
+        self.core.expire(self.now);
         if now_ms >= self.swept_ms + 1000 {
             self.swept_ms = now_ms;
             self.core.sweep(self.now);
         }
-        self.core.expire(self.now);
         while let Some((tick, due)) = self.timers.pop(now_ms) {
             for conn in due {
                 self.due(conn, tick);
@@ -46,7 +46,9 @@ impl State {
             return;
         }
         match &mut connection.phase {
-            Phase::Head(_) => self.refuse(conn, &Refusal::handshake_timeout()),
+            Phase::Head(_) => {
+                self.refuse(conn, &Refusal::handshake_timeout());
+            }
             Phase::Admission(_) => {
                 // Another shard owes the answers; the client gets its own deadline from when they are there.
                 let due_ms = now_ms + 1000;

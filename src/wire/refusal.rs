@@ -4,6 +4,8 @@
 
 use std::borrow::Cow;
 
+use super::json::write_string;
+
 /// Why a request gets no WebSocket: its answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status} {code}: {message}")]
@@ -97,9 +99,10 @@ impl Refusal {
     pub fn response(&self, out: &mut Vec<u8>) {
         let mut body = Vec::with_capacity(48 + self.code.len() + self.message.len());
         body.extend_from_slice(b"{\"error\":{\"code\":");
-        json_string(self.code, &mut body);
+        write_string(&mut body, self.code);
         body.extend_from_slice(b",\"message\":");
-        json_string(&self.message, &mut body);
+        // It may quote the client.
+        write_string(&mut body, &self.message);
         body.extend_from_slice(b"}}");
 
         let mut digits = itoa::Buffer::new();
@@ -146,23 +149,6 @@ fn status_line(status: u16) -> &'static str {
         503 => "503 Service Unavailable",
         _ => "500 Internal Server Error",
     }
-}
-
-/// Appends a JSON string. Messages may quote the client.
-fn json_string(text: &str, out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..=0x1f => {
-                let digit = |nibble: u8| HEX.get(usize::from(nibble)).copied().unwrap_or(b'0');
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
-            }
-            _ => out.push(byte),
-        }
-    }
-    out.push(b'"');
 }
 
 #[cfg(test)]

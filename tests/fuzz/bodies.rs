@@ -7,10 +7,15 @@
 
 use std::net::IpAddr;
 
+use ringhub::hub::{name::split, schema, selection::Selection};
 use ringhub::wire::{
+    codes::ErrorCode,
+    envelope::{Event, Stamp, rfc3339, write_event},
     forwarded::client_address,
     http::{Head, parse_head},
+    json::Scratch,
     mask::unmask,
+    native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
     proxy::{self, Proxy},
     refusal::Refusal,
     upgrade::{bearer_token, switching_protocols},
@@ -19,6 +24,7 @@ use ringhub::wire::{
 
 const HEAD_BYTES_MAX: usize = 4096;
 const MESSAGE_BYTES_MAX: usize = 2048;
+const DEPTH_MAX: usize = 64;
 
 /// A request's head: arriving in pieces it is judged as it is whole, everything it offers can be asked for, and a
 /// refusal is an HTTP answer with a correct length.
@@ -195,4 +201,93 @@ fn encode_masked(message: &Owned, mask: [u8; 4], out: &mut Vec<u8>) {
     out.extend_from_slice(&mask);
     unmask(&mut frame[header_bytes..], mask, 0);
     out.extend_from_slice(&frame[header_bytes..]);
+}
+
+/// A client's message: it is a command or a refusal whatever its text, the same however much was parsed before it, and
+/// what was taken from it is what another parser finds there. A published event is spliced into a frame that is JSON.
+pub fn commands(data: &[u8]) {
+    // The WebSocket codec hands on nothing else.
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    let first = parse(&mut scratch, &mut data.to_vec(), |parsed| {
+        check_command(&parsed, text);
+        format!("{parsed:?}")
+    });
+    let again = parse(&mut scratch, &mut data.to_vec(), |parsed| format!("{parsed:?}"));
+    assert_eq!(first, again);
+}
+
+fn check_command(parsed: &Parsed<'_>, text: &str) {
+    if let Some(Reference::Text(reference)) = &parsed.reference {
+        assert!(reference.len() <= REFERENCE_BYTES_MAX);
+    }
+    let command = match &parsed.command {
+        Ok(command) => command,
+        Err(refused) => {
+            // What is quoted of a message is clipped, so that a large one makes no large answer.
+            assert!(!refused.message.is_empty() && refused.message.len() < 1024);
+            assert!(refused.code != ErrorCode::BadJson || parsed.reference.is_none());
+            return;
+        }
+    };
+    // Another parser has the same text for JSON. It refuses numbers that no double holds, which are of no interest here.
+    let Ok(whole) = serde_json::from_str::<serde_json::Value>(text) else {
+        assert!(serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(), "a command is JSON");
+        return;
+    };
+    let whole = &whole["data"];
+    let same = |raw: &[u8], value: &serde_json::Value| {
+        let raw = serde_json::from_slice::<serde_json::Value>(raw).expect("what is spliced is JSON");
+        assert!(raw == *value, "{raw} was taken for {value}");
+    };
+    match command {
+        Command::Publish { room, kind, data, key, .. } => {
+            assert_eq!((Some(*room), Some(*kind)), (whole["room"].as_str(), whole["type"].as_str()));
+            assert_eq!(*key, whole["key"].as_str());
+            same(data, whole.get("data").unwrap_or(&serde_json::json!({})));
+            check_event(room, kind, data);
+        }
+        Command::Send { data, .. } => same(data, whole.get("data").unwrap_or(&serde_json::json!({}))),
+        Command::Message { data } => same(data, whole),
+        Command::Metadata { set: Some(set) } => same(set, &whole["set"]),
+        Command::Subscribe { wanted, .. } => match Selection::compile(wanted, 32) {
+            Ok(None) => assert!(wanted.types.is_empty() && wanted.filters.is_none()),
+            Ok(Some(selection)) => check_selection(&selection, text),
+            Err(refused) => assert_eq!(refused.code, ErrorCode::BadFilter),
+        },
+        _ => {}
+    }
+}
+
+/// An event that was accepted stands in a frame whose payload is JSON and says what was published.
+fn check_event(room: &str, kind: &str, data: &[u8]) {
+    assert!(is_event_type(kind));
+    for strict in [false, true] {
+        if let Err(refused) = schema::check(kind, data, strict, DEPTH_MAX) {
+            assert!([ErrorCode::BadCommand, ErrorCode::UnknownType].contains(&refused.code), "{refused:?}");
+        }
+    }
+    if split(room, 200).is_err() {
+        return;
+    }
+    let mut frame = Vec::new();
+    let stamp = Stamp { id: [b'0'; 36], timestamp: rfc3339(0) };
+    let spliced = write_event(&mut frame, &stamp, &Event { room, kind, seq: 7, data });
+    assert_eq!((frame.len(), frame.get(spliced.data_at..frame.len() - 1)), (spliced.frame_bytes, Some(data)));
+    let payload_at = match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    let event: serde_json::Value = serde_json::from_slice(&frame[payload_at..]).expect("an event is JSON");
+    assert_eq!((event["room"].as_str(), event["type"].as_str()), (Some(room), Some(kind)));
+}
+
+/// A filter has an answer for any data; the message it came in will do.
+fn check_selection(selection: &Selection, text: &str) {
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    let mut text = text.as_bytes().to_vec();
+    let document = scratch.parse(&mut text).expect("it was parsed before");
+    let wants = selection.wants_data(document.root());
+    assert!(wants || selection.reads_data(), "only a filter refuses");
 }

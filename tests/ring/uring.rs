@@ -82,7 +82,7 @@ struct Server {
 impl Server {
     fn new(options: UringOptions) -> Server {
         let mut driver = Uring::new(options).unwrap();
-        let listener = listeners::bind("127.0.0.1:0".parse().unwrap(), 4096).unwrap();
+        let listener = listeners::bind_free("127.0.0.1:0".parse().unwrap(), 4096).unwrap();
         let address = listeners::local_address(&listener).unwrap().unwrap();
         driver.listen(7, listener);
         Server { driver, address, seen: Vec::new() }

@@ -139,6 +139,9 @@ impl Node {
     /// Nothing is left of anybody.
     pub fn assert_empty(&mut self) {
         self.pass(Duration::from_secs(3));
+        // What rooms remember of their events goes with time.
+        self.world.advance(Duration::from_secs(Config::default().history.age_s + 1));
+        self.pass(Duration::from_secs(3));
         let figures = self.figures();
         assert_eq!(self.world.sockets_open(), 0, "sockets");
         assert_eq!((figures.connections, figures.handshakes), (0, 0), "connections, handshakes");

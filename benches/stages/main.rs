@@ -1,0 +1,20 @@
+//! The life of a message behind the codecs, a group per stage, without any socket: `command`, `selection`, `envelope`,
+//! `fan_out`, `mesh`. Each module says which question its figures answer; `wire` has the stages before these.
+//!
+//! `cargo bench --bench stages`, or `cargo bench --bench stages -- fan_out` for one of them.
+
+mod command;
+mod envelope;
+mod fan_out;
+mod mesh;
+mod selection;
+
+use criterion::{criterion_group, criterion_main};
+
+/// An event of the size that the end-to-end figures use: 128 bytes of data.
+const DATA: &[u8] = br#"{"status":"failed","confidence_level":0.85,"name":"db-1","nested":{"attempt":3,"of":5},"note":"a deploy took longer than 120 s"}"#;
+const KIND: &str = "workflow.progress";
+const ROOM: &str = "project:bench";
+
+criterion_group!(benches, command::bench, selection::bench, envelope::bench, fan_out::bench, mesh::bench);
+criterion_main!(benches);

@@ -1,0 +1,201 @@
+//! Sessions on the side of their connections: what is kept when one goes, and how another one takes it up.
+
+use std::sync::Arc;
+
+use super::answers::write_room_error;
+use super::commands::write_results;
+use super::connection::{Client, GatherKind, Phase};
+use super::state::State;
+use crate::hub::batch::Address;
+use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
+use crate::ring::ConnKey;
+use crate::wire::codes::ErrorCode;
+use crate::wire::json::write_string;
+use crate::wire::native::{Reference, Refused, Since};
+
+impl State {
+    /// What a session can be resumed with; none where there is nothing, or nobody who may.
+    pub fn keep(&mut self, conn: ConnKey) -> Option<Box<Kept>> {
+        let Phase::Open(client) = &self.connections.get(conn)?.phase else { return None };
+        if client.is_succeeded || self.settings.config.session.resume_window_s == 0 || self.stopping {
+            return None;
+        }
+        Some(Box::new(self.kept(client, conn)))
+    }
+
+    fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
+        let name = |id| self.core.rooms().get(id).map(|room| room.name.clone());
+        let rooms = client.rooms.iter().filter_map(|id| Some((name(*id)?, self.core.selection_of(*id, conn))));
+        let acks = client.acks.iter().flat_map(|acks| acks.0.iter()).filter_map(|(id, seq)| Some((name(*id)?, *seq)));
+        let metadata = match client.session.metadata() {
+            serde_json::Value::Object(metadata) => metadata,
+            _ => serde_json::Map::new(),
+        };
+        Kept { rooms: rooms.collect(), acks: acks.collect(), metadata, left_ms: self.now.unix_ms }
+    }
+
+    /// All events of a room up to one are handled.
+    pub fn ack(&mut self, conn: ConnKey, room: &str, seq: u64) -> Result<(), Refused> {
+        let id = self.core.rooms().find(&self.core.hasher().room(room));
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        let Some(id) = id.filter(|id| client.rooms.contains(id)) else {
+            return Err(Refused::new(ErrorCode::NotFound, "this connection is not in that room"));
+        };
+        let acks = &mut client.acks.get_or_insert_default().0;
+        match acks.iter_mut().find(|(one, _)| *one == id) {
+            // Cumulative: an older one that comes late takes nothing back.
+            Some((_, last)) => *last = seq.max(*last),
+            None => acks.push((id, seq)),
+        }
+        Ok(())
+    }
+
+    /// A client wants to take up a session.
+    pub fn resume(
+        &mut self,
+        conn: ConnKey,
+        reference: Option<Reference>,
+        session_id: &str,
+        token: &str,
+        cursors: Vec<(Box<str>, Since)>,
+    ) -> Result<(), Refused> {
+        let token = parse_token(token).ok_or(Refused::new(ErrorCode::Forbidden, "this is no resume token"))?;
+        let address = self.address(conn);
+        let room = self.core.hasher().room(&format!("session:{session_id}"));
+        let Some(client) = self.client_mut(conn) else { return Ok(()) };
+        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors };
+        let identity = client.session.identity.clone();
+        let resume = Resume { room: room.clone(), address, identity, token, asked };
+        self.core.send_home(&room, Message::Resume(Box::new(resume)));
+        Ok(())
+    }
+
+    /// This connection's session is taken up by another one, which gets what it had.
+    pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
+        let kept = self.keep(conn).map(|kept| *kept).unwrap_or_default();
+        if let Some(client) = self.client_mut(conn) {
+            client.is_succeeded = true;
+        }
+        let resumed = Resumed { address: successor, asked, outcome: Ok(kept) };
+        self.core.send(successor.shard, Message::Resumed(Box::new(resumed)));
+    }
+
+    /// The session is this connection's, or it was refused.
+    pub fn resumed(&mut self, resumed: Resumed) {
+        let Resumed { address, asked, outcome } = resumed;
+        let conn = address.conn;
+        let ResumeAsked { reference, session_id, cursors } = asked;
+        let kept = match outcome {
+            Ok(kept) => kept,
+            Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
+        };
+        if self.client_mut(conn).is_none() {
+            // Gone while the session was being given to it: what it had is kept for the next one.
+            let room = self.core.hasher().room(&format!("session:{session_id}"));
+            let kept = Some(Box::new(kept));
+            self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
+            return;
+        }
+        self.change_session(conn, &session_id);
+        let settings = self.settings.clone();
+        let Kept { rooms, acks, metadata, left_ms } = kept;
+        if let Some(client) = self.client_mut(conn)
+            // It fitted the same bound before.
+            && let Err(refused) = client.session.merge_metadata(metadata, &settings.config)
+        {
+            self.refuse_command(conn, None, &refused);
+        }
+        // Every room it was in, and every other one that it has a cursor of.
+        let mut wanted: Vec<_> =
+            rooms.into_iter().map(|(room, selection)| (room.as_str().to_owned(), selection)).collect();
+        for (room, _) in &cursors {
+            if !wanted.iter().any(|(name, _)| **name == **room) {
+                wanted.push((room.to_string(), None));
+            }
+        }
+        let own = format!("session:{session_id}");
+        if !wanted.iter().any(|(name, _)| *name == own) {
+            wanted.push((own, None));
+        }
+        let part = match self.gather(conn, reference.clone(), wanted.len(), GatherKind::Resume(Vec::new())) {
+            Ok(part) => part,
+            Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
+        };
+        for (room, selection) in wanted {
+            let cursor = cursors.iter().find(|(name, _)| **name == *room).map(|(_, since)| since.clone());
+            let ack = || {
+                let (_, seq) = acks.iter().find(|(name, _)| name.as_str() == room)?;
+                Some(Since::Seq { seq: *seq, epoch: None })
+            };
+            let since = cursor.or_else(ack).unwrap_or(Since::Time(left_ms));
+            if let Err(refused) = self.join(conn, &room, selection, Some(since), Ticket::Part(part)) {
+                self.figures.errors.add(refused.code.as_str());
+                self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
+            }
+        }
+    }
+
+    /// All rooms have answered.
+    pub fn resume_complete(&mut self, conn: ConnKey, part: u32, reference: Option<&Reference>, results: &[u8]) {
+        let Some(client) = self.client_mut(conn) else { return };
+        let (session_id, token) = (client.session.session_id.clone(), token_text(&client.resume_token));
+        self.answer(conn, "resumed", reference, |payload| {
+            payload.extend_from_slice(b"{\"session_id\":");
+            write_string(payload, &session_id);
+            payload.extend_from_slice(b",\"resume\":{\"token\":\"");
+            payload.extend_from_slice(token.as_bytes());
+            payload.extend_from_slice(b"\"},");
+            let from = payload.len();
+            write_results(payload, results);
+            // One object: the brace that opens the results goes.
+            payload.remove(from);
+        });
+        self.release_lags(conn, part);
+    }
+
+    /// Gives a connection another session than the one it came with, which ends.
+    fn change_session(&mut self, conn: ConnKey, session_id: &str) {
+        let address = self.address(conn);
+        let hasher = self.core.hasher();
+        let Some(client) = self.client_mut(conn) else { return };
+        if *client.session.session_id == *session_id {
+            return;
+        }
+        let before = hasher.room(&format!("session:{}", client.session.session_id));
+        client.session.session_id = Arc::from(session_id);
+        if let Some(id) = self.core.rooms().find(&before)
+            && let Some(client) = self.client_mut(conn)
+        {
+            client.forget_room(id);
+            if self.core.remove_member(id, conn) {
+                self.figures.subscriptions.sub(1);
+                self.leave_home(before.clone(), conn);
+            }
+        }
+        self.core.send_home(&before.clone(), Message::ReleaseSession { room: before, address, kept: None });
+    }
+}
+
+/// 32 hexadecimal digits.
+pub(super) fn token_text(token: &ResumeToken) -> String {
+    format!("{:032x}", u128::from_be_bytes(*token))
+}
+
+fn parse_token(text: &str) -> Option<ResumeToken> {
+    let is_token = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_token.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_as_they_are_written() {
+        let token = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 255];
+        assert_eq!(parse_token(&token_text(&token)), Some(token));
+        for text in ["", "00", "+0000000000000000000000000000000", &"g".repeat(32), &"é".repeat(16)] {
+            assert_eq!(parse_token(text), None, "{text}");
+        }
+    }
+}
