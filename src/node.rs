@@ -39,6 +39,40 @@ use crate::shard::request::Request;
 use watch::Watch;
 
 /// A handle to a running hub. Clones are handles to the same one; the hub runs until it is drained or shut down.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use ringhub::config::Config;
+/// use ringhub::node::{Hub, Target};
+///
+/// let mut config = Config::default();
+/// config.listen.public = vec!["127.0.0.1:0".parse()?];
+/// config.shards.count = 1;
+/// config.auth.enabled = false;
+/// let hub = Hub::start(config)?;
+///
+/// let url = format!("ws://{}/ws?client_id=c1&session_id=s1", hub.addresses()[0]);
+/// let (mut client, _) = tungstenite::connect(url)?;
+/// client.read()?; // The greeting.
+/// assert!(hub.is_connected(&Target::Client("c1".into())).wait()?);
+///
+/// client.send(tungstenite::Message::text(r#"{"type":"message","data":{"n":1}}"#))?;
+/// let message = hub.receive("s1", Duration::from_secs(5))?;
+/// assert_eq!(message.as_deref(), Some(&br#"{"n":1}"#[..]));
+///
+/// let event = hub.broadcast("system_alert", &serde_json::json!({"message": "hello"})).wait()?;
+/// assert_eq!(event.delivered, 1);
+/// let sent = hub.send(&Target::Session("s1".into()), "note", &serde_json::json!({})).wait()?;
+/// assert_eq!(sent.delivered, 1);
+///
+/// let set = serde_json::from_str(r#"{"tab":"quotes"}"#)?;
+/// assert_eq!(hub.metadata("c1", Some(set)).wait()?["tab"], "quotes");
+/// assert_eq!(hub.stats().shards.len(), 1);
+/// assert_eq!(hub.disconnect(&Target::Client("c1".into()), 4000, "bye").wait()?, 1);
+/// hub.shutdown()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Hub {
     inner: Arc<Inner>,

@@ -11,7 +11,6 @@ use criterion::{Criterion, Throughput};
 use ringhub::config::Config;
 use ringhub::hub::batch::Address;
 use ringhub::hub::core::{Core, CoreLimits};
-use ringhub::hub::directory::PeerLimits;
 use ringhub::hub::message::{Join, JoinClaim, Message, Ticket};
 use ringhub::hub::name::{NameHasher, ShardId};
 use ringhub::hub::outbox::Outbox;
@@ -38,16 +37,7 @@ impl Shard {
     /// Every member asks for the selection that `selection` gives it.
     fn new(selection: impl Fn(u32) -> Option<Arc<Selection>>) -> Shard {
         let config = Config::default();
-        let limits = CoreLimits {
-            rooms_max: config.limits.rooms_per_shard_max,
-            selections_max: config.limits.filters_per_room_max,
-            backlog_max: config.mesh.backlog_max as usize,
-            inbox_max: config.session.queue_max as usize,
-            depth_max: config.limits.depth_max,
-            log_bytes_max: config.history.shard_bytes_max,
-            connections_per_user_max: 0,
-            peer: PeerLimits { connections_max: 0, connects_per_s: 0 },
-        };
+        let limits = CoreLimits::new(&config);
         let hasher = NameHasher::new(1);
         let room = hasher.room(ROOM);
         let mut core = Core::new(ShardId(0), 1, hasher, [1, 2], limits, Rules::new(&config));

@@ -52,16 +52,17 @@ pub struct PublishRequest {
     /// The event's type.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The event's data: valid JSON, kept as the bytes that came. `null` when it was left out.
-    #[serde(default = "null")]
+    /// The event's data: valid JSON, kept as the bytes that came. `{}` when it was left out, as over a WebSocket.
+    #[serde(default = "empty")]
     pub data: Box<RawValue>,
     /// Idempotency key: the same key in the same room within five minutes is published once.
     #[serde(default)]
     pub key: Option<String>,
 }
 
-fn null() -> Box<RawValue> {
-    RawValue::NULL.to_owned()
+fn empty() -> Box<RawValue> {
+    // It is JSON.
+    RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 /// The answer to a publish.
@@ -107,6 +108,6 @@ mod tests {
         assert_eq!(event.data.get(), r#"{"x": 1.50 }"#);
         assert_eq!(event.key.as_deref(), Some("k"));
         let event: PublishRequest = serde_json::from_str(r#"{"room":"global","type":"a"}"#).unwrap();
-        assert_eq!(event.data.get(), "null");
+        assert_eq!(event.data.get(), "{}");
     }
 }

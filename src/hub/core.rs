@@ -24,7 +24,7 @@ use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
 use super::selection::Selection;
 use super::session_home::SessionHome;
-use crate::config::Policy;
+use crate::config::{Config, Policy};
 use crate::ring::{ConnKey, Now};
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::Event;
@@ -52,6 +52,27 @@ pub struct CoreLimits {
     pub connections_per_user_max: u32,
     /// Per network address.
     pub peer: PeerLimits,
+}
+
+impl CoreLimits {
+    /// The limits of a configuration.
+    pub fn new(config: &Config) -> CoreLimits {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        CoreLimits {
+            rooms_max: config.limits.rooms_per_shard_max,
+            selections_max: config.limits.filters_per_room_max,
+            backlog_max: config.mesh.backlog_max as usize,
+            inbox_max: config.session.queue_max as usize,
+            session_away_ms: config.session.resume_window_s * 1000,
+            depth_max: config.limits.depth_max,
+            log_bytes_max: config.history.shard_bytes_max,
+            connections_per_user_max: count(config.limits.connections_per_user_max),
+            peer: PeerLimits {
+                connections_max: count(config.limits.connections_per_address_max),
+                connects_per_s: config.limits.connects_per_s,
+            },
+        }
+    }
 }
 
 /// Counters of the core; only ever grow.

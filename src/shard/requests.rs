@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
 use super::request::Request;
-use super::state::{Action, State, core_limits};
+use super::state::{Action, State};
 use super::time::Drain;
+use crate::hub::core::CoreLimits;
 use crate::hub::message::Message;
 use crate::hub::rules::Rules;
 use crate::wire::codes::close;
@@ -45,7 +46,7 @@ impl State {
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
-                self.core.set_limits(core_limits(&settings), Rules::new(&settings.config));
+                self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
                 self.settings = settings;
             }
             Request::Drain { over_ms, spread_ms } => self.begin_drain(over_ms, spread_ms),

@@ -14,7 +14,6 @@ use crate::control::figures::Figures;
 use crate::control::{ConnectionOrigin, Inbox};
 use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
-use crate::hub::directory::PeerLimits;
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::rooms::RoomId;
@@ -119,7 +118,7 @@ impl State {
     pub fn new(start: Start) -> State {
         let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
         let rules = Rules::new(&settings.config);
-        let core = Core::new(me, mesh.shards(), hasher, seed, core_limits(&settings), rules);
+        let core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         State {
             me,
             mesh,
@@ -476,22 +475,3 @@ const HANDSHAKES_MAX: usize = 1024;
 const HAND_OVER_BYTES_MAX: usize = 16 << 20;
 /// What a client may send ahead of our answer.
 const EARLY_BYTES_MAX: usize = 256 * 1024;
-
-pub(super) fn core_limits(settings: &Settings) -> CoreLimits {
-    let config = &settings.config;
-    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    CoreLimits {
-        rooms_max: config.limits.rooms_per_shard_max,
-        selections_max: config.limits.filters_per_room_max,
-        backlog_max: config.mesh.backlog_max as usize,
-        inbox_max: config.session.queue_max as usize,
-        session_away_ms: config.session.resume_window_s * 1000,
-        depth_max: config.limits.depth_max,
-        log_bytes_max: config.history.shard_bytes_max,
-        connections_per_user_max: count(config.limits.connections_per_user_max),
-        peer: PeerLimits {
-            connections_max: count(config.limits.connections_per_address_max),
-            connects_per_s: config.limits.connects_per_s,
-        },
-    }
-}
