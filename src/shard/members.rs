@@ -152,9 +152,16 @@ impl State {
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
         if let Some(id) = before.filter(|_| was_member) {
+            if !replays && self.core.is_settled_with(id, conn, selection.as_ref()) {
+                // Nothing changes, but that the home has counted it once more.
+                self.leave_home(room.clone(), conn);
+                return Ok(id);
+            }
             // Subscribed anew: the new selection takes the place of the old one, and the home counts it once. What was
-            // published before is still chosen by the old one, as far as it is on its way here.
-            behind = self.deliver_rest(id, conn);
+            // published before is still chosen by the old one, as far as it is on its way here; a replay brings it itself.
+            if !replays {
+                behind = self.deliver_rest(id, conn);
+            }
             if let Some(client) = self.client_mut(conn) {
                 client.rooms.retain(|one| *one != id);
             }
@@ -175,7 +182,7 @@ impl State {
                         Some(client) => drop(client.forget_lag(id)),
                         None => self.core.park(id, conn),
                     }
-                } else if let Some(after_seq) = behind.filter(|_| !replays) {
+                } else if let Some(after_seq) = behind {
                     self.fell_behind(conn, id, after_seq);
                 }
                 Ok(id)
