@@ -1,4 +1,6 @@
 //! What shards tell each other. One queue per ordered pair of shards carries these in order, a batch per turn.
+//!
+//! Larger than most files, since it is a list: one enum and what its variants carry.
 
 use std::net::IpAddr;
 use std::sync::Arc;

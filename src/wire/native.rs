@@ -2,6 +2,8 @@
 //!
 //! Commands borrow from the message they came in. `data` of a publish is kept as the bytes that came, to be spliced into
 //! the event's frame.
+//!
+//! Larger than most files, since every command's fields are read here and nowhere else.
 
 use super::codes::ErrorCode;
 use super::json::{JsonError, Scratch, Value};
