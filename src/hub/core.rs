@@ -637,9 +637,9 @@ impl Core {
     /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
     pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes, &Batch)) {
         let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
-        for job in self.jobs.iter().filter(|job| job.room == id) {
-            let waiting = room.members.list(job.list).get(job.at..job.end).unwrap_or_default();
-            if !waiting.contains(&conn) {
+        let Some((list, _, place)) = room.members.find(conn) else { return };
+        for job in self.jobs.iter().filter(|job| job.room == id && job.list == list) {
+            if !(job.at..job.end).contains(&place) {
                 continue;
             }
             let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
@@ -647,6 +647,23 @@ impl Core {
                 deliver(&frames, &job.batch);
             }
             self.figures.deliveries += job.batch.events.len() as u64;
+        }
+    }
+
+    /// Whether a connection is a member with that very selection, and has been given all that came so far.
+    pub fn is_settled_with(&self, id: RoomId, conn: ConnKey, selection: Option<&Arc<Selection>>) -> bool {
+        let found = self.rooms.get(id).filter(|room| room.jobs == 0).and_then(|room| room.members.find(conn));
+        found.is_some_and(|(_, present, _)| present == selection)
+    }
+
+    /// Closes the holes of a list that has hardly anything else, under the fan-outs that go through it.
+    fn compact(&mut self, id: RoomId) {
+        let Some((list, moved)) = self.rooms.get_mut(id).and_then(|room| room.members.compact_sparse()) else { return };
+        for job in self.jobs.iter_mut().filter(|job| job.room == id && job.list == list) {
+            // Places a job has noted are within the list, whose end is the last entry.
+            let end = moved.last().copied().unwrap_or(0);
+            job.at = moved.get(job.at).copied().unwrap_or(end);
+            job.end = moved.get(job.end).copied().unwrap_or(end);
         }
     }
 
@@ -674,6 +691,9 @@ impl Core {
         if let Some(room) = self.rooms.get_mut(id) {
             let keep_places = room.jobs > 0;
             room.members.park(conn, keep_places);
+            if keep_places {
+                self.compact(id);
+            }
         }
     }
 
@@ -700,6 +720,9 @@ impl Core {
         let Some(room) = self.rooms.get_mut(id) else { return false };
         let keep_places = room.jobs > 0;
         let removed = room.members.remove(conn, keep_places);
+        if keep_places {
+            self.compact(id);
+        }
         self.rooms.forget_if_idle(id);
         removed
     }

@@ -13,6 +13,9 @@ use crate::ring::ConnKey;
 /// Stands where a member left while a fan-out was under way.
 pub const HOLE: ConnKey = ConnKey { slot: u32::MAX, generation: u32::MAX };
 
+/// So few holes are left alone.
+const HOLES_MIN: u32 = 32;
+
 /// Which of a room's lists: 0 for those who get everything, else a group's id.
 pub type ListId = u32;
 
@@ -71,6 +74,23 @@ impl List {
             self.conns.retain(|conn| *conn != HOLE);
             self.holes = 0;
         }
+    }
+
+    fn is_sparse(&self) -> bool {
+        self.holes > HOLES_MIN && self.holes as usize > self.conns.len() / 2
+    }
+
+    /// Closes holes and says where each place has gone, and the end.
+    fn compact(&mut self) -> Vec<usize> {
+        let mut moved = Vec::with_capacity(self.conns.len() + 1);
+        let mut kept = 0;
+        for conn in &self.conns {
+            moved.push(kept);
+            kept += usize::from(*conn != HOLE);
+        }
+        moved.push(kept);
+        self.close_holes();
+        moved
     }
 
     fn len(&self) -> usize {
@@ -173,6 +193,28 @@ impl Members {
         groups.parked.iter().find(|(one, _)| *one == conn).map(|(_, selection)| selection.clone())
     }
 
+    /// Where a member stands: which list, what it selects, which place. None where it is no member, or parked.
+    pub fn find(&self, conn: ConnKey) -> Option<(ListId, Option<&Arc<Selection>>, usize)> {
+        if let Some(place) = self.everything.conns.iter().position(|one| *one == conn) {
+            return Some((0, None, place));
+        }
+        let groups = self.groups.as_ref()?;
+        groups.list.iter().find_map(|group| {
+            let place = group.members.conns.iter().position(|one| *one == conn)?;
+            Some((group.id, Some(&group.selection), place))
+        })
+    }
+
+    /// Closes the holes of a list in which they have become more than the members, as they may within a turn in which the
+    /// same members come and go again and again; says which list, and where its places have gone.
+    pub fn compact_sparse(&mut self) -> Option<(ListId, Vec<usize>)> {
+        if self.everything.is_sparse() {
+            return Some((0, self.everything.compact()));
+        }
+        let group = self.groups.as_mut()?.list.iter_mut().find(|group| group.members.is_sparse())?;
+        Some((group.id, group.members.compact()))
+    }
+
     /// Tidies up after the last fan-out.
     pub fn close_holes(&mut self) {
         self.everything.close_holes();
@@ -246,6 +288,23 @@ mod tests {
         assert!(!members.remove(conn(4), false));
         assert!(members.add(conn(5), selection("c"), 2), "an empty group makes room");
         assert_eq!(members.iter().count(), 4);
+    }
+
+    #[test]
+    fn a_list_of_holes_is_closed_and_tells_where_its_places_went() {
+        let mut members = Members::default();
+        for slot in 0..100 {
+            assert!(members.add(conn(slot), None, 0));
+        }
+        for slot in 0..50 {
+            assert!(members.remove(conn(slot), true));
+        }
+        assert_eq!(members.compact_sparse(), None, "as many as members are borne");
+        assert!(members.remove(conn(98), true));
+        let (list, moved) = members.compact_sparse().expect("sparse");
+        assert_eq!((list, moved[0], moved[50], moved[60], moved[98], moved[99], moved[100]), (0, 0, 0, 10, 48, 48, 49));
+        assert_eq!(members.find(conn(60)).map(|(_, _, place)| place), Some(10));
+        assert_eq!(members.list(0).len(), 49);
     }
 
     #[test]

@@ -294,11 +294,24 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
         }
     }));
     let start = Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy };
+    let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
     for (place, listener) in listeners.into_iter().enumerate() {
         shard.listen(place as u16, listener);
     }
     shard.run()
+}
+
+/// Nobody may wait for the answer of a shard that has ended, whether it came to its end or panicked.
+struct Ended {
+    mesh: Arc<Mesh>,
+    shard: ShardId,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.mesh.close(self.shard);
+    }
 }
 
 fn pin(shard: u16, cpu: usize) {

@@ -120,9 +120,12 @@ impl Gate<'_> {
             .verify(token, now.unix_ms / 1000)
             .map_err(|error| Refusal::unauthorized(error.to_string()))?;
         // The user's room is named by it, and rooms' names stand in JSON as they are.
-        if identity.user_id.contains(['"', '\\']) || identity.user_id.len() + 5 > self.config.limits.room_name_bytes_max
-        {
-            return Err(Refusal::unauthorized("the token's sub can't name a room: quotes, backslashes or too long"));
+        let user_id = &identity.user_id;
+        let is_odd = user_id.is_empty() || user_id.chars().any(|c| c.is_control() || c == '"' || c == '\\');
+        if is_odd || user_id.len() + "user:".len() > self.config.limits.room_name_bytes_max {
+            let message =
+                "the token's sub can't name a room: it is empty, too long, or has control characters or quotes";
+            return Err(Refusal::unauthorized(message));
         }
         Ok(identity)
     }
@@ -205,8 +208,10 @@ mod tests {
         assert_eq!(status(&config, &request(&format!("/ws?token={expired}"), "")), 401);
         let weak = token(&config, "alice", &["websocket:subscribe"], 1_000_000_100);
         assert_eq!(status(&config, &request(&format!("/ws?token={weak}"), "")), 403);
-        let odd = token(&config, "al\"ice", &["websocket:connect"], 1_000_000_100);
-        assert_eq!(status(&config, &request(&format!("/ws?token={odd}"), "")), 401);
+        for odd in ["al\"ice", "al\nice", "\u{7f}", "al\\ice"] {
+            let odd = token(&config, odd, &["websocket:connect"], 1_000_000_100);
+            assert_eq!(status(&config, &request(&format!("/ws?token={odd}"), "")), 401);
+        }
         config.auth.enabled = false;
         assert_eq!(status(&config, &request("/nothing", "")), 404);
         assert_eq!(status(&config, &request("/echo", "")), 404);

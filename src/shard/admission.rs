@@ -62,18 +62,21 @@ impl State {
         };
         let proxies = &settings.config.listen.trusted_proxies;
         let peer = head.origin.peer.map(|peer| peer.ip());
-        if head.origin.client.is_none() && proxies.trusts(peer) {
+        // Of this request only: a proxy may send those of other clients over the same connection.
+        let mut client = head.origin.client;
+        if client.is_none() && proxies.trusts(peer) {
             // A peer on a unix socket has no address: one that no client can have stands for it.
             let start = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             let trusts = |address: IpAddr| address.is_unspecified() || proxies.trusts(Some(address));
-            let client = forwarded::client_address(&parsed, start, trusts);
-            head.origin.client = (!client.is_unspecified()).then_some(client);
+            let told = forwarded::client_address(&parsed, start, trusts);
+            client = (!told.is_unspecified()).then_some(told);
         }
         let head_bytes = parsed.bytes;
         let decision = settings.gate().decide(&parsed, self.now);
         match decision {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
+                head.origin.client = client;
                 self.admit(conn, *admit, head, early);
             }
             Ok(Request::HandOver) => {

@@ -33,6 +33,9 @@ pub struct Connection {
     pub phase: Phase,
     /// When bytes came last, in milliseconds of the monotonic clock.
     pub heard_ms: u64,
+    /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
+    /// it missed is read from the log from there on.
+    pub is_behind: bool,
     /// When it is to be looked at.
     pub due_ms: u64,
     /// When the calendar has it looked at, which may be earlier.
@@ -253,12 +256,13 @@ impl Client {
         self.under_way.as_ref().is_some_and(|all| all.lags.iter().any(|lag| lag.room == room))
     }
 
-    /// Forgets that it lags in a room, because it is no member any more.
-    pub fn forget_lag(&mut self, room: RoomId) {
-        if let Some(under_way) = self.under_way.as_mut() {
-            under_way.lags.retain(|lag| lag.room != room);
-        }
+    /// Forgets that it lags in a room, because it is no member any more; says which of its events was the last it got.
+    pub fn forget_lag(&mut self, room: RoomId) -> Option<u64> {
+        let lags = &mut self.under_way.as_mut()?.lags;
+        let place = lags.iter().position(|lag| lag.room == room)?;
+        let lag = lags.remove(place);
         self.tidy();
+        Some(lag.after_seq)
     }
 
     /// Lets go of the memory when nothing is under way any more.
@@ -351,6 +355,7 @@ mod tests {
             decoder: Decoder::new(),
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
+            is_behind: false,
             due_ms: 0,
             alarm: Alarm::default(),
             receiving: false,

@@ -149,6 +149,11 @@ impl State {
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
         let mut rest_after = None;
         if let Some(id) = before.filter(|_| was_member) {
+            if !begins_anew && self.core.is_settled_with(id, conn, selection.as_ref()) {
+                // Nothing changes, but that the home has counted it once more.
+                self.leave_home(room.clone(), conn);
+                return Ok(id);
+            }
             // Subscribed anew: the new selection takes the place of the old one, and the home counts it once. What was
             // published before is still chosen by the old one.
             rest_after = self.deliver_rest(id, conn);
@@ -172,7 +177,6 @@ impl State {
                     client.rooms.push(id);
                 }
                 self.figures.subscriptions.add(1);
-                // What a slow reader had to read from the log before it still has, now by its new selection.
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
                     self.core.park(id, conn);
                 } else if let Some(after_seq) = rest_after {

@@ -33,6 +33,21 @@ struct Port {
     /// By sender.
     batches: Vec<CachePadded<ArrayQueue<Vec<Message>>>>,
     requests: ArrayQueue<Request>,
+    /// Set when its shard has ended.
+    closed: AtomicBool,
+}
+
+impl Port {
+    fn drop_all(&self) {
+        while let Some(request) = self.requests.pop() {
+            drop(request);
+        }
+        for batches in &self.batches {
+            while let Some(batch) = batches.pop() {
+                drop(batch);
+            }
+        }
+    }
 }
 
 impl Mesh {
@@ -45,6 +60,7 @@ impl Mesh {
                 doorbell,
                 batches: (0..shards).map(|_| CachePadded::new(ArrayQueue::new(BATCHES_MAX))).collect(),
                 requests: ArrayQueue::new(REQUESTS_MAX),
+                closed: AtomicBool::new(false),
             })
             .collect();
         Mesh { ports, connections: CachePadded::new(AtomicUsize::new(0)), draining: AtomicBool::new(false) }
@@ -55,10 +71,15 @@ impl Mesh {
         self.ports.len() as u16
     }
 
-    /// Hands a turn's messages to a shard and rings once; gives them back where that shard is too far behind.
+    /// Hands a turn's messages to a shard and rings once; gives them back where that shard is too far behind. Those to a
+    /// shard that has ended are dropped, which answers whoever waits for an answer.
     pub fn push(&self, from: ShardId, to: ShardId, messages: Vec<Message>) -> Result<(), Vec<Message>> {
         let Some(port) = self.ports.get(usize::from(to.0)) else { return Err(messages) };
         let Some(queue) = port.batches.get(usize::from(from.0)) else { return Err(messages) };
+        if port.closed.load(Ordering::SeqCst) {
+            // Only at the node's end, or after a failure that brings it about.
+            return Ok(());
+        }
         queue.push(messages)?;
         port.doorbell.ring();
         Ok(())
@@ -69,12 +90,27 @@ impl Mesh {
         self.ports.get(usize::from(me.0))?.batches.get(usize::from(from.0))?.pop()
     }
 
-    /// Asks something of a shard; gives it back where too much waits already.
+    /// Asks something of a shard; gives it back where too much waits already, or where the shard has ended.
     pub fn request(&self, to: ShardId, request: Request) -> Result<(), Request> {
         let Some(port) = self.ports.get(usize::from(to.0)) else { return Err(request) };
+        if port.closed.load(Ordering::SeqCst) {
+            return Err(request);
+        }
         port.requests.push(request)?;
+        if port.closed.load(Ordering::SeqCst) {
+            // It ended between the two lines; whoever asked learns it from the responder that is dropped.
+            port.drop_all();
+        }
         port.doorbell.ring();
         Ok(())
+    }
+
+    /// The shard has ended: what waits for it is answered by being dropped, and nothing more is taken.
+    pub fn close(&self, shard: ShardId) {
+        if let Some(port) = self.ports.get(usize::from(shard.0)) {
+            port.closed.store(true, Ordering::SeqCst);
+            port.drop_all();
+        }
     }
 
     /// The next request to this shard.

@@ -170,7 +170,8 @@ impl<D: Driver> Shard<D> {
                 return;
             }
             let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
-            if lags || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+            if lags || connection.is_behind || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+                connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
             }
@@ -180,6 +181,9 @@ impl<D: Driver> Shard<D> {
         });
         let mut slow = std::mem::take(&mut self.state.slow);
         for (conn, room, after_seq) in slow.drain(..) {
+            if let Some(connection) = self.state.connections.get_mut(conn) {
+                connection.is_behind = false;
+            }
             self.state.fell_behind(conn, room, after_seq);
         }
         self.state.slow = slow;

@@ -195,6 +195,7 @@ impl State {
             decoder: Default::default(),
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
+            is_behind: false,
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
@@ -232,7 +233,7 @@ impl State {
             }
             Phase::HandOver(head) => {
                 head.bytes.extend_from_slice(bytes);
-                if head.bytes.len() > EARLY_BYTES_MAX {
+                if head.bytes.len() > HAND_OVER_BYTES_MAX {
                     self.abandon(conn);
                 }
             }
@@ -472,5 +473,8 @@ impl State {
 
 /// Sockets a shard holds beside its upgraded connections.
 const HANDSHAKES_MAX: usize = 1024;
+/// What a request's body may bring until its receive is cancelled, which takes a turn: as much as the ring's buffers hold,
+/// and what was received while those were looked at.
+const HAND_OVER_BYTES_MAX: usize = 16 << 20;
 /// What a client may send ahead of our answer.
 const EARLY_BYTES_MAX: usize = 256 * 1024;

@@ -87,6 +87,8 @@ struct Run {
     /// Events that someone got before the publisher's answer was read.
     unproved: Vec<(usize, String, String, u64, String, u64)>,
     next_number: u64,
+    /// Readers stop and go on; outboxes hold next to nothing.
+    slow: bool,
 }
 
 impl Run {
@@ -100,6 +102,10 @@ impl Run {
         let faults = if lossy { Faults { resets: 0.002, ..faults } } else { faults };
         let mut config = config();
         config.shards.turn_deliveries_max = rng.u32(1..6);
+        let slow = rng.u8(..3) == 0;
+        if slow {
+            config.limits.outbox_bytes_max = rng.usize(200..2000);
+        }
         let node = Node::new(seed, rng.u16(1..=4), faults, config);
         Run {
             rng,
@@ -110,6 +116,7 @@ impl Run {
             last: BTreeMap::new(),
             unproved: Vec::new(),
             next_number: 0,
+            slow,
         }
     }
 
@@ -120,12 +127,18 @@ impl Run {
                 0..=7 => self.act(),
                 _ => {}
             }
+            if self.slow && !self.actors.is_empty() {
+                let who = self.rng.usize(..self.actors.len());
+                let budget = *self.rng.choice(&[0, 100, 1000, usize::MAX]).expect("some");
+                self.actors[who].client.link.set_read_budget(budget);
+            }
             for _ in 0..self.rng.usize(0..4) {
                 let shard = self.rng.usize(..self.node.shards());
                 self.node.turn_of(shard);
             }
             self.look();
         }
+        self.actors.iter().for_each(|actor| actor.client.link.set_read_budget(usize::MAX));
         self.node.settle();
         self.look();
         self.check_complete();
@@ -202,6 +215,11 @@ impl Run {
 
     fn subscribe(&mut self, who: usize) -> Vec<u8> {
         let room = self.room();
+        let actor = &self.actors[who];
+        if self.slow && (actor.rooms.contains_key(&room) || !actor.waiting.is_empty()) {
+            // What a slow reader is still owed of its old selection is chosen by its new one.
+            return Vec::new();
+        }
         let (data, kinds) = match self.rng.u8(..3) {
             0 => (json!({"room": room, "types": ["even"]}), vec!["even".to_owned()]),
             _ => (json!({"room": room}), Vec::new()),
@@ -360,6 +378,7 @@ impl Run {
         }
         for who in 0..self.actors.len() {
             let actor = &self.actors[who];
+            assert_ne!(actor.client.close.as_ref().map(|(code, _)| *code), Some(4508), "client {who} may read on");
             let connected = actor.client.status == Some(101) && actor.client.close.is_none();
             if actor.left || !connected || actor.client.link.is_closed() {
                 continue;

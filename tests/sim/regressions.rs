@@ -456,3 +456,27 @@ fn a_busy_room_that_is_never_caught_up_with_leaves_room_for_the_others() {
     }
     assert_eq!(client.seqs(rooms[1]), [1]);
 }
+
+#[test]
+fn subscribing_anew_again_and_again_during_a_fan_out_costs_little() {
+    let mut config = config();
+    config.shards.turn_deliveries_max = 16;
+    let mut node = node(1, config);
+    let mut client = node.client(0, "");
+    subscribe(&mut node, &mut client, "project:a");
+    let mut packet = Vec::new();
+    for number in 0..3000 {
+        let (_, event) = client.command("publish", json!({"room": "project:a", "type": "x", "data": number}));
+        packet.extend(event);
+        let types = if number % 2 == 0 { json!(["x"]) } else { json!([]) };
+        packet.extend(client.command("subscribe", json!({"room": "project:a", "types": types})).1);
+    }
+    client.link.write(&packet);
+    let began = std::time::Instant::now();
+    node.settle();
+    // Places that were left are closed before they outnumber the members; otherwise each fan-out passes by all of them.
+    assert!(node.figures().deliveries < 20_000, "{} places were looked at", node.figures().deliveries);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    client.poll();
+    assert_eq!(client.seqs("project:a"), (1..=3000).collect::<Vec<u64>>());
+}
