@@ -48,7 +48,7 @@ options! {
         pin: bool = true, Rule::Any, "", Restart;
         /// Deliveries a shard makes for broadcasts before it turns to other work; smaller keeps round trips short
         /// beside large rooms, larger costs less CPU per delivery.
-        turn_deliveries_max: u32 = 256, range(16, 1_000_000), "deliveries", Live;
+        turn_deliveries_max: u32 = 64, range(16, 1_000_000), "deliveries", Live;
     }
 
     /// Each shard's io_uring.
