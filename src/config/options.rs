@@ -46,8 +46,8 @@ options! {
         count: usize = 0, range(0, super::SHARDS_MAX as u64), "shards", Restart;
         /// Pin each shard to a core of its own.
         pin: bool = true, Rule::Any, "", Restart;
-        /// Deliveries a shard makes for broadcasts before it turns to other work; smaller keeps round trips short
-        /// beside large rooms, larger costs less CPU per delivery.
+        /// Deliveries of a large broadcast (sixteen times as many, or more) that a shard makes before it turns to other
+        /// work; smaller keeps round trips short beside large rooms, larger costs less CPU per delivery.
         turn_deliveries_max: u32 = 64, range(16, 1_000_000), "deliveries", Live;
     }
 

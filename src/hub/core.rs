@@ -589,6 +589,17 @@ impl Core {
         }
     }
 
+    /// How many deliveries the events of this turn will make, on all shards.
+    pub fn deliveries_open(&self) -> usize {
+        let homes = self.unsealed.iter().filter_map(|id| self.rooms.get(*id)?.home.as_deref());
+        homes.map(|home| home.members_total() as usize).sum()
+    }
+
+    /// How many deliveries wait.
+    pub fn deliveries_waiting(&self) -> usize {
+        self.jobs.iter().map(|job| job.end - job.at).sum()
+    }
+
     /// Whether deliveries wait.
     pub fn has_deliveries(&self) -> bool {
         !self.jobs.is_empty()
