@@ -595,9 +595,10 @@ impl Core {
         homes.map(|home| home.members_total() as usize).sum()
     }
 
-    /// How many deliveries wait.
-    pub fn deliveries_waiting(&self) -> usize {
-        self.jobs.iter().map(|job| job.end - job.at).sum()
+    /// How many deliveries the fan-outs under way have in all, those already made included: the end of a large one is as
+    /// large as its beginning.
+    pub fn deliveries_under_way(&self) -> usize {
+        self.jobs.iter().map(|job| job.end).sum()
     }
 
     /// Whether deliveries wait.

@@ -183,7 +183,7 @@ impl<D: Driver> Shard<D> {
         // Slices cost a few percent, so that only a crowd is served in slices: what is done soon is done at once.
         let slice = settings.config.shards.turn_deliveries_max as usize;
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
-        let budget = if core.deliveries_waiting() <= at_once { at_once } else { slice };
+        let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
         core.fan_out(budget, |conn, bytes, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
