@@ -13,6 +13,7 @@
 
 mod api;
 mod backend;
+mod inspect;
 mod start;
 mod wait;
 mod watch;

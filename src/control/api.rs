@@ -19,6 +19,7 @@ use super::figures::{ShardFigures, Snapshot};
 use super::metrics::Metrics;
 use super::process::{self, Process};
 use super::publish::publish;
+use super::{broadcast, connections, messages, rooms};
 
 /// What handlers need.
 pub(crate) struct Api<B> {
@@ -49,6 +50,25 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/ws/health", get(health::<B>))
         .route("/metrics", get(metrics::<B>))
         .route("/api/v1/publish", post(publish::<B>))
+        .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
+        .route("/ws/broadcast/test", post(broadcast::test::<B>))
+        .route("/api/v1/websocket/stats", get(stats::<B>))
+        .route("/ws/connections", get(connections::list::<B>))
+        .route("/api/v1/connections", get(connections::list::<B>))
+        .route(
+            "/api/v1/connections/{client_id}",
+            get(connections::show::<B>).patch(connections::change::<B>).delete(connections::end::<B>),
+        )
+        .route("/api/v1/disconnect", post(connections::end_many::<B>))
+        .route("/api/v1/sessions/{session_id}", get(messages::session::<B>))
+        .route(
+            "/api/v1/sessions/{session_id}/messages",
+            get(messages::receive::<B>).post(messages::send_to_session::<B>),
+        )
+        .route("/api/v1/messages", post(messages::send_to_many::<B>))
+        .route("/api/v1/rooms", get(rooms::list::<B>))
+        .route("/api/v1/rooms/{room}", get(rooms::show::<B>))
+        .route("/api/v1/rooms/{room}/history", get(rooms::history::<B>).delete(rooms::clear::<B>))
         .route("/ws", get(upgrade_required))
         .route("/ws/monitor/{session_id}", get(upgrade_required))
         .route_layer(middleware::from_fn(note_route))
@@ -75,6 +95,15 @@ impl<B: Backend> Api<B> {
             .map(|(_, token)| token.trim())
             .ok_or_else(|| ApiError::unauthorized("the Authorization header holds no bearer token"))?;
         Ok(self.backend.verify(token)?)
+    }
+
+    /// Who asks, where that is somebody who may do everything.
+    pub(crate) fn admin(&self, headers: &HeaderMap) -> Result<Arc<B::Identity>, ApiError> {
+        let identity = self.identify(headers)?;
+        if !self.backend.is_admin(&identity) {
+            return Err(ApiError::forbidden("websocket:admin is needed for this call"));
+        }
+        Ok(identity)
     }
 
     /// Awaits what another thread answers.
@@ -157,6 +186,12 @@ async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let status = if api.backend.draining() { "draining" } else { "ok" };
     let figures = api.backend.figures();
     json(StatusCode::OK, &api.page(status, &figures.total(), &figures))
+}
+
+/// Figures for backends and dashboards that have a token.
+async fn stats<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    api.identify(&headers)?;
+    Ok(health(State(api)).await)
 }
 
 async fn metrics<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {

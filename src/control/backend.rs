@@ -6,12 +6,17 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
 use crate::hub::reply::{HubError, Pending};
+use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::node::{Sent, Target};
+use crate::wire::native::Since;
 
 /// The hub as the control plane sees it.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -21,6 +26,48 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Publishes one event after checking what `identity` may do. The answer comes when the room's home gave the event its
     /// `seq`, or refused it. Calls in a row keep their order within a room.
     fn publish(&self, identity: &Arc<Self::Identity>, event: PublishRequest) -> Pending<Published>;
+
+    /// Sends one event to a client, to sessions or to a user's connections, after checking what `identity` may do.
+    fn send(&self, identity: &Arc<Self::Identity>, to: &Target, kind: &str, data: Bytes) -> Pending<Sent>;
+
+    /// The next message of a session's client, whenever it comes. One that arrived and was not used has to be put back.
+    fn receive(&self, session_id: &str) -> Pending<Bytes>;
+
+    /// Puts a message back that [`Backend::receive`] gave.
+    fn put_back(&self, session_id: &str, message: Bytes);
+
+    /// Whether `identity` may do everything.
+    fn is_admin(&self, identity: &Self::Identity) -> bool;
+
+    /// Checks that `identity` may read a room.
+    fn may_read(&self, identity: &Self::Identity, room: &str) -> Result<(), HubError>;
+
+    /// The connections that fit a filter.
+    fn connections(&self, filter: ConnectionFilter, window: Window) -> Pending<Listing<ConnectionView>>;
+
+    /// The connection with a client id.
+    fn connection(&self, client_id: &str) -> Pending<ConnectionView>;
+
+    /// Merges an object into a connection's metadata and gives the whole.
+    fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value>;
+
+    /// Closes connections; says how many there were.
+    fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32>;
+
+    /// A session.
+    fn session(&self, session_id: &str) -> Pending<SessionView>;
+
+    /// The rooms that fit a filter.
+    fn rooms(&self, filter: RoomFilter, window: Window) -> Pending<Listing<RoomView>>;
+
+    /// A room.
+    fn room(&self, room: &str) -> Pending<RoomView>;
+
+    /// A part of a room's log, as JSON.
+    fn history(&self, room: &str, since: Option<Since>, limit: usize, reverse: bool) -> Pending<Vec<u8>>;
+
+    /// Empties a room's log; says how many events went.
+    fn clear_history(&self, room: &str) -> Pending<u64>;
 
     /// Checks a bearer token. The error's code is `unauthorized`, and its message never contains the token.
     fn verify(&self, token: &str) -> Result<Arc<Self::Identity>, HubError>;
@@ -60,7 +107,8 @@ pub struct PublishRequest {
     pub key: Option<String>,
 }
 
-fn empty() -> Box<RawValue> {
+/// What an event has where its data was left out.
+pub(crate) fn empty() -> Box<RawValue> {
     // It is JSON.
     RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
@@ -79,6 +127,8 @@ pub struct Published {
     pub epoch: Option<String>,
     /// True when the same key had been published before; `id` and `seq` are those of the first.
     pub duplicate: bool,
+    /// How many connections it goes to.
+    pub delivered: u32,
 }
 
 /// Which shards answered.

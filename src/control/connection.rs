@@ -19,6 +19,8 @@ use super::service::{App, Service, Side};
 use super::stream::{Stream, stream_of};
 use crate::wire::refusal::Refusal;
 
+/// How often a caller that waits for something to happen is looked after.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Header fields of a request, at most.
 const HEADERS_MAX: usize = 64;
 /// What hyper may keep of a body at a time, besides a head. hyper asks for 8 KiB at least.
@@ -52,6 +54,7 @@ impl From<Adopted> for Fresh {
 async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Progress>) {
     let Fresh { socket, received, origin, side } = connection;
     let stream = Stream::new(socket, Bytes::from(received), Rc::clone(&progress));
+    let ending = stream.ending();
     let service = Service { app: Rc::clone(&app), progress: Rc::clone(&progress), side };
     let mut http = http1::Builder::new()
         .half_close(true)
@@ -63,6 +66,7 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
     let patience = app.options.patience();
     let mut alarm = Alarm::default();
     let mut told = false;
+    let mut look: Option<Timer> = None;
     let end = poll_fn(|context| {
         if progress.stopped(context.waker()) && !told {
             told = true;
@@ -76,6 +80,17 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
         }
         if progress.may_leave() {
             return Poll::Ready(End::Leaves);
+        }
+        // hyper doesn't read while it waits for an answer.
+        while progress.is_waiting() {
+            let timer = look.get_or_insert_with(|| Timer::new(LOOK_INTERVAL));
+            if Pin::new(timer).poll(context).is_pending() {
+                break;
+            }
+            look = None;
+            if ending.is_reached() {
+                return Poll::Ready(End::Closed);
+            }
         }
         alarm.poll(&progress, &patience, context).map(End::TimedOut)
     })

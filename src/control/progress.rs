@@ -37,6 +37,8 @@ pub(crate) struct Progress {
     flushed: Cell<bool>,
     /// The answer was given before the request's body was read to its end.
     body_left: Cell<bool>,
+    /// The request waits for something to happen, which may take minutes.
+    waits: Cell<bool>,
     stop: Cell<bool>,
     driver: RefCell<Option<Waker>>,
 }
@@ -51,6 +53,7 @@ impl Progress {
             handover: RefCell::new(None),
             flushed: Cell::new(false),
             body_left: Cell::new(false),
+            waits: Cell::new(false),
             stop: Cell::new(false),
             driver: RefCell::new(None),
         }
@@ -76,8 +79,18 @@ impl Progress {
         number
     }
 
+    /// The request waits for something to happen; whether its caller is still there has to be looked at meanwhile.
+    pub(crate) fn waits(&self) {
+        self.waits.set(true);
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waits.get()
+    }
+
     /// The service has answered.
     pub(crate) fn answered(&self, body_left: bool) {
+        self.waits.set(false);
         self.body_left.set(body_left);
         self.enter(Phase::Writing);
     }

@@ -6,12 +6,9 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use bytes::Bytes;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::StatusCode;
-use hyper::body::Body as _;
-use hyper::header::{self, HeaderMap};
+use hyper::header::HeaderMap;
 use serde::Serialize;
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -19,15 +16,25 @@ use serde_json::value::RawValue;
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, Published};
+use super::body::{parse, read, require_json};
 use crate::hub::reply::{HubError, Pending};
 use crate::wire::codes::ErrorCode;
 
 /// One entry of an array's answer.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Entry<'a> {
+pub(crate) enum Entry<'a> {
     Published(&'a Published),
     Refused { error: Inner<'a> },
+}
+
+impl<'a> Entry<'a> {
+    pub(crate) fn new(result: &'a Result<Published, HubError>) -> Entry<'a> {
+        match result {
+            Ok(published) => Entry::Published(published),
+            Err(error) => Entry::Refused { error: error.into() },
+        }
+    }
 }
 
 pub(crate) async fn publish<B: Backend>(
@@ -37,13 +44,10 @@ pub(crate) async fn publish<B: Backend>(
 ) -> Result<Response, ApiError> {
     // Before the body is read, so that strangers can't make the hub keep one.
     let identity = api.identify(&headers)?;
-    if !is_json(&headers) {
-        let message = "the content type must be application/json";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request", message));
-    }
+    require_json(&headers)?;
     let body = read(body, api.body_bytes_max).await?;
     if body.trim_ascii_start().first() != Some(&b'[') {
-        let event = parse(&body)?;
+        let event: PublishRequest = parse(&body)?;
         let published = api.remote(api.backend.publish(&identity, event)).await?;
         return Ok(json(StatusCode::OK, &published));
     }
@@ -59,38 +63,8 @@ pub(crate) async fn publish<B: Backend>(
         })
         .collect();
     let results = join_all(pending).await;
-    let entries: Vec<_> = results
-        .iter()
-        .map(|result| match result {
-            Ok(published) => Entry::Published(published),
-            Err(error) => Entry::Refused { error: error.into() },
-        })
-        .collect();
+    let entries: Vec<_> = results.iter().map(Entry::new).collect();
     Ok(json(StatusCode::OK, &entries))
-}
-
-/// `application/json`, or another type in its syntax. A missing type is refused too: browsers can send one across origins
-/// without asking first.
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
-    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
-}
-
-async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    // Announced lengths are refused before the first byte of the body is taken.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(ApiError::too_large(limit));
-    }
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Err(_) => Err(ApiError::bad_json("the body ended early")),
-    }
-}
-
-fn parse(body: &[u8]) -> Result<PublishRequest, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::bad_json(error.to_string()))
 }
 
 /// The entries of an array as they came, `max` at most.
@@ -144,17 +118,5 @@ mod tests {
         assert!(split(b"[1,2", 3).is_err());
         assert!(split(b"[1] x", 3).is_err());
         assert!(split(b"[]", 3).unwrap().is_empty());
-    }
-
-    #[test]
-    fn the_content_type_decides() {
-        let json = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(value));
-            is_json(&headers)
-        };
-        assert!(json("application/json") && json("Application/JSON; charset=utf-8") && json("application/x+json"));
-        assert!(!json("text/plain") && !json("application/x-www-form-urlencoded"));
-        assert!(!is_json(&HeaderMap::new()));
     }
 }

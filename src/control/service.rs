@@ -25,6 +25,7 @@ use super::api::Route;
 use super::backend::Backend;
 use super::cors::Cors;
 use super::metrics::HttpRequests;
+use super::poll;
 use super::progress::Progress;
 
 /// Where a connection came from.
@@ -70,6 +71,9 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
         let app = Rc::clone(&self.app);
         let progress = Rc::clone(&self.progress);
         let side = self.side;
+        if poll::wait_of(&request).is_some() {
+            progress.waits();
+        }
         Box::pin(async move {
             let (response, body_left) = app.respond(request, side).await;
             progress.answered(body_left);
@@ -110,16 +114,28 @@ impl<B: Backend> App<B> {
         (response, !read.load(Ordering::Relaxed))
     }
 
-    async fn route(&self, request: Request<Watched>, read: &AtomicBool) -> Response {
+    async fn route(&self, mut request: Request<Watched>, read: &AtomicBool) -> Response {
         let mut router = self.router.clone();
-        let answer = AssertUnwindSafe(router.call(request)).catch_unwind();
+        let wait = poll::wait_of(&request);
+        let over = wait.map(|wait| {
+            let (over, is_over) = poll::time();
+            request.extensions_mut().insert(is_over);
+            (wait, over)
+        });
+        let mut answer = AssertUnwindSafe(router.call(request)).catch_unwind();
+        if let Some((wait, over)) = over {
+            match futures_util::future::select(answer, Timer::new(wait)).await {
+                futures_util::future::Either::Left((Ok(Ok(response)), _)) => return response,
+                futures_util::future::Either::Left((Err(_), _)) => return panicked(),
+                futures_util::future::Either::Right((_, waiting)) => answer = waiting,
+            }
+            // The handler looks once more, and answers.
+            drop(over);
+        }
         let timer = Timer::new(self.options.request_timeout);
         match futures_util::future::select(answer, timer).await {
             futures_util::future::Either::Left((Ok(Ok(response)), _)) => response,
-            futures_util::future::Either::Left((Err(_), _)) => {
-                tracing::error!("a request's handler panicked");
-                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error").into_response()
-            }
+            futures_util::future::Either::Left((Err(_), _)) => panicked(),
             futures_util::future::Either::Right(_) if read.load(Ordering::Relaxed) => {
                 ApiError::unavailable("the answer took too long").into_response()
             }
@@ -129,6 +145,11 @@ impl<B: Backend> App<B> {
             }
         }
     }
+}
+
+fn panicked() -> Response {
+    tracing::error!("a request's handler panicked");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error").into_response()
 }
 
 /// A request's body that tells when it was read to its end.

@@ -5,7 +5,8 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -14,6 +15,7 @@ use bytes::{Buf as _, Bytes};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::{TcpListener, TcpStream};
 use hyper::rt::{Read, ReadBufCursor, Write};
+use socket2::SockRef;
 
 use super::progress::Progress;
 
@@ -37,6 +39,11 @@ impl Stream {
         Stream { socket, received, progress }
     }
 
+    /// What tells whether the peer has ended, while another owns the stream.
+    pub(crate) fn ending(&self) -> Ending {
+        Ending(self.socket.as_raw_fd())
+    }
+
     /// Takes the connection back: its descriptor, and what was to be replayed and was not read yet.
     pub(crate) fn into_socket(self) -> io::Result<(OwnedFd, Bytes)> {
         Ok((descriptor_of(self.socket)?, self.received))
@@ -50,6 +57,23 @@ impl Stream {
     /// Tries once to write `bytes`.
     pub(crate) fn write_once(&mut self, bytes: &[u8]) {
         write_once(&mut self.socket, bytes);
+    }
+}
+
+/// The descriptor of a [`Stream`] that somebody else reads from; of use as long as that one is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ending(RawFd);
+
+impl Ending {
+    /// Whether the peer has ended its side and all that it sent was read, or the connection is broken.
+    pub(crate) fn is_reached(self) -> bool {
+        // SAFETY: the caller keeps the stream alive, so that the descriptor is open during this call.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(self.0) };
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&borrowed).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted,
+        }
     }
 }
 

@@ -8,10 +8,16 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
 use super::*;
 use crate::config::Listen;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::node::{Sent, Target};
 use crate::wire::codes::ErrorCode;
+use crate::wire::native::Since;
 
 const TOKEN: &str = "Authorization: Bearer good\r\n";
 const JSON: &str = "Content-Type: application/json\r\n";
@@ -25,6 +31,8 @@ struct FakeHub {
     silent: Arc<AtomicBool>,
     unanswered: Arc<Mutex<Vec<Responder<Readiness>>>>,
     calls: Arc<AtomicU64>,
+    receivers: Arc<Mutex<Vec<Responder<Bytes>>>>,
+    put_back: Arc<Mutex<Vec<Bytes>>>,
 }
 
 impl Backend for FakeHub {
@@ -42,8 +50,70 @@ impl Backend for FakeHub {
         pending
     }
 
+    fn send(&self, _: &Arc<String>, _: &Target, _: &str, _: Bytes) -> Pending<Sent> {
+        Pending::ready(Ok(Sent { delivered: 1, queued: 0 }))
+    }
+
+    fn receive(&self, session_id: &str) -> Pending<Bytes> {
+        let (answer, pending) = pending();
+        match session_id {
+            "ready" => answer.resolve(Ok(Bytes::from_static(b"{\"a\":1}"))),
+            _ => self.receivers.lock().unwrap().push(answer),
+        }
+        pending
+    }
+
+    fn put_back(&self, _: &str, message: Bytes) {
+        self.put_back.lock().unwrap().push(message);
+    }
+
+    fn is_admin(&self, identity: &String) -> bool {
+        identity == "root"
+    }
+
+    fn may_read(&self, _: &String, _: &str) -> Result<(), HubError> {
+        Ok(())
+    }
+
+    fn connections(&self, _: ConnectionFilter, _: Window) -> Pending<Listing<ConnectionView>> {
+        Pending::ready(Ok(Listing::default()))
+    }
+
+    fn connection(&self, _: &str) -> Pending<ConnectionView> {
+        absent()
+    }
+
+    fn set_metadata(&self, _: &str, _: Map<String, Value>) -> Pending<Value> {
+        absent()
+    }
+
+    fn disconnect(&self, _: &Target, _: u16, _: &str) -> Pending<u32> {
+        absent()
+    }
+
+    fn session(&self, _: &str) -> Pending<SessionView> {
+        absent()
+    }
+
+    fn rooms(&self, _: RoomFilter, _: Window) -> Pending<Listing<RoomView>> {
+        Pending::ready(Ok(Listing::default()))
+    }
+
+    fn room(&self, _: &str) -> Pending<RoomView> {
+        absent()
+    }
+
+    fn history(&self, _: &str, _: Option<Since>, _: usize, _: bool) -> Pending<Vec<u8>> {
+        absent()
+    }
+
+    fn clear_history(&self, _: &str) -> Pending<u64> {
+        absent()
+    }
+
     fn verify(&self, token: &str) -> Result<Arc<String>, HubError> {
         match token {
+            "root" => Ok(Arc::new("root".into())),
             "good" => Ok(Arc::new("alice".into())),
             _ => Err(HubError::new(ErrorCode::Unauthorized, "the token is not valid")),
         }
@@ -73,6 +143,10 @@ impl Backend for FakeHub {
     fn draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
+}
+
+fn absent<T>() -> Pending<T> {
+    Pending::ready(Err(HubError::new(ErrorCode::NotFound, "there is none")))
 }
 
 struct Fixture {
@@ -105,6 +179,8 @@ fn fixture_with(connections_max: usize, change: impl FnOnce(&mut Options)) -> Fi
         silent: Arc::default(),
         unanswered: Arc::default(),
         calls: Arc::default(),
+        receivers: Arc::default(),
+        put_back: Arc::default(),
     };
     let calls = Arc::clone(&hub.calls);
     std::thread::spawn(move || {
@@ -117,7 +193,8 @@ fn fixture_with(connections_max: usize, change: impl FnOnce(&mut Options)) -> Fi
                 }
                 "busy" => Err(HubError::new(ErrorCode::RateLimited, "slower")),
                 room => {
-                    Ok(Published { room: room.into(), id: format!("id-{seq}"), seq, epoch: None, duplicate: false })
+                    let (room, id) = (room.into(), format!("id-{seq}"));
+                    Ok(Published { room, id, seq, epoch: None, duplicate: false, delivered: 0 })
                 }
             };
             // The request may have been given up.
@@ -297,7 +374,10 @@ fn an_event_is_published_and_every_refusal_has_its_status() {
     let good = &format!("{TOKEN}{JSON}");
     let reply = fixture.post(good, r#"{"room":"global","type":"a","data":{"x":1}}"#);
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert_eq!(reply.json(), serde_json::json!({"room": "global", "id": "id-1", "seq": 1, "duplicate": false}));
+    assert_eq!(
+        reply.json(),
+        serde_json::json!({"room": "global", "id": "id-1", "seq": 1, "duplicate": false, "delivered": 0})
+    );
 
     let event = r#"{"room":"global","type":"a"}"#;
     let nobody = fixture.post(JSON, event);
@@ -308,9 +388,13 @@ fn an_event_is_published_and_every_refusal_has_its_status() {
     assert_eq!(fixture.post(good, r#"{"room":"admin","type":"a"}"#).error(), "forbidden");
     let busy = fixture.post(good, r#"{"room":"busy","type":"a"}"#);
     assert_eq!((busy.status, busy.header("retry-after")), (429, Some("1")));
-    for body in ["", "{", r#"{"room":"global"}"#, "7", "[1", "[1] 2"] {
+    for body in ["", "{", "[1", "[1] 2"] {
         let reply = fixture.post(good, body);
         assert_eq!((reply.status, reply.error().as_str()), (400, "bad_json"), "{body}");
+    }
+    for body in [r#"{"room":"global"}"#, "7"] {
+        let reply = fixture.post(good, body);
+        assert_eq!((reply.status, reply.error().as_str()), (400, "bad_command"), "{body}");
     }
     let method = fixture.ask("PUT /api/v1/publish HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!((method.status, method.header("allow")), (405, Some("POST")));
@@ -665,4 +749,42 @@ fn an_idle_control_plane_wakes_at_once() {
     times.sort_unstable();
     println!("from the inbox to the answer: median {:?}, worst {:?}", times[20], times[40]);
     assert!(times[20] < Duration::from_millis(20), "{times:?}");
+}
+
+#[test]
+fn a_caller_waits_for_a_message_and_gets_it_or_hears_that_there_was_none() {
+    let fixture = fixture(|_| ());
+    let ask = |id: &str, wait: &str| {
+        format!(
+            "GET /api/v1/sessions/{id}/messages?timeout_s={wait} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer root\r\n\r\n"
+        )
+    };
+    let reply = fixture.ask(&ask("ready", "5"));
+    assert_eq!((reply.status, reply.body.as_str()), (200, r#"{"session_id":"ready","data":{"a":1}}"#));
+    assert_eq!(fixture.ask(&ask("silent", "0")).status, 204);
+    assert_eq!(fixture.ask(&ask("silent", "1").replace("root", "good")).status, 403);
+}
+
+#[test]
+fn a_caller_who_has_gone_waits_no_longer_and_takes_no_message() {
+    let fixture = fixture(|_| ());
+    let request = "GET /api/v1/sessions/late/messages HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer root\r\n\r\n";
+    let client = fixture.connect(request);
+    let until = Instant::now() + Duration::from_secs(10);
+    let waiting = |what: &str| {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let answer = loop {
+        if let Some(answer) = fixture.hub.receivers.lock().unwrap().pop() {
+            break answer;
+        }
+        waiting("nobody asks for a message");
+    };
+    drop(client);
+    while !answer.is_abandoned() {
+        waiting("the caller is still waited for");
+    }
+    assert_eq!(answer.try_resolve(Ok(Bytes::from_static(b"1"))).unwrap_err().unwrap(), "1");
+    assert!(fixture.hub.put_back.lock().unwrap().is_empty());
 }

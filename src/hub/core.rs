@@ -202,6 +202,11 @@ impl Core {
         self.rules = rules;
     }
 
+    /// The time from here on.
+    pub fn set_now(&mut self, now: Now) {
+        self.now = now;
+    }
+
     // ---- messages out ----
 
     /// Sends a message to a shard, which may be this one.
@@ -466,6 +471,15 @@ impl Core {
                 }
             }
             None => responder.resolve(Err(Refused::new(ErrorCode::NotFound, "there is no such session").into())),
+        }
+    }
+
+    /// Puts a message back that was taken out of a session's inbox and could not be used.
+    pub fn put_back(&mut self, room: &RoomName, message: Bytes) {
+        let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+        // A session that is gone has nobody's answers to wait for.
+        if let Some(session) = session {
+            session.put_back(message);
         }
     }
 

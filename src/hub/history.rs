@@ -9,6 +9,7 @@ use super::batch::{Address, Batch};
 use super::core::{Core, epoch_text};
 use super::log::Excerpt;
 use super::message::{CatchUp, CaughtUp, HistoryAsked, HistoryTold, Message, Piece, RoomState};
+use super::name::RoomName;
 use super::rooms::{Home, RoomId};
 use super::selection::Selection;
 use crate::config::Policy;
@@ -107,20 +108,40 @@ impl Core {
     /// A client asks for a part of the log.
     pub(super) fn history(&mut self, ask: HistoryAsked) {
         let HistoryAsked { room, address, ticket, since, limit, reverse } = ask;
+        let body = self.history_text(&room, since.as_ref(), limit, reverse);
+        let told = HistoryTold { address, ticket, body };
+        self.send(address.shard, Message::HistoryTold(Box::new(told)));
+    }
+
+    /// A part of a room's log, as JSON.
+    pub fn history_text(&mut self, room: &RoomName, since: Option<&Since>, limit: usize, reverse: bool) -> Vec<u8> {
         let mut body = Vec::new();
-        let id = self.rooms.find(&room);
+        let id = self.rooms.find(room);
         if let Some(id) = id {
             self.seal(id);
         }
         // A room whose last fan-outs are under way may be there without what its home knew.
         match id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref()) {
             Some(home) => {
-                write_history(&mut body, home, room.as_str(), since.as_ref(), limit, reverse, self.now.unix_ms);
+                write_history(&mut body, home, room.as_str(), since, limit, reverse, self.now.unix_ms);
             }
             None => write_nothing(&mut body, room.as_str()),
         }
-        let told = HistoryTold { address, ticket, body };
-        self.send(address.shard, Message::HistoryTold(Box::new(told)));
+        body
+    }
+
+    /// Empties a room's log; its numbers go on, so that those who come back are told what they missed. Says how many
+    /// events went.
+    pub fn clear_history(&mut self, room: &RoomName) -> u64 {
+        let Some(id) = self.rooms.find(room) else { return 0 };
+        self.seal(id);
+        let Some(home) = self.home_mut(id) else { return 0 };
+        let (events, bytes) = (home.log.events(), home.log.bytes());
+        home.log.clear();
+        home.keys = None;
+        self.log_bytes = self.log_bytes.saturating_sub(bytes);
+        self.rooms.forget_if_idle(id);
+        events as u64
     }
 
     /// Puts a sealed batch into its room's log.

@@ -11,6 +11,7 @@ use super::batch::{Address, Batch};
 use super::name::RoomName;
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
+use super::view::ConnectionView;
 use crate::auth::Identity;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Reference, Refused, Since};
@@ -510,6 +511,11 @@ pub enum ClientRequest {
         /// Who is told the whole.
         responder: Responder<serde_json::Value>,
     },
+    /// What operators are shown of it.
+    View {
+        /// Who is told.
+        responder: Responder<ConnectionView>,
+    },
     /// That it be closed.
     Disconnect {
         /// The close code.
@@ -527,6 +533,7 @@ impl ClientRequest {
         let error = HubError::new(ErrorCode::NotFound, "there is no such connection");
         match self {
             ClientRequest::Metadata { responder, .. } => responder.resolve(Err(error)),
+            ClientRequest::View { responder } => responder.resolve(Err(error)),
             ClientRequest::Disconnect { responder, .. } => responder.resolve(Err(error)),
         }
     }

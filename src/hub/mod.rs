@@ -21,3 +21,4 @@ pub mod rules;
 pub mod schema;
 pub mod selection;
 pub mod session_home;
+pub mod view;

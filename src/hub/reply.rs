@@ -74,6 +74,15 @@ impl<T> Pending<T> {
     }
 }
 
+impl<T> Pending<T> {
+    /// Waits no longer: an answer that has come already is given, and none comes from here on. None where none had come,
+    /// or it had been given.
+    pub fn close(&mut self) -> Option<Result<T, HubError>> {
+        self.0.close();
+        self.0.try_recv().ok().flatten()
+    }
+}
+
 impl<T> Future for Pending<T> {
     type Output = Result<T, HubError>;
 
@@ -137,6 +146,17 @@ mod tests {
         drop(Responder::to(move |outcome: Result<u8, HubError>| responder.resolve(outcome)));
         assert_eq!(block_on(answer).map_err(|error| error.code), Err(ErrorCode::Unavailable));
         assert_eq!(block_on(Pending::ready(Ok(7))), Ok(7));
+    }
+
+    #[test]
+    fn an_answer_that_came_before_the_end_of_the_wait_is_not_left_behind() {
+        let (responder, mut answer) = pending();
+        responder.resolve(Ok(7));
+        assert_eq!(answer.close(), Some(Ok(7)));
+        assert_eq!(answer.close(), None);
+        let (responder, mut answer) = pending::<u8>();
+        assert_eq!(answer.close(), None);
+        assert_eq!(responder.try_resolve(Ok(7)), Err(Ok(7)));
     }
 
     #[test]

@@ -101,6 +101,19 @@ impl SessionHome {
         fits
     }
 
+    /// Puts a message back in front of those that wait, or hands it to someone who waits for one.
+    pub fn put_back(&mut self, mut message: Bytes) {
+        let inbox = self.inbox.get_or_insert_default();
+        while let Some(waiting) = inbox.waiting.pop_front() {
+            match waiting.try_resolve(Ok(message)) {
+                Err(Ok(given_back)) => message = given_back,
+                Ok(()) | Err(Err(_)) => return self.tidy(),
+            }
+        }
+        inbox.bytes += message.len();
+        inbox.messages.push_front(message);
+    }
+
     /// Answers with the next message, now or when there is one. False where too many wait already.
     pub fn collect(&mut self, responder: Responder<Bytes>, waiting_max: usize) -> bool {
         let inbox = self.inbox.get_or_insert_default();
@@ -156,6 +169,23 @@ mod tests {
             assert!(session.collect(responder, 4));
             assert_eq!(answer.wait().expect("answered"), expected.as_bytes());
         }
+        assert!(session.is_idle());
+    }
+
+    #[test]
+    fn a_message_that_is_put_back_is_the_next_again() {
+        let mut session = session();
+        assert!(session.deposit(Bytes::from_static(b"2"), 4));
+        session.put_back(Bytes::from_static(b"1"));
+        for expected in ["1", "2"] {
+            let (responder, answer) = pending();
+            assert!(session.collect(responder, 4));
+            assert_eq!(answer.wait().expect("answered"), expected.as_bytes());
+        }
+        let (responder, answer) = pending();
+        assert!(session.collect(responder, 4));
+        session.put_back(Bytes::from_static(b"3"));
+        assert_eq!(answer.wait().expect("answered"), &b"3"[..]);
         assert!(session.is_idle());
     }
 

@@ -70,14 +70,15 @@ impl Hub {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn send(&self, to: &Target, kind: &str, data: &impl Serialize) -> Pending<Sent> {
+        match serde_json::to_vec(data) {
+            Ok(data) => self.send_bytes(to, kind, data.into()),
+            Err(error) => Pending::ready(Err(HubError::new(ErrorCode::BadJson, error.to_string()))),
+        }
+    }
+
+    /// Sends an event whose data is JSON already.
+    pub(super) fn send_bytes(&self, to: &Target, kind: &str, data: Bytes) -> Pending<Sent> {
         let (responder, pending) = pending();
-        let data = match serde_json::to_vec(data) {
-            Ok(data) => Bytes::from(data),
-            Err(error) => {
-                responder.resolve(Err(HubError::new(ErrorCode::BadJson, error.to_string())));
-                return pending;
-            }
-        };
         if let Err(refused) = self.check_event(kind, &data) {
             responder.resolve(Err(refused.into()));
             return pending;
@@ -116,7 +117,7 @@ impl Hub {
                 for id in ids {
                     self.ask_room_with(&format!("session:{id}"), |room| Request::IsOccupied {
                         room,
-                        responder: Responder::to(gather.any_part()),
+                        responder: Responder::to(gather.part_with(|sum, one: bool| sum | one)),
                     });
                 }
             }
@@ -263,19 +264,19 @@ impl Hub {
     }
 
     /// Asks a room's home. A name that can't be one is answered by its dropped responder.
-    fn ask_room_with(&self, room: &str, request: impl FnOnce(RoomName) -> Request) {
+    pub(super) fn ask_room_with(&self, room: &str, request: impl FnOnce(RoomName) -> Request) {
         let room = self.inner.hasher.room(room);
         let home = room.home(self.inner.mesh.shards());
         self.ask(home, request(room));
     }
 
-    fn ask_key(&self, key: &str, request: Request) {
+    pub(super) fn ask_key(&self, key: &str, request: Request) {
         let home = home_of(self.inner.hasher.hash(key), self.inner.mesh.shards());
         self.ask(home, request);
     }
 
     /// Whoever waits for a request that found a full queue learns it from the responder that is dropped with it.
-    fn ask(&self, shard: ShardId, request: Request) {
+    pub(super) fn ask(&self, shard: ShardId, request: Request) {
         if self.inner.mesh.request(shard, request).is_err() {
             tracing::debug!(shard = shard.0, "a shard's queue of requests is full");
         }
@@ -295,7 +296,7 @@ fn sent(published: Published) -> Sent {
 }
 
 /// Answers of several shards put together: the first error, or the sum.
-struct Gather<T>(Arc<Mutex<Gathering<T>>>);
+pub(super) struct Gather<T>(Arc<Mutex<Gathering<T>>>);
 
 struct Gathering<T> {
     sum: T,
@@ -303,8 +304,8 @@ struct Gathering<T> {
     responder: Option<Responder<T>>,
 }
 
-impl<T: Default + Copy + Send + 'static> Gather<T> {
-    fn new(responder: Responder<T>, parts: usize) -> Gather<T> {
+impl<T: Default + Send + 'static> Gather<T> {
+    pub(super) fn new(responder: Responder<T>, parts: usize) -> Gather<T> {
         let mut gathering = Gathering { sum: T::default(), waiting: parts, responder: Some(responder) };
         gathering.finish();
         Gather(Arc::new(Mutex::new(gathering)))
@@ -312,7 +313,7 @@ impl<T: Default + Copy + Send + 'static> Gather<T> {
 
     fn add(&self, add: impl FnOnce(T) -> T) {
         let mut gathering = lock(&self.0);
-        gathering.sum = add(gathering.sum);
+        gathering.sum = add(std::mem::take(&mut gathering.sum));
         gathering.waiting = gathering.waiting.saturating_sub(1);
         gathering.finish();
     }
@@ -324,12 +325,26 @@ impl<T: Default + Copy + Send + 'static> Gather<T> {
     }
 }
 
-impl<T: Copy> Gathering<T> {
+impl<T: Default> Gathering<T> {
     fn finish(&mut self) {
         if self.waiting == 0
             && let Some(responder) = self.responder.take()
         {
-            responder.resolve(Ok(self.sum));
+            responder.resolve(Ok(std::mem::take(&mut self.sum)));
+        }
+    }
+}
+
+impl<T: Default + Send + 'static> Gather<T> {
+    /// A part that `add` puts together with those before it.
+    pub(super) fn part_with<U>(
+        &self,
+        add: impl FnOnce(T, U) -> T + Send + 'static,
+    ) -> impl FnOnce(Result<U, HubError>) + Send + 'static {
+        let whole = Gather(self.0.clone());
+        move |outcome| match outcome {
+            Ok(one) => whole.add(|sum| add(sum, one)),
+            Err(error) => whole.fail(error),
         }
     }
 }
@@ -343,16 +358,6 @@ impl Gather<Sent> {
             }
             Err(refused) => whole.fail(refused.into()),
         })
-    }
-}
-
-impl Gather<bool> {
-    fn any_part(&self) -> impl FnOnce(Result<bool, HubError>) + Send + 'static {
-        let whole = Gather(self.0.clone());
-        move |outcome| match outcome {
-            Ok(one) => whole.add(|sum| sum | one),
-            Err(error) => whole.fail(error),
-        }
     }
 }
 

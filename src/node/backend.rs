@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Hub, lock};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
 use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, Snapshot};
 use crate::hub::core::epoch_text;
-use crate::hub::name::ShardId;
+use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
+use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;
-use crate::wire::native::Refused;
+use crate::wire::native::{Refused, Since};
 
 impl Backend for Hub {
     type Identity = Identity;
@@ -29,6 +33,7 @@ impl Backend for Hub {
                 seq: published.seq,
                 epoch: Some(epoch_text(published.epoch)),
                 duplicate: published.duplicate,
+                delivered: published.delivered,
             });
             // The caller may have gone away meanwhile; the event is published all the same.
             responder.resolve(outcome);
@@ -37,6 +42,84 @@ impl Backend for Hub {
         let may = |kind: &str, name: &str| identity.permissions.may_publish(kind, name);
         self.publish_checked(&room, &kind, data, key.as_deref(), may, Box::new(tell));
         pending
+    }
+
+    fn send(&self, identity: &Arc<Identity>, to: &Target, kind: &str, data: Bytes) -> Pending<Sent> {
+        let may = |room_kind: &str, name: &str| identity.permissions.may_publish(room_kind, name);
+        let allowed = match to {
+            Target::Client(id) => may("client", id),
+            Target::Session(id) => may("session", id),
+            Target::Sessions(ids) => ids.iter().all(|id| may("session", id)),
+            Target::User(id) => may("user", id),
+        };
+        if !allowed {
+            let message = "a permission to send to one of these is missing";
+            return Pending::ready(Err(HubError::new(ErrorCode::Forbidden, message)));
+        }
+        self.send_bytes(to, kind, data)
+    }
+
+    fn receive(&self, session_id: &str) -> Pending<Bytes> {
+        self.receive_pending(session_id)
+    }
+
+    fn put_back(&self, session_id: &str, message: Bytes) {
+        Hub::put_back(self, session_id, message);
+    }
+
+    fn is_admin(&self, identity: &Identity) -> bool {
+        identity.permissions.is_admin()
+    }
+
+    fn may_read(&self, identity: &Identity, room: &str) -> Result<(), HubError> {
+        let settings = lock(&self.inner.settings).clone();
+        let config = &settings.config;
+        let (kind, name) = split(room, config.limits.room_name_bytes_max)?;
+        let Some(kind) = config.kind(kind) else {
+            return Err(HubError::new(ErrorCode::BadRoom, format!("there is no kind of room called {kind:?}")));
+        };
+        let permissions = &identity.permissions;
+        // A caller over HTTP has no session of its own.
+        if !permissions.may_subscribe() || !permissions.may_join(kind, name, &identity.user_id, "") {
+            return Err(HubError::new(ErrorCode::Forbidden, "a permission for this room is missing"));
+        }
+        Ok(())
+    }
+
+    fn connections(&self, filter: ConnectionFilter, window: Window) -> Pending<Listing<ConnectionView>> {
+        Hub::connections(self, filter, window)
+    }
+
+    fn connection(&self, client_id: &str) -> Pending<ConnectionView> {
+        Hub::connection(self, client_id)
+    }
+
+    fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value> {
+        self.metadata(client_id, Some(set))
+    }
+
+    fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32> {
+        Hub::disconnect(self, who, code, reason)
+    }
+
+    fn session(&self, session_id: &str) -> Pending<SessionView> {
+        Hub::session(self, session_id)
+    }
+
+    fn rooms(&self, filter: RoomFilter, window: Window) -> Pending<Listing<RoomView>> {
+        Hub::rooms(self, filter, window)
+    }
+
+    fn room(&self, room: &str) -> Pending<RoomView> {
+        Hub::room(self, room)
+    }
+
+    fn history(&self, room: &str, since: Option<Since>, limit: usize, reverse: bool) -> Pending<Vec<u8>> {
+        Hub::history(self, room, since, limit, reverse)
+    }
+
+    fn clear_history(&self, room: &str) -> Pending<u64> {
+        Hub::clear_history(self, room)
     }
 
     fn verify(&self, token: &str) -> Result<Arc<Identity>, HubError> {

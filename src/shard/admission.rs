@@ -323,6 +323,7 @@ impl State {
                     claims: granted,
                     resume_token,
                     acks: None,
+                    opened_ms: now_ms,
                     is_succeeded: false,
                     under_way: None,
                 };

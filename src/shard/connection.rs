@@ -42,6 +42,10 @@ pub struct Connection {
     pub alarm: Alarm,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
+    /// Bytes that came.
+    pub received_bytes: u64,
+    /// Bytes that were given to the driver.
+    pub sent_bytes: u64,
 }
 
 /// How far a connection is.
@@ -133,6 +137,8 @@ pub struct Client {
     pub resume_token: ResumeToken,
     /// The last events that it says to have handled, by room.
     pub acks: Option<Box<Acks>>,
+    /// When it was let in, in milliseconds of the monotonic clock.
+    pub opened_ms: u64,
     /// Whether another connection has taken up what it had.
     pub is_succeeded: bool,
     /// Commands under way; most of the time there are none.
@@ -359,6 +365,8 @@ mod tests {
             due_ms: 0,
             alarm: Alarm::default(),
             receiving: false,
+            received_bytes: 0,
+            sent_bytes: 0,
         }
     }
 
@@ -377,7 +385,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Slot>() <= 160, "{}", size_of::<Slot>());
-        assert!(size_of::<Client>() <= 208, "{}", size_of::<Client>());
+        assert!(size_of::<Slot>() <= 176, "{}", size_of::<Slot>());
+        assert!(size_of::<Client>() <= 216, "{}", size_of::<Client>());
     }
 }

@@ -306,6 +306,10 @@ impl State {
             return;
         };
         match request {
+            ClientRequest::View { responder } => match self.connection_view(conn) {
+                Some(view) => responder.resolve(Ok(view)),
+                None => ClientRequest::View { responder }.refuse(),
+            },
             ClientRequest::Metadata { set, responder } => {
                 let merged = match set {
                     Some(set) => client.session.merge_metadata(set, &settings.config),

@@ -9,6 +9,8 @@ use crate::control::Adopted;
 use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
 use crate::hub::reply::Responder;
+use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::wire::native::Since;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -69,6 +71,65 @@ pub enum Request {
         room: RoomName,
         /// Is told.
         responder: Responder<Bytes>,
+    },
+    /// This shard's connections.
+    Connections {
+        /// Which of them.
+        filter: Arc<ConnectionFilter>,
+        /// Which part of the list.
+        window: Window,
+        /// Is told.
+        responder: Responder<Listing<ConnectionView>>,
+    },
+    /// The rooms at home here.
+    Rooms {
+        /// Which of them.
+        filter: Arc<RoomFilter>,
+        /// Which part of the list.
+        window: Window,
+        /// Is told.
+        responder: Responder<Listing<RoomView>>,
+    },
+    /// One room at home here.
+    Room {
+        /// Which.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<RoomView>,
+    },
+    /// A session at home here.
+    SessionView {
+        /// The session's room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<SessionView>,
+    },
+    /// A part of the log of a room at home here, as JSON.
+    History {
+        /// Which.
+        room: RoomName,
+        /// From where on (or, in reverse, before what).
+        since: Option<Since>,
+        /// At most so many events.
+        limit: usize,
+        /// Newest first.
+        reverse: bool,
+        /// Is told.
+        responder: Responder<Vec<u8>>,
+    },
+    /// That the log of a room at home here be emptied.
+    ClearHistory {
+        /// Which.
+        room: RoomName,
+        /// Is told how many events went.
+        responder: Responder<u64>,
+    },
+    /// A message that was taken out of the inbox of a session homed here, and could not be used.
+    PutBack {
+        /// The session's room.
+        room: RoomName,
+        /// The message.
+        message: Bytes,
     },
     /// A sign of life: the number is to be stored there.
     Ping {

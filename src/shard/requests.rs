@@ -16,6 +16,7 @@ impl State {
     /// Carries out a request; a connection to adopt is given back, since that needs the driver.
     pub fn request(&mut self, request: Request) -> Option<Box<crate::control::Adopted>> {
         let now = self.now;
+        self.core.set_now(now);
         match request {
             Request::Publish(publish) => {
                 // The handle sends events straight to their home, which this shard is.
@@ -43,6 +44,19 @@ impl State {
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
             Request::Collect { room, responder } => self.core.collect(&room, responder),
+            Request::PutBack { room, message } => self.core.put_back(&room, message),
+            Request::Connections { filter, window, responder } => {
+                responder.resolve(Ok(self.list_connections(&filter, window)));
+            }
+            Request::Rooms { filter, window, responder } => {
+                responder.resolve(Ok(self.list_rooms_at_home(&filter, window)));
+            }
+            Request::Room { room, responder } => responder.resolve(self.room_view(&room).map_err(Into::into)),
+            Request::SessionView { room, responder } => self.session_view(&room, responder),
+            Request::History { room, since, limit, reverse, responder } => {
+                responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
+            }
+            Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {

@@ -219,6 +219,7 @@ impl<D: Driver> Shard<D> {
             let Some(connection) = connections.get_mut(conn) else { continue };
             if let Some(chunk) = connection.outbox.take_chunk(core.memory()) {
                 bytes += chunk.len() as u64;
+                connection.sent_bytes += chunk.len() as u64;
                 self.driver.send(conn, connection.socket, chunk);
             }
         }

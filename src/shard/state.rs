@@ -199,6 +199,8 @@ impl State {
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
+            received_bytes: 0,
+            sent_bytes: 0,
         };
         let conn = self.connections.insert(connection);
         self.actions.push(Action::Receive(conn, socket));
@@ -221,6 +223,7 @@ impl State {
         let now_ms = self.now_ms();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.heard_ms = now_ms;
+        connection.received_bytes += bytes.len() as u64;
         self.figures.bytes_received.add(bytes.len() as u64);
         match &mut connection.phase {
             Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),

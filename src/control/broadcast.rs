@@ -1,0 +1,90 @@
+//! `POST /api/v1/broadcast`: one event into several rooms, or to everyone.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use futures_util::future::join_all;
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::answer::{ApiError, json};
+use super::api::Api;
+use super::backend::{Backend, PublishRequest, empty};
+use super::body::read_json;
+use super::publish::Entry;
+
+/// The room that every connection is in.
+const EVERYONE: &str = "global";
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Broadcast {
+    rooms: Option<Vec<String>>,
+    #[serde(default)]
+    all: bool,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default = "empty")]
+    data: Box<RawValue>,
+    key: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Broadcasted<'a> {
+    /// Rooms that took it.
+    rooms: usize,
+    /// Connections it goes to; one that is in several of the rooms counts in each.
+    delivered: u64,
+    /// In the order of the rooms.
+    results: Vec<Entry<'a>>,
+}
+
+pub(crate) async fn broadcast<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let identity = api.identify(&headers)?;
+    let Broadcast { rooms, all, kind, data, key } = read_json(&headers, body, api.body_bytes_max).await?;
+    let rooms = match (rooms, all) {
+        (Some(rooms), false) if rooms.is_empty() => return Err(ApiError::bad_request("rooms is empty")),
+        (Some(rooms), false) if rooms.len() > api.events_max => {
+            return Err(ApiError::bad_request(format!("at most {} rooms at a time", api.events_max)));
+        }
+        (Some(rooms), false) => rooms,
+        (None, true) => vec![EVERYONE.to_owned()],
+        _ => return Err(ApiError::bad_request("either rooms or all is needed")),
+    };
+    let pending = rooms.into_iter().map(|room| {
+        let event = PublishRequest { room, kind: kind.clone(), data: data.clone(), key: key.clone() };
+        api.remote(api.backend.publish(&identity, event))
+    });
+    let results = join_all(pending.collect::<Vec<_>>()).await;
+    let published = || results.iter().filter_map(|result| result.as_ref().ok());
+    let answer = Broadcasted {
+        rooms: published().count(),
+        delivered: published().map(|one| u64::from(one.delivered)).sum(),
+        results: results.iter().map(Entry::new).collect(),
+    };
+    Ok(json(StatusCode::OK, &answer))
+}
+
+#[derive(Serialize)]
+struct Tested {
+    connections: u32,
+    id: String,
+}
+
+/// One `system_alert` to everyone, to see that it arrives.
+pub(crate) async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let identity = api.admin(&headers)?;
+    let data = RawValue::from_string(r#"{"severity":"info","message":"This is a test.","test":true}"#.to_owned());
+    let data = data.map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let event = PublishRequest { room: EVERYONE.to_owned(), kind: "system_alert".to_owned(), data, key: None };
+    let published = api.remote(api.backend.publish(&identity, event)).await?;
+    Ok(json(StatusCode::OK, &Tested { connections: published.delivered, id: published.id }))
+}

@@ -1,0 +1,193 @@
+//! Connections: who is there, what a connection says about itself, and ending it.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::answer::{ApiError, json};
+use super::api::Api;
+use super::backend::Backend;
+use super::body::{Asked, Named, read_json};
+use crate::hub::view::{ConnectionFilter, ConnectionView, Window};
+use crate::node::Target;
+use crate::wire::codes::close;
+
+/// Entries of a list in one answer, at most.
+pub(crate) const LIST_MAX: usize = 1000;
+/// Entries where the caller says nothing.
+const LIST_DEFAULT: usize = 100;
+
+/// Which part of a list is wanted.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Paging {
+    /// What comes behind this name: `next` of the page before.
+    pub(crate) after: Option<Box<str>>,
+    /// At most so many, 1 to 1000; 100 where it is left out.
+    pub(crate) limit: Option<usize>,
+}
+
+impl Paging {
+    pub(crate) fn window(self) -> Result<Window, ApiError> {
+        let limit = self.limit.unwrap_or(LIST_DEFAULT);
+        if !(1..=LIST_MAX).contains(&limit) {
+            return Err(ApiError::bad_request(format!("limit is 1 to {LIST_MAX}")));
+        }
+        Ok(Window { after: self.after, limit })
+    }
+}
+
+/// The name to go on after; none where the list is at its end.
+pub(crate) fn next_after<T>(items: &[T], limit: usize, name: impl Fn(&T) -> &str) -> Option<String> {
+    items.last().filter(|_| items.len() == limit).map(|last| name(last).to_owned())
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ConnectionsAsked {
+    user: Option<Box<str>>,
+    session: Option<Box<str>>,
+    room: Option<Box<str>>,
+    search: Option<Box<str>>,
+    pub(crate) after: Option<Box<str>>,
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct ConnectionsPage {
+    connections: Vec<ConnectionView>,
+    total: usize,
+    next: Option<String>,
+}
+
+pub(crate) async fn list<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Asked(asked): Asked<ConnectionsAsked>,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let ConnectionsAsked { user, session, room, search, after, limit } = asked;
+    let window = Paging { after, limit }.window()?;
+    let limit = window.limit;
+    let filter = ConnectionFilter { user_id: user, session_id: session, room, search };
+    let listing = api.remote(api.backend.connections(filter, window)).await?;
+    let next = next_after(&listing.items, limit, |view| &view.client_id);
+    Ok(json(StatusCode::OK, &ConnectionsPage { connections: listing.items, total: listing.total, next }))
+}
+
+pub(crate) async fn show<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(client_id): Named<String>,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    Ok(json(StatusCode::OK, &api.remote(api.backend.connection(&client_id)).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    metadata: Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct Changed {
+    client_id: String,
+    metadata: Value,
+}
+
+pub(crate) async fn change<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(client_id): Named<String>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let Change { metadata } = read_json(&headers, body, api.body_bytes_max).await?;
+    let metadata = api.remote(api.backend.set_metadata(&client_id, metadata)).await?;
+    Ok(json(StatusCode::OK, &Changed { client_id, metadata }))
+}
+
+/// How connections are closed.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Farewell {
+    #[serde(default = "by_administrator")]
+    code: u16,
+    #[serde(default)]
+    reason: String,
+}
+
+fn by_administrator() -> u16 {
+    close::BY_ADMIN
+}
+
+/// A close frame's reason, RFC 6455 section 5.5: 125 bytes of payload less two for the code.
+const REASON_BYTES_MAX: usize = 123;
+
+impl Farewell {
+    fn checked(self) -> Result<Farewell, ApiError> {
+        if self.reason.len() > REASON_BYTES_MAX {
+            return Err(ApiError::bad_request(format!("a reason has at most {REASON_BYTES_MAX} bytes")));
+        }
+        Ok(self)
+    }
+}
+
+#[derive(Serialize)]
+struct Disconnected {
+    disconnected: u32,
+}
+
+pub(crate) async fn end<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(client_id): Named<String>,
+    Asked(farewell): Asked<Farewell>,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let Farewell { code, reason } = farewell.checked()?;
+    let who = Target::Client(client_id.into());
+    let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
+    Ok(json(StatusCode::OK, &Disconnected { disconnected }))
+}
+
+/// Whom `POST /api/v1/disconnect` is about: exactly one of these.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disconnect {
+    client: Option<Box<str>>,
+    session: Option<Box<str>>,
+    sessions: Option<Vec<Box<str>>>,
+    user: Option<Box<str>>,
+    #[serde(default = "by_administrator")]
+    code: u16,
+    #[serde(default)]
+    reason: String,
+}
+
+pub(crate) async fn end_many<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let Disconnect { client, session, sessions, user, code, reason } =
+        read_json(&headers, body, api.body_bytes_max).await?;
+    let Farewell { code, reason } = Farewell { code, reason }.checked()?;
+    let who = match (client, session, sessions, user) {
+        (Some(id), None, None, None) => Target::Client(id),
+        (None, Some(id), None, None) => Target::Session(id),
+        (None, None, Some(ids), None) if ids.len() <= api.events_max => Target::Sessions(ids),
+        (None, None, None, Some(id)) => Target::User(id),
+        (None, None, Some(_), None) => {
+            return Err(ApiError::bad_request(format!("at most {} sessions at a time", api.events_max)));
+        }
+        _ => return Err(ApiError::bad_request("exactly one of client, session, sessions and user is needed")),
+    };
+    let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
+    Ok(json(StatusCode::OK, &Disconnected { disconnected }))
+}

@@ -1,0 +1,115 @@
+//! Rooms: which there are, and what is in their logs.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap};
+use serde::{Deserialize, Serialize};
+
+use super::answer::{ApiError, json};
+use super::api::Api;
+use super::backend::Backend;
+use super::body::{Asked, Named};
+use super::connections::{Paging, next_after};
+use crate::hub::view::{RoomFilter, RoomView};
+use crate::wire::native::{HISTORY_EVENTS_MAX, Since};
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct RoomsAsked {
+    kind: Option<Box<str>>,
+    search: Option<Box<str>>,
+    #[serde(default)]
+    occupied: bool,
+    after: Option<Box<str>>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct RoomsPage {
+    rooms: Vec<RoomView>,
+    total: usize,
+    next: Option<String>,
+}
+
+pub(crate) async fn list<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Asked(asked): Asked<RoomsAsked>,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let RoomsAsked { kind, search, occupied, after, limit } = asked;
+    let window = Paging { after, limit }.window()?;
+    let limit = window.limit;
+    let listing = api.remote(api.backend.rooms(RoomFilter { kind, search, occupied }, window)).await?;
+    let next = next_after(&listing.items, limit, |view| &view.room);
+    Ok(json(StatusCode::OK, &RoomsPage { rooms: listing.items, total: listing.total, next }))
+}
+
+pub(crate) async fn show<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(room): Named<String>,
+) -> Result<Response, ApiError> {
+    let identity = api.identify(&headers)?;
+    api.backend.may_read(&identity, &room)?;
+    Ok(json(StatusCode::OK, &api.remote(api.backend.room(&room)).await?))
+}
+
+/// Where to begin: at most one of `since` (a `seq`, with its `epoch` where that is known), `last` and `seconds`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct HistoryAsked {
+    since: Option<u64>,
+    epoch: Option<Box<str>>,
+    last: Option<u64>,
+    seconds: Option<u64>,
+    limit: Option<usize>,
+    #[serde(default)]
+    reverse: bool,
+}
+
+impl HistoryAsked {
+    fn since(&self) -> Result<Option<Since>, ApiError> {
+        match (self.since, self.last, self.seconds) {
+            (None, None, None) => Ok(None),
+            (Some(seq), None, None) => Ok(Some(Since::Seq { seq, epoch: self.epoch.clone() })),
+            (None, Some(last), None) => Ok(Some(Since::Last(last))),
+            (None, None, Some(seconds)) => Ok(Some(Since::Seconds(seconds))),
+            _ => Err(ApiError::bad_request("at most one of since, last and seconds may be given")),
+        }
+    }
+}
+
+pub(crate) async fn history<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(room): Named<String>,
+    Asked(asked): Asked<HistoryAsked>,
+) -> Result<Response, ApiError> {
+    let identity = api.identify(&headers)?;
+    api.backend.may_read(&identity, &room)?;
+    let limit = asked.limit.unwrap_or(100);
+    if !(1..=HISTORY_EVENTS_MAX).contains(&limit) {
+        return Err(ApiError::bad_request(format!("limit is 1 to {HISTORY_EVENTS_MAX}")));
+    }
+    let text = api.remote(api.backend.history(&room, asked.since()?, limit, asked.reverse)).await?;
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::OK, headers, text).into_response())
+}
+
+#[derive(Serialize)]
+struct Cleared {
+    room: String,
+    deleted: u64,
+}
+
+pub(crate) async fn clear<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(room): Named<String>,
+) -> Result<Response, ApiError> {
+    api.admin(&headers)?;
+    let deleted = api.remote(api.backend.clear_history(&room)).await?;
+    Ok(json(StatusCode::OK, &Cleared { room, deleted }))
+}

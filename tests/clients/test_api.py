@@ -1,0 +1,255 @@
+"""The HTTP API as a backend uses it (protocol, section 7): one plain HTTP client, every call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import concurrent.futures
+import json
+import time
+from urllib.parse import quote
+
+import pytest
+
+from hub import admin, token
+from peer import joined
+
+
+class Backend:
+    """A backend with one token."""
+
+    def __init__(self, hub, bearer: str | None = None):
+        self.hub = hub
+        self.headers = {"Authorization": f"Bearer {bearer or admin()}"}
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+        status, _, text = self.hub.get(path, self.headers, method=method, body=body)
+        return status, json.loads(text) if text else None
+
+    def done(self, method: str, path: str, body: object = None) -> dict:
+        status, answer = self.call(method, path, body)
+        assert status == 200, (status, answer)
+        return answer
+
+    def refused(self, method: str, path: str, body: object = None) -> tuple[int, str]:
+        status, answer = self.call(method, path, body)
+        assert status >= 400 and answer["error"]["message"], (status, answer)
+        return status, answer["error"]["code"]
+
+
+@pytest.fixture
+def backend(hub) -> Backend:
+    return Backend(hub)
+
+
+@contextlib.asynccontextmanager
+async def clients(hub):
+    """Lets clients in that stay to the end of the block."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def join(sub: str = "alice", client_id: str = ""):
+            query = f"client_id={client_id}" if client_id else ""
+            return await stack.enter_async_context(joined(hub, token(sub), query=query))
+
+        yield join
+
+
+async def test_connections_are_listed_page_by_page_and_found(hub, backend):
+    async with clients(hub) as join:
+        ids = [f"api-list-{number}" for number in range(5)]
+        peers = [await join("lister", one) for one in ids]
+        room = "project:api-list"
+        await peers[2].subscribe(room)
+        await peers[2].done("metadata", {"set": {"role": "editor"}})
+        page = backend.done("GET", "/api/v1/connections?user=lister&limit=2")
+        seen = []
+        while True:
+            seen += [one["client_id"] for one in page["connections"]]
+            if page["next"] is None:
+                break
+            page = backend.done("GET", f"/api/v1/connections?user=lister&limit=2&after={page['next']}")
+        assert seen == ids
+        in_room = backend.done("GET", f"/ws/connections?room={quote(room)}")
+        assert [one["client_id"] for one in in_room["connections"]] == [ids[2]] and in_room["total"] == 1
+        one = backend.done("GET", f"/api/v1/connections/{ids[2]}")
+        assert one["user_id"] == "lister" and room in one["rooms"] and one["metadata"] == {"role": "editor"}
+        assert one["session_id"] == peers[2].data["session_id"]
+        assert one["queue_bytes"] == 0 and one["received_bytes"] > 0 and one["sent_bytes"] > 0
+        assert one["connected_at"] <= one["last_activity"]
+        assert backend.done("GET", "/api/v1/connections?search=api-list-3")["total"] == 1
+        assert backend.refused("GET", "/api/v1/connections/nobody") == (404, "not_found")
+        assert backend.refused("GET", "/api/v1/connections?limit=0") == (400, "bad_command")
+        assert backend.refused("GET", "/api/v1/connections?limit=many") == (400, "bad_command")
+        for peer in peers:
+            await peer.close()
+
+
+async def test_metadata_is_set_and_a_connection_is_ended_with_code_and_reason(hub, backend):
+    async with clients(hub) as join:
+        peer = await join(client_id="api-end")
+        changed = backend.done("PATCH", "/api/v1/connections/api-end", {"metadata": {"a": 1, "b": None}})
+        assert changed == {"client_id": "api-end", "metadata": {"a": 1}}
+        assert (await peer.done("metadata")) == {"a": 1}
+        assert backend.refused("PATCH", "/api/v1/connections/api-end", {"other": 1}) == (400, "bad_command")
+        assert backend.done("DELETE", "/api/v1/connections/api-end?code=4000&reason=enough") == {"disconnected": 1}
+        assert await peer.closed() == (4000, "enough")
+        assert backend.refused("DELETE", "/api/v1/connections/api-end") == (404, "not_found")
+        peer = await join(client_id="api-end-2")
+        backend.done("DELETE", "/api/v1/connections/api-end-2")
+        assert (await peer.closed())[0] == 4500
+        assert backend.refused("DELETE", "/api/v1/connections/x?code=99") == (400, "bad_command")
+        assert backend.refused("DELETE", f"/api/v1/connections/x?reason={'r' * 124}") == (400, "bad_command")
+
+
+async def test_users_and_sessions_are_disconnected(hub, backend):
+    async with clients(hub) as join:
+        mine = [await join("api-leaver") for _ in range(3)]
+        answer = backend.done("POST", "/api/v1/disconnect", {"user": "api-leaver", "reason": "signed out"})
+        assert answer == {"disconnected": 3}
+        for peer in mine:
+            assert await peer.closed() == (4500, "signed out")
+        peer = await join()
+        assert backend.done("POST", "/api/v1/disconnect", {"sessions": [peer.data["session_id"], "nobody"]}) == {"disconnected": 1}
+        assert backend.refused("POST", "/api/v1/disconnect", {}) == (400, "bad_command")
+        assert backend.refused("POST", "/api/v1/disconnect", {"user": "a", "client": "b"}) == (400, "bad_command")
+
+
+async def test_messages_go_to_sessions_users_and_clients(hub, backend):
+    async with clients(hub) as join:
+        peer = await join("api-user", "api-to")
+        session = peer.data["session_id"]
+        event = {"type": "notification.created", "data": {"title": "t"}}
+        assert backend.done("POST", f"/api/v1/sessions/{session}/messages", event) == {"delivered": 1, "queued": 0}
+        many = backend.done("POST", "/api/v1/messages", {"sessions": [session], "users": ["api-user"], "clients": ["api-to", "nobody"]} | event)
+        assert many["delivered"] == 3 and many["queued"] == 0
+        assert [(one["to"], one["error"]["code"]) for one in many["failed"]] == [({"client": "nobody"}, "not_found")]
+        for _ in range(4):
+            assert (await peer.next("notification.created"))["data"] == {"title": "t"}
+        assert backend.refused("POST", "/api/v1/messages", event) == (400, "bad_command")
+        assert backend.refused("POST", "/api/v1/sessions/a%20b/messages", event) == (400, "bad_command")
+        limited = Backend(hub, token("x", ["websocket:publish", "project:*:write"]))
+        assert limited.refused("POST", f"/api/v1/sessions/{session}/messages", event) == (403, "forbidden")
+
+
+async def test_a_session_is_shown_with_what_waits_for_it(hub, backend):
+    async with clients(hub) as join:
+        peer = await join("api-session")
+        session = peer.data["session_id"]
+        await peer.done("metadata", {"set": {"k": "v"}})
+        shown = backend.done("GET", f"/api/v1/sessions/{session}")
+        assert shown["connected"] and shown["client_id"] == peer.data["client_id"] and shown["metadata"] == {"k": "v"}
+        await peer.done("message", {"n": 1})
+        assert backend.done("GET", f"/api/v1/sessions/{session}")["inbox"] == 1
+        await peer.close()
+        event = {"type": "a", "data": {}}
+        deadline = time.monotonic() + 5
+        while backend.done("POST", f"/api/v1/sessions/{session}/messages", event)["queued"] == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        shown = backend.done("GET", f"/api/v1/sessions/{session}")
+        assert not shown["connected"] and shown["queued"] >= 1 and shown["metadata"] == {"k": "v"} and shown["user_id"] == "api-session"
+        assert backend.refused("GET", "/api/v1/sessions/nobody") == (404, "not_found")
+
+
+async def test_what_a_client_says_is_received_once_and_in_order(hub, backend):
+    async with clients(hub) as join:
+        peer = await join()
+        path = f"/api/v1/sessions/{peer.data['session_id']}/messages"
+        assert backend.call("GET", f"{path}?timeout_s=0") == (204, None)
+        for number in range(3):
+            await peer.done("message", {"number": number})
+        received = [backend.done("GET", f"{path}?timeout_s=5")["data"]["number"] for _ in range(3)]
+        assert received == [0, 1, 2]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(backend.done, "GET", f"{path}?timeout_s=4")
+            await asyncio.sleep(0.3)
+            assert hub.get("/live")[0] == 200, "nothing is held up"
+            await peer.done("message", {"late": True})
+            answer = await asyncio.wrap_future(waiting)
+        assert answer == {"session_id": peer.data["session_id"], "data": {"late": True}}
+        started = time.monotonic()
+        assert backend.call("GET", f"{path}?timeout_s=1") == (204, None)
+        assert 0.9 < time.monotonic() - started < 3
+        assert backend.refused("GET", "/api/v1/sessions/nobody/messages?timeout_s=1") == (404, "not_found")
+        # A caller who gives up takes no message with it.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            given_up = pool.submit(_give_up, hub, path, backend.headers)
+            await asyncio.wrap_future(given_up)
+        await asyncio.sleep(0.6)
+        await peer.done("message", {"kept": True})
+        assert backend.done("GET", f"{path}?timeout_s=5")["data"] == {"kept": True}
+        await peer.close()
+
+
+def _give_up(hub, path, headers):
+    import http.client
+
+    connection = http.client.HTTPConnection(hub.host, hub.port, timeout=5)
+    connection.request("GET", f"{path}?timeout_s=20", headers=headers)
+    time.sleep(0.3)
+    connection.close()
+
+
+async def test_rooms_and_their_history_are_looked_into(hub, backend, room):
+    async with clients(hub) as join:
+        peer = await join()
+        await peer.subscribe(room)
+        for number in range(5):
+            assert hub.publish(room, "a", {"n": number})[0] == 200
+        shown = backend.done("GET", f"/api/v1/rooms/{quote(room)}")
+        assert (shown["room"], shown["kind"], shown["members"], shown["seq"]) == (room, "project", 1, 5)
+        assert (shown["history_events"], shown["first_seq"]) == (5, 1) and shown["history_bytes"] > 0
+        listed = backend.done("GET", f"/api/v1/rooms?kind=project&search={quote(room)}&occupied=true")
+        assert [one["room"] for one in listed["rooms"]] == [room]
+        history = backend.done("GET", f"/api/v1/rooms/{quote(room)}/history?since=2&limit=2")
+        assert [event["seq"] for event in history["events"]] == [3, 4] and history["more"] and history["seq"] == 5
+        history = backend.done("GET", f"/api/v1/rooms/{quote(room)}/history?last=2&reverse=true")
+        assert [event["seq"] for event in history["events"]][:2] == [5, 4]
+        assert backend.refused("GET", f"/api/v1/rooms/{quote(room)}/history?since=2&last=2") == (400, "bad_command")
+        assert backend.refused("GET", "/api/v1/rooms/nokind:x/history") == (400, "bad_room")
+        stranger = Backend(hub, token("x", ["websocket:connect"]))
+        assert stranger.refused("GET", f"/api/v1/rooms/{quote(room)}/history") == (403, "forbidden")
+        assert stranger.refused("DELETE", f"/api/v1/rooms/{quote(room)}/history") == (403, "forbidden")
+        assert backend.done("DELETE", f"/api/v1/rooms/{quote(room)}/history") == {"room": room, "deleted": 5}
+        assert backend.done("GET", f"/api/v1/rooms/{quote(room)}/history")["events"] == []
+        again = await peer.done("subscribe", {"room": room, "since": {"seq": 1}})
+        assert (again["recovered"], again["missed"], again["seq"]) == (False, 4, 5)
+        await peer.close()
+
+
+async def test_a_broadcast_goes_to_rooms_or_to_everyone(hub, backend):
+    async with clients(hub) as join:
+        rooms = ["project:api-b1", "project:api-b2"]
+        peer = await join()
+        for one in rooms:
+            await peer.subscribe(one)
+        answer = backend.done("POST", "/api/v1/broadcast", {"rooms": [*rooms, "bad room"], "type": "a", "data": {}})
+        assert (answer["rooms"], answer["delivered"]) == (2, 2)
+        assert [one.get("room") or one["error"]["code"] for one in answer["results"]] == [*rooms, "bad_room"]
+        answer = backend.done("POST", "/api/v1/broadcast", {"all": True, "type": "api.everyone"})
+        assert answer["rooms"] == 1 and answer["delivered"] >= 1
+        await peer.next("api.everyone")
+        assert backend.done("POST", "/ws/broadcast/test")["connections"] >= 1
+        alert = await peer.next("system_alert")
+        assert alert["room"] == "global" and alert["data"]["severity"] == "info"
+        assert backend.refused("POST", "/api/v1/broadcast", {"type": "a"}) == (400, "bad_command")
+        assert backend.refused("POST", "/api/v1/broadcast", {"rooms": rooms, "all": True, "type": "a"}) == (400, "bad_command")
+        member = Backend(hub, token())
+        assert member.refused("POST", "/ws/broadcast/test") == (403, "forbidden")
+        assert member.done("POST", "/api/v1/broadcast", {"all": True, "type": "a"})["results"][0]["error"]["code"] == "forbidden"
+        await peer.close()
+
+
+def test_calls_need_a_token_and_the_permission(hub):
+    admin_only = [
+        ("GET", "/api/v1/connections"), ("GET", "/ws/connections"), ("GET", "/api/v1/connections/x"), ("DELETE", "/api/v1/connections/x"),
+        ("GET", "/api/v1/rooms"), ("GET", "/api/v1/sessions/x"), ("GET", "/api/v1/sessions/x/messages?timeout_s=0"),
+    ]
+    member = Backend(hub, token())
+    for method, path in admin_only:
+        assert hub.get(path, method=method)[0] == 401, path
+        assert member.refused(method, path) == (403, "forbidden"), path
+    assert hub.get("/api/v1/websocket/stats")[0] == 401
+    stats = member.done("GET", "/api/v1/websocket/stats")
+    assert stats["total"]["connections"] == sum(shard["connections"] for shard in stats["shards"]) and len(stats["shards"]) == 2
+    assert stats["process"]["resident_bytes"] > 0
