@@ -4,6 +4,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::hub::reply::HubError;
 use crate::wire::codes::ErrorCode;
@@ -20,16 +21,22 @@ pub(crate) struct ApiError {
     retry_after_s: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// An error (protocol, section 1).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(crate) struct Body<'a> {
     error: Inner<'a>,
 }
 
 /// What stands under `error`, also for one entry of an array.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ErrorDetail)]
 pub(crate) struct Inner<'a> {
+    /// One of the protocol's error codes, or of the codes of refusals.
     code: &'a str,
+    /// One sentence for a person.
     message: &'a str,
+    /// When to try again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
 }

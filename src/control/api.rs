@@ -11,12 +11,14 @@ use axum::routing::{get, post};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::answer::{ApiError, json};
 use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::metrics::Metrics;
+use super::openapi::{self, Refusals};
 use super::process::{self, Process};
 use super::publish::publish;
 use super::{broadcast, connections, messages, rooms};
@@ -49,6 +51,7 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/ready", get(ready::<B>))
         .route("/ws/health", get(health::<B>))
         .route("/metrics", get(metrics::<B>))
+        .route("/openapi.json", get(openapi::document))
         .route("/api/v1/publish", post(publish::<B>))
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
         .route("/ws/broadcast/test", post(broadcast::test::<B>))
@@ -125,15 +128,19 @@ impl<B: Backend> Api<B> {
 }
 
 /// The health pages.
-#[derive(Serialize)]
-struct Page<'a> {
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Page<'a> {
     status: &'static str,
     version: &'static str,
     uptime_s: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
     process: Process,
+    /// All shards together.
+    #[schema(value_type = Object)]
     total: &'a ShardFigures,
+    /// Each shard; `/metrics` says what the figures mean.
+    #[schema(value_type = Vec<Object>)]
     shards: &'a [ShardFigures],
 }
 
@@ -157,13 +164,29 @@ async fn about() -> Response {
 }
 
 /// The process is up.
-async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+#[utoipa::path(
+    operation_id = "live",
+    get,
+    path = "/live",
+    tag = "health",
+    security(()),
+    responses((status = 200, body = Page)),
+)]
+pub(crate) async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let figures = api.backend.figures();
     json(StatusCode::OK, &api.page("ok", &figures.total(), &figures))
 }
 
 /// The hub takes traffic: every shard answers and it is not draining.
-async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+#[utoipa::path(
+    operation_id = "ready",
+    get,
+    path = "/ready",
+    tag = "health",
+    security(()),
+    responses((status = 200, body = Page), (status = 503, description = "It takes no traffic", body = Page)),
+)]
+pub(crate) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let answer = api.remote(api.backend.ready()).await;
     let (status, word, answering) = match answer {
         _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
@@ -182,19 +205,52 @@ async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
 }
 
 /// Figures for people and dashboards; always 200 while the process is up.
-async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
+#[utoipa::path(
+    operation_id = "health",
+    get,
+    path = "/ws/health",
+    tag = "health",
+    security(()),
+    responses((status = 200, body = Page)),
+)]
+pub(crate) async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let status = if api.backend.draining() { "draining" } else { "ok" };
     let figures = api.backend.figures();
     json(StatusCode::OK, &api.page(status, &figures.total(), &figures))
 }
 
 /// Figures for backends and dashboards that have a token.
-async fn stats<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+#[utoipa::path(
+    operation_id = "stats",
+    get,
+    path = "/api/v1/websocket/stats",
+    tag = "health",
+    responses((status = 200, body = Page), Refusals),
+)]
+pub(crate) async fn stats<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     api.identify(&headers)?;
     Ok(health(State(api)).await)
 }
 
-async fn metrics<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+/// Figures for Prometheus.
+#[utoipa::path(
+    operation_id = "metrics",
+    get,
+    path = "/metrics",
+    tag = "health",
+    security(()),
+    responses(
+        (status = 200, description = "In the text format of Prometheus, or OpenMetrics where that is accepted", body = String, content_type = "text/plain"),
+        Refusals,
+    ),
+)]
+pub(crate) async fn metrics<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let (content_type, text) = api.metrics.render(&headers).map_err(|_| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics could not be written")
     })?;

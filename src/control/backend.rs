@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
@@ -92,7 +93,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 }
 
 /// An event to publish, as `POST /api/v1/publish` takes it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct PublishRequest {
     /// The room's name.
     pub room: String,
@@ -101,6 +102,7 @@ pub struct PublishRequest {
     pub kind: String,
     /// The event's data: valid JSON, kept as the bytes that came. `{}` when it was left out, as over a WebSocket.
     #[serde(default = "empty")]
+    #[schema(value_type = Object)]
     pub data: Box<RawValue>,
     /// Idempotency key: the same key in the same room within five minutes is published once.
     #[serde(default)]
@@ -114,7 +116,7 @@ pub(crate) fn empty() -> Box<RawValue> {
 }
 
 /// The answer to a publish.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Published {
     /// The room's name.
     pub room: String,

@@ -10,17 +10,19 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, empty};
 use super::body::read_json;
+use super::openapi::Refusals;
 use super::publish::Entry;
 
 /// The room that every connection is in.
 const EVERYONE: &str = "global";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Broadcast {
     rooms: Option<Vec<String>>,
@@ -29,11 +31,12 @@ struct Broadcast {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
+    #[schema(value_type = Object)]
     data: Box<RawValue>,
     key: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Broadcasted<'a> {
     /// Rooms that took it.
     rooms: usize,
@@ -43,6 +46,15 @@ struct Broadcasted<'a> {
     results: Vec<Entry<'a>>,
 }
 
+/// Publishes one event into several rooms, or to everyone.
+#[utoipa::path(
+    operation_id = "broadcast",
+    post,
+    path = "/api/v1/broadcast",
+    tag = "events",
+    request_body = Broadcast,
+    responses((status = 200, body = Broadcasted), Refusals),
+)]
 pub(crate) async fn broadcast<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -73,13 +85,20 @@ pub(crate) async fn broadcast<B: Backend>(
     Ok(json(StatusCode::OK, &answer))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Tested {
     connections: u32,
     id: String,
 }
 
 /// One `system_alert` to everyone, to see that it arrives.
+#[utoipa::path(
+    operation_id = "broadcast_test",
+    post,
+    path = "/ws/broadcast/test",
+    tag = "events",
+    responses((status = 200, body = Tested), Refusals),
+)]
 pub(crate) async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let identity = api.admin(&headers)?;
     let data = RawValue::from_string(r#"{"severity":"info","message":"This is a test.","test":true}"#.to_owned());

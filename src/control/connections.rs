@@ -9,11 +9,13 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
 
 use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named, read_json};
+use super::openapi::Refusals;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Window};
 use crate::node::Target;
 use crate::wire::codes::close;
@@ -47,7 +49,8 @@ pub(crate) fn next_after<T>(items: &[T], limit: usize, name: impl Fn(&T) -> &str
     items.last().filter(|_| items.len() == limit).map(|last| name(last).to_owned())
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ConnectionsAsked {
     user: Option<Box<str>>,
     session: Option<Box<str>>,
@@ -57,13 +60,22 @@ pub(crate) struct ConnectionsAsked {
     pub(crate) limit: Option<usize>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ConnectionsPage {
     connections: Vec<ConnectionView>,
     total: usize,
     next: Option<String>,
 }
 
+/// Lists the connections that fit, by client id.
+#[utoipa::path(
+    operation_id = "list_connections",
+    get,
+    path = "/api/v1/connections",
+    tag = "connections",
+    params(ConnectionsAsked),
+    responses((status = 200, body = ConnectionsPage), Refusals),
+)]
 pub(crate) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -79,6 +91,15 @@ pub(crate) async fn list<B: Backend>(
     Ok(json(StatusCode::OK, &ConnectionsPage { connections: listing.items, total: listing.total, next }))
 }
 
+/// Shows one connection.
+#[utoipa::path(
+    operation_id = "show_connection",
+    get,
+    path = "/api/v1/connections/{client_id}",
+    tag = "connections",
+    params(("client_id" = String, Path, description = "The client's id")),
+    responses((status = 200, body = ConnectionView), Refusals),
+)]
 pub(crate) async fn show<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -88,18 +109,31 @@ pub(crate) async fn show<B: Backend>(
     Ok(json(StatusCode::OK, &api.remote(api.backend.connection(&client_id)).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Change {
+    /// Merged into the metadata; null removes a key.
+    #[schema(value_type = Object)]
     metadata: Map<String, Value>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Changed {
     client_id: String,
+    #[schema(value_type = Object)]
     metadata: Value,
 }
 
+/// Merges into a connection's metadata.
+#[utoipa::path(
+    operation_id = "change_connection",
+    patch,
+    path = "/api/v1/connections/{client_id}",
+    tag = "connections",
+    params(("client_id" = String, Path, description = "The client's id")),
+    request_body = Change,
+    responses((status = 200, body = Changed), Refusals),
+)]
 pub(crate) async fn change<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -113,7 +147,8 @@ pub(crate) async fn change<B: Backend>(
 }
 
 /// How connections are closed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Farewell {
     #[serde(default = "by_administrator")]
     code: u16,
@@ -137,11 +172,20 @@ impl Farewell {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Disconnected {
     disconnected: u32,
 }
 
+/// Closes a connection.
+#[utoipa::path(
+    operation_id = "end_connection",
+    delete,
+    path = "/api/v1/connections/{client_id}",
+    tag = "connections",
+    params(("client_id" = String, Path, description = "The client's id"), Farewell),
+    responses((status = 200, body = Disconnected), Refusals),
+)]
 pub(crate) async fn end<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -156,7 +200,7 @@ pub(crate) async fn end<B: Backend>(
 }
 
 /// Whom `POST /api/v1/disconnect` is about: exactly one of these.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Disconnect {
     client: Option<Box<str>>,
@@ -169,6 +213,15 @@ struct Disconnect {
     reason: String,
 }
 
+/// Closes the connections of a client, a session, sessions or a user.
+#[utoipa::path(
+    operation_id = "disconnect",
+    post,
+    path = "/api/v1/disconnect",
+    tag = "connections",
+    request_body = Disconnect,
+    responses((status = 200, body = Disconnected), Refusals),
+)]
 pub(crate) async fn end_many<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,

@@ -12,16 +12,28 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, empty};
 use super::body::{Named, read_json};
+use super::openapi::Refusals;
 use super::poll::IsOver;
 use crate::hub::reply::Pending;
+use crate::hub::view::SessionView;
 use crate::node::{Sent, Target};
 use crate::wire::native::is_client_id;
 
+/// Shows one session, connected or not.
+#[utoipa::path(
+    operation_id = "show_session",
+    get,
+    path = "/api/v1/sessions/{session_id}",
+    tag = "messages",
+    params(("session_id" = String, Path, description = "The session's id")),
+    responses((status = 200, body = SessionView), Refusals),
+)]
 pub(crate) async fn session<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -31,15 +43,26 @@ pub(crate) async fn session<B: Backend>(
     Ok(json(StatusCode::OK, &api.remote(api.backend.session(&session_id)).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Outgoing {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
+    #[schema(value_type = Object)]
     data: Box<RawValue>,
 }
 
+/// Sends an event to one session.
+#[utoipa::path(
+    operation_id = "send_to_session",
+    post,
+    path = "/api/v1/sessions/{session_id}/messages",
+    tag = "messages",
+    params(("session_id" = String, Path, description = "The session's id")),
+    request_body = Outgoing,
+    responses((status = 200, body = Sent), Refusals),
+)]
 pub(crate) async fn send_to_session<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -54,7 +77,7 @@ pub(crate) async fn send_to_session<B: Backend>(
 }
 
 /// To several at a time; at least one has to be named.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ToMany {
     #[serde(default)]
@@ -66,10 +89,11 @@ struct ToMany {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
+    #[schema(value_type = Object)]
     data: Box<RawValue>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct SentToMany<'a> {
     delivered: u64,
     queued: u64,
@@ -77,14 +101,14 @@ struct SentToMany<'a> {
     failed: Vec<Failed<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Failed<'a> {
     to: &'a Address,
     error: Inner<'a>,
 }
 
 /// An addressee, as it was named.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Address {
     Session(Box<str>),
@@ -102,6 +126,15 @@ impl Address {
     }
 }
 
+/// Sends an event to sessions, users and clients.
+#[utoipa::path(
+    operation_id = "send_to_many",
+    post,
+    path = "/api/v1/messages",
+    tag = "messages",
+    request_body = ToMany,
+    responses((status = 200, body = SentToMany), Refusals),
+)]
 pub(crate) async fn send_to_many<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -138,13 +171,25 @@ pub(crate) async fn send_to_many<B: Backend>(
 }
 
 /// A message that a client sent, as the backend gets it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Received<'a> {
     session_id: &'a str,
+    #[schema(value_type = Value)]
     data: &'a RawValue,
 }
 
 /// The next message of a session, as soon as there is one; 204 where there was none in time.
+#[utoipa::path(
+    operation_id = "receive",
+    get,
+    path = "/api/v1/sessions/{session_id}/messages",
+    tag = "messages",
+    params(
+        ("session_id" = String, Path, description = "The session's id"),
+        ("timeout_s" = Option<u64>, Query, description = "Seconds to wait at most, up to 300; 30 where it is left out"),
+    ),
+    responses((status = 200, body = Received), (status = 204, description = "No message came in time"), Refusals),
+)]
 pub(crate) async fn receive<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,

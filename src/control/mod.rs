@@ -36,6 +36,7 @@ mod inbox;
 mod listener;
 mod messages;
 mod metrics;
+mod openapi;
 mod poll;
 mod porter;
 mod process;

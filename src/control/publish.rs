@@ -12,16 +12,18 @@ use hyper::header::HeaderMap;
 use serde::Serialize;
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, Published};
 use super::body::{parse, read, require_json};
+use super::openapi::{OneOrMany, PublishedOneOrMany, Refusals};
 use crate::hub::reply::{HubError, Pending};
 use crate::wire::codes::ErrorCode;
 
 /// One entry of an array's answer.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Entry<'a> {
     Published(&'a Published),
@@ -37,6 +39,15 @@ impl<'a> Entry<'a> {
     }
 }
 
+/// Publishes one event, or several.
+#[utoipa::path(
+    operation_id = "publish",
+    post,
+    path = "/api/v1/publish",
+    tag = "events",
+    request_body = OneOrMany,
+    responses((status = 200, body = PublishedOneOrMany), Refusals),
+)]
 pub(crate) async fn publish<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,

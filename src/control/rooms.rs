@@ -7,16 +7,19 @@ use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named};
 use super::connections::{Paging, next_after};
+use super::openapi::{History, Refusals};
 use crate::hub::view::{RoomFilter, RoomView};
 use crate::wire::native::{HISTORY_EVENTS_MAX, Since};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct RoomsAsked {
     kind: Option<Box<str>>,
     search: Option<Box<str>>,
@@ -26,13 +29,22 @@ pub(crate) struct RoomsAsked {
     limit: Option<usize>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct RoomsPage {
     rooms: Vec<RoomView>,
     total: usize,
     next: Option<String>,
 }
 
+/// Lists the rooms that fit, by name.
+#[utoipa::path(
+    operation_id = "list_rooms",
+    get,
+    path = "/api/v1/rooms",
+    tag = "rooms",
+    params(RoomsAsked),
+    responses((status = 200, body = RoomsPage), Refusals),
+)]
 pub(crate) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -47,6 +59,15 @@ pub(crate) async fn list<B: Backend>(
     Ok(json(StatusCode::OK, &RoomsPage { rooms: listing.items, total: listing.total, next }))
 }
 
+/// Shows one room.
+#[utoipa::path(
+    operation_id = "show_room",
+    get,
+    path = "/api/v1/rooms/{room}",
+    tag = "rooms",
+    params(("room" = String, Path, description = "The room's name")),
+    responses((status = 200, body = RoomView), Refusals),
+)]
 pub(crate) async fn show<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -58,7 +79,8 @@ pub(crate) async fn show<B: Backend>(
 }
 
 /// Where to begin: at most one of `since` (a `seq`, with its `epoch` where that is known), `last` and `seconds`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct HistoryAsked {
     since: Option<u64>,
     epoch: Option<Box<str>>,
@@ -81,6 +103,15 @@ impl HistoryAsked {
     }
 }
 
+/// Reads a part of a room's log.
+#[utoipa::path(
+    operation_id = "show_history",
+    get,
+    path = "/api/v1/rooms/{room}/history",
+    tag = "rooms",
+    params(("room" = String, Path, description = "The room's name"), HistoryAsked),
+    responses((status = 200, body = History), Refusals),
+)]
 pub(crate) async fn history<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
@@ -98,12 +129,21 @@ pub(crate) async fn history<B: Backend>(
     Ok((StatusCode::OK, headers, text).into_response())
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Cleared {
     room: String,
     deleted: u64,
 }
 
+/// Empties a room's log; its numbers go on.
+#[utoipa::path(
+    operation_id = "clear_history",
+    delete,
+    path = "/api/v1/rooms/{room}/history",
+    tag = "rooms",
+    params(("room" = String, Path, description = "The room's name")),
+    responses((status = 200, body = Cleared), Refusals),
+)]
 pub(crate) async fn clear<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,

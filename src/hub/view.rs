@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// A connection, as operators see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ConnectionView {
     /// Its id.
     pub client_id: String,
@@ -21,6 +22,7 @@ pub struct ConnectionView {
     /// The rooms it is in.
     pub rooms: Vec<String>,
     /// What it said about itself.
+    #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
     /// When it was let in, RFC 3339 in UTC.
     pub connected_at: String,
@@ -43,7 +45,7 @@ pub struct ConnectionView {
 }
 
 /// A room, as operators see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RoomView {
     /// Its name.
     pub room: String,
@@ -66,7 +68,7 @@ pub struct RoomView {
 }
 
 /// A session, as operators see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct SessionView {
     /// Its id.
     pub session_id: String,
@@ -81,6 +83,7 @@ pub struct SessionView {
     /// Its client's messages that wait for the backend.
     pub inbox: usize,
     /// What its client said about itself.
+    #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
 }
 

@@ -18,7 +18,7 @@ use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Refused, is_event_type};
 
 /// What became of a direct message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, utoipa::ToSchema)]
 pub struct Sent {
     /// Connections it went to.
     pub delivered: u64,

@@ -1,0 +1,149 @@
+//! `/openapi.json`: what the HTTP API takes and answers, from the definitions that serve it.
+
+use axum::response::{IntoResponse, Response};
+use hyper::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
+
+use super::answer::{Body, json};
+use super::backend::{PublishRequest, Published};
+use super::publish::Entry;
+use super::{api, broadcast, connections, messages, publish, rooms};
+
+/// What every call may answer where it does not do what was asked.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "describes, and is never made")]
+pub(crate) enum Refusals {
+    /// The request is not one that this call takes.
+    #[response(status = 400)]
+    Bad(Body<'static>),
+    /// A bearer token is missing, or is not valid.
+    #[response(status = 401)]
+    Unauthorized(Body<'static>),
+    /// A permission is missing.
+    #[response(status = 403)]
+    Forbidden(Body<'static>),
+    /// There is no such thing.
+    #[response(status = 404)]
+    NotFound(Body<'static>),
+    /// The request's body did not come in time.
+    #[response(status = 408)]
+    Timeout(Body<'static>),
+    /// The request's body is too large.
+    #[response(status = 413)]
+    TooLarge(Body<'static>),
+    /// The request's body is no JSON by its content type.
+    #[response(status = 415)]
+    MediaType(Body<'static>),
+    /// Too much at a time; `Retry-After` says when to try again.
+    #[response(status = 429)]
+    RateLimited(Body<'static>),
+    /// The hub can't do it right now; `Retry-After` says when to try again.
+    #[response(status = 503)]
+    Unavailable(Body<'static>),
+}
+
+/// One event, or several.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes, and is never made")]
+pub(crate) enum OneOrMany {
+    /// One.
+    One(PublishRequest),
+    /// Several; each has its place in the answer.
+    Many(Vec<PublishRequest>),
+}
+
+/// The answer for one event, or one entry for each of several.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes, and is never made")]
+pub(crate) enum PublishedOneOrMany {
+    /// For one.
+    One(Published),
+    /// For several.
+    Many(Vec<Entry<'static>>),
+}
+
+/// A part of a room's log.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes; the log writes it")]
+pub(crate) struct History {
+    /// The room's name.
+    room: String,
+    /// Events as subscribers get them.
+    #[schema(value_type = Vec<Object>)]
+    events: Vec<serde_json::Value>,
+    /// The number of the room's last event.
+    seq: u64,
+    /// The log's epoch; null for a room that there is not.
+    epoch: Option<String>,
+    /// Whether there is more in that direction.
+    more: bool,
+}
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Ringhub", description = "The HTTP API of a real-time hub."),
+    paths(
+        api::live,
+        api::ready,
+        api::health,
+        api::metrics,
+        api::stats,
+        publish::publish,
+        broadcast::broadcast,
+        broadcast::test,
+        connections::list,
+        connections::show,
+        connections::change,
+        connections::end,
+        connections::end_many,
+        messages::session,
+        messages::send_to_session,
+        messages::receive,
+        messages::send_to_many,
+        rooms::list,
+        rooms::show,
+        rooms::history,
+        rooms::clear,
+    ),
+    components(schemas(Body)),
+    security(("bearer" = [])),
+    modifiers(&Bearer)
+)]
+struct Described;
+
+/// The document.
+pub(crate) async fn document() -> Response {
+    json(StatusCode::OK, &Described::openapi()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_is_described_with_its_answers() {
+        let document = serde_json::to_value(Described::openapi()).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        assert!(paths.len() >= 16, "{}", paths.len());
+        for (path, calls) in paths {
+            for (method, call) in calls.as_object().expect("calls") {
+                assert!(call["responses"]["200"].is_object(), "{method} {path}");
+            }
+        }
+        assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+    }
+}
