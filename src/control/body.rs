@@ -11,6 +11,8 @@ use hyper::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::answer::ApiError;
+use crate::hub::reply::HubError;
+use crate::wire::codes::ErrorCode;
 
 /// `application/json`, or another type in its syntax. A missing type is refused too: browsers can send one across origins
 /// without asking first.
@@ -53,10 +55,16 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
 
 /// A text that is JSON. What is wrong with it is told; a text that is JSON, but not what is wanted, is a bad command.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => ApiError::bad_request(error.to_string()),
-        _ => ApiError::bad_json(error.to_string()),
-    })
+    serde_json::from_slice(body).map_err(|error| refused(&error).into())
+}
+
+/// What is wrong with a text.
+pub(crate) fn refused(error: &serde_json::Error) -> HubError {
+    let code = match error.classify() {
+        serde_json::error::Category::Data => ErrorCode::BadCommand,
+        _ => ErrorCode::BadJson,
+    };
+    HubError::new(code, error.to_string())
 }
 
 /// The query, with errors in the shape that all have here.

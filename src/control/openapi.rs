@@ -51,8 +51,9 @@ pub(crate) enum Refusals {
 pub(crate) enum OneOrMany {
     /// One.
     One(PublishRequest),
-    /// Several; each has its place in the answer.
-    Many(Vec<PublishRequest>),
+    /// Several; what is wrong with one is told in its place of the answer.
+    #[schema(value_type = Vec<serde_json::Value>)]
+    Many(Vec<serde_json::Value>),
 }
 
 /// The answer for one event, or one entry for each of several.

@@ -17,10 +17,9 @@ use utoipa::ToSchema;
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, Published};
-use super::body::{parse, read, require_json};
+use super::body::{parse, read, refused, require_json};
 use super::openapi::{OneOrMany, PublishedOneOrMany, Refusals};
 use crate::hub::reply::{HubError, Pending};
-use crate::wire::codes::ErrorCode;
 
 /// One entry of an array's answer.
 #[derive(Serialize, ToSchema)]
@@ -68,7 +67,7 @@ pub(crate) async fn publish<B: Backend>(
         .map(|event| {
             let pending = match serde_json::from_str(event.get()) {
                 Ok(event) => api.backend.publish(&identity, event),
-                Err(error) => Pending::ready(Err(HubError::new(ErrorCode::BadJson, error.to_string()))),
+                Err(error) => Pending::ready(Err(refused(&error))),
             };
             api.remote(pending)
         })

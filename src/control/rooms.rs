@@ -93,6 +93,10 @@ pub(crate) struct HistoryAsked {
 
 impl HistoryAsked {
     fn since(&self) -> Result<Option<Since>, ApiError> {
+        // As large as JSON's other readers can take it.
+        if [self.since, self.last, self.seconds].into_iter().flatten().any(|number| number > i64::MAX as u64) {
+            return Err(ApiError::bad_request("since, last and seconds are 0 to 9223372036854775807"));
+        }
         match (self.since, self.last, self.seconds) {
             (None, None, None) => Ok(None),
             (Some(seq), None, None) => Ok(Some(Since::Seq { seq, epoch: self.epoch.clone() })),
