@@ -119,6 +119,10 @@ impl Backend for FakeHub {
         }
     }
 
+    fn itself(&self) -> Arc<String> {
+        Arc::new("root".into())
+    }
+
     fn figures(&self) -> Snapshot {
         let figures = Figures::default();
         figures.connections.set(3);
