@@ -170,3 +170,28 @@ async def test_a_slow_reader_is_told_exactly_what_it_missed(start, shards):
             assert gaps >= 1, "the reader was not slow enough to show anything"
             await writer.done("publish", {"room": room, "type": "n", "data": {}})
             assert json.loads(await asyncio.wait_for(slow.recv(), 10))["seq"] == count + 1
+
+
+@SHARDS
+async def test_alerts_overtake_the_telemetry_that_waits_for_a_slow_reader(start, shards):
+    hub = start({"rooms.quote.urgent": True, "limits.outbox_bytes_max": "64MiB", "rooms.project.history_events_max": 20_000}, shards=shards)
+    telemetry, alerts, count = "project:telemetry", "quote:alerts", 8000
+    async with joined(hub, admin()) as writer:
+        async with connect(f"{hub.url}/ws?token={admin()}", max_queue=1) as slow:
+            await slow.recv()
+            for room in (telemetry, alerts):
+                await slow.send(json.dumps({"type": "subscribe", "id": room, "data": {"room": room}}))
+                assert json.loads(await slow.recv())["type"] == "subscribed"
+            # Far more than the kernel's buffers take, and all of it within the outbox.
+            for _ in range(count):
+                await writer.send("publish", {"room": telemetry, "type": "n", "data": {"pad": "x" * 2500}})
+            await writer.ask("ping", {})
+            await publish(writer, alerts, 3)
+            seqs, alerts_at = {telemetry: [], alerts: []}, []
+            while len(seqs[telemetry]) < count:
+                event = json.loads(await asyncio.wait_for(slow.recv(), 10))
+                seqs[event["room"]].append(event["seq"])
+                if event["room"] == alerts:
+                    alerts_at.append(len(seqs[telemetry]))
+            assert seqs == {telemetry: list(range(1, count + 1)), alerts: [1, 2, 3]}
+            assert alerts_at[0] == alerts_at[-1] < count // 2, "all alerts come before most of what was published earlier"

@@ -5,3 +5,4 @@ mod logs;
 mod model;
 mod node;
 mod regressions;
+mod urgent;

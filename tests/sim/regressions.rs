@@ -1,14 +1,16 @@
 //! What once went wrong, each in the smallest world that shows it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ringhub::auth::{Claims, mint};
-use ringhub::config::{Config, Policy, Secret};
+use ringhub::config::{Config, KindConfig, Policy, Secret};
 use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::home_of;
 use ringhub::hub::reply::pending;
 use ringhub::ring::sim::Faults;
+use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
 use serde_json::json;
 
@@ -479,4 +481,25 @@ fn subscribing_anew_again_and_again_during_a_fan_out_costs_little() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     client.poll();
     assert_eq!(client.seqs("project:a"), (1..=3000).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_room_goes_by_its_own_kinds_rules_after_a_reload_that_declares_another_kind() {
+    let mut config = config();
+    config.kinds.push(KindConfig { history_events_max: Some(3), ..KindConfig::new("small") });
+    let mut node = node(1, config.clone());
+    let mut client = node.client(0, "");
+    publish(&node, "small:a", "1");
+    node.settle();
+    // Declared kinds are in order of name.
+    let place = config.kinds.len() - 1;
+    config.kinds.insert(place, KindConfig::new("large"));
+    node.request(0, Request::Reload(Arc::new(Settings::new(config).expect("sound settings"))));
+    (2..=5).for_each(|number| publish(&node, "small:a", &number.to_string()));
+    node.settle();
+    let id = client.send("history", json!({"room": "small:a"}));
+    node.settle();
+    client.poll();
+    let events = client.answer(id).expect("an answer")["data"]["events"].as_array().expect("events").len();
+    assert_eq!(events, 3);
 }
