@@ -105,7 +105,6 @@ impl State {
                     (batch.events.first().map_or(1, |event| event.seq), self.push_events(conn, lane, &frames))
                 }
                 Piece::Gap { from_seq, to_seq, reason } => {
-                    self.figures.gaps.add(1);
                     (*from_seq, self.push_gap(conn, lane, room.as_str(), *from_seq, *to_seq, reason))
                 }
             };
@@ -211,7 +210,9 @@ impl State {
         envelope::finish(&mut self.payload, &mut frame);
         // Among the events, since it tells what is missing between them.
         let frame = self.core.memory().share(frame);
-        self.push_events(conn, lane, &frame)
+        self.push_events(conn, lane, &frame)?;
+        self.figures.gaps.add(1);
+        Ok(())
     }
 
     fn push_events(&mut self, conn: ConnKey, lane: Lane, frames: &Bytes) -> Result<(), Full> {

@@ -1,5 +1,6 @@
 //! Whole shards in the simulated world: one seed is one run.
 
+mod bounds;
 mod client;
 mod logs;
 mod model;

@@ -503,3 +503,35 @@ fn a_room_goes_by_its_own_kinds_rules_after_a_reload_that_declares_another_kind(
     let events = client.answer(id).expect("an answer")["data"]["events"].as_array().expect("events").len();
     assert_eq!(events, 3);
 }
+
+#[test]
+fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
+    let mut config = lasting(4096);
+    config.history.events_max = 2;
+    let mut node = node(2, config);
+    let (away, near) = (node.room_at("project:", 1), node.room_at("project:", 0));
+    let mut client = node.client(0, "");
+    [&away, &near].into_iter().for_each(|room| subscribe(&mut node, &mut client, room));
+    client.link.set_read_budget(0);
+    let data = format!("\"{}\"", "x".repeat(3000));
+    for _ in 0..6 {
+        publish(&node, &away, &data);
+        node.settle();
+    }
+    // It reads all it had, and its shard asks the other one; before that answers, the outbox is full again.
+    client.link.set_read_budget(usize::MAX);
+    (0..20).for_each(|_| node.turn_of(0));
+    client.link.set_read_budget(0);
+    for bytes in [3000, 700] {
+        publish(&node, &near, &format!("\"{}\"", "x".repeat(bytes)));
+        (0..5).for_each(|_| node.turn_of(0));
+    }
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    let gaps = client.messages.iter().filter(|message| message["type"] == "gap").count();
+    assert_eq!((gaps, node.figures().gaps), (1, 1));
+    assert_eq!(client.seqs(&away).last(), Some(&6));
+    assert_eq!(client.seqs(&near), [1, 2]);
+}
