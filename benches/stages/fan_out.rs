@@ -74,9 +74,9 @@ impl Shard {
         let Shard { core, outboxes, dirty, deliveries_max } = self;
         let mut bytes = 0;
         while core.has_deliveries() {
-            core.fan_out(*deliveries_max, |conn, chunk, _, _| {
+            core.fan_out(*deliveries_max, |conn, chunk, lane, _, _| {
                 let Some(outbox) = outboxes.get_mut(conn.slot as usize) else { return };
-                assert!(outbox.push_events(chunk, OUTBOX_BYTES_MAX).is_ok());
+                assert!(outbox.push_events(chunk, lane, OUTBOX_BYTES_MAX).is_ok());
                 if outbox.mark_dirty() {
                     dirty.push(conn);
                 }

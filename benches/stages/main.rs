@@ -1,5 +1,5 @@
 //! The life of a message behind the codecs, a group per stage, without any socket: `command`, `selection`, `envelope`,
-//! `fan_out`, `mesh`. Each module says which question its figures answer; `wire` has the stages before these.
+//! `fan_out`, `replay`, `mesh`. Each module says which question its figures answer; `wire` has the stages before these.
 //!
 //! `cargo bench --bench stages`, or `cargo bench --bench stages -- fan_out` for one of them.
 
@@ -7,6 +7,7 @@ mod command;
 mod envelope;
 mod fan_out;
 mod mesh;
+mod replay;
 mod selection;
 
 use criterion::{criterion_group, criterion_main};
@@ -16,5 +17,13 @@ const DATA: &[u8] = br#"{"status":"failed","confidence_level":0.85,"name":"db-1"
 const KIND: &str = "workflow.progress";
 const ROOM: &str = "project:bench";
 
-criterion_group!(benches, command::bench, selection::bench, envelope::bench, fan_out::bench, mesh::bench);
+criterion_group!(
+    benches,
+    command::bench,
+    selection::bench,
+    envelope::bench,
+    fan_out::bench,
+    replay::bench,
+    mesh::bench
+);
 criterion_main!(benches);

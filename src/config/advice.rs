@@ -56,12 +56,11 @@ fn without_effect(config: &Config) -> Option<Finding> {
     };
     let mut keys = set("durable", |kind| kind.durable);
     keys.extend(set("presence_events", |kind| kind.presence_events));
-    keys.extend(set("urgent", |kind| kind.urgent));
     (!keys.is_empty()).then(|| {
         Finding::warn(
             "rooms",
             format!("without effect in this version: {}", keys.join(", ")),
-            "rooms are not written to disk, tell nobody who comes and goes, and no kind goes ahead of others",
+            "rooms are not written to disk and tell nobody who comes and goes",
             "remove these lines",
         )
     })

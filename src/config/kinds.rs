@@ -135,7 +135,8 @@ kind_options! {
     history_events_max: Option<u32>, range(0, 1_000_000), "events";
     /// Keep the rooms' logs beyond the process.
     durable: bool, Rule::Any, "";
-    /// Send these events ahead of others that wait for a connection.
+    /// Send these events ahead of others that wait for a connection. Where a kind is urgent, events of the others take at
+    /// most seven eighths of `limits.outbox_bytes_max`: the last eighth is for urgent ones.
     urgent: bool, Rule::Any, "";
 }
 

@@ -19,6 +19,7 @@ use super::message::{
     Published, ReplyTo,
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
+use super::outbox::Lane;
 use super::reply::Responder;
 use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
@@ -200,6 +201,23 @@ impl Core {
     pub fn set_limits(&mut self, limits: CoreLimits, rules: Rules) {
         self.limits = limits;
         self.rules = rules;
+        // Kinds may have changed places.
+        for (name, home) in self.rooms.homes_mut() {
+            home.rules = self.rules.place(name.as_str());
+        }
+    }
+
+    /// What the configuration says of each kind of room.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The way of a room's events through an outbox.
+    pub fn lane(&self, id: RoomId) -> Lane {
+        if !self.rules.has_urgent() {
+            return Lane::Ordinary;
+        }
+        self.rooms.get(id).map_or(Lane::Ordinary, |room| self.rules.lane(room.name.as_str()))
     }
 
     /// The time from here on.
@@ -620,8 +638,8 @@ impl Core {
         !self.jobs.is_empty()
     }
 
-    /// Hands out the next deliveries, at most `budget`: to this connection, these bytes.
-    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, RoomId, &Batch)) {
+    /// Hands out the next deliveries, at most `budget`: to this connection, these bytes, in this lane.
+    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, Lane, RoomId, &Batch)) {
         let mut left = budget;
         while left > 0 {
             let Some(job) = self.jobs.front_mut() else { return };
@@ -630,6 +648,7 @@ impl Core {
                 continue;
             };
             let to = job.end.min(job.at + left);
+            let lane = self.rules.lane(room.name.as_str());
             let members = room.members.list(job.list).get(job.at..to).unwrap_or_default();
             for conn in members {
                 if *conn == HOLE {
@@ -638,10 +657,10 @@ impl Core {
                 if job.batch.has_exclusions() {
                     let frames = job.batch.frames_for(Address { shard: self.me, conn: *conn }, &self.memory);
                     if !frames.is_empty() {
-                        deliver(*conn, &frames, job.room, &job.batch);
+                        deliver(*conn, &frames, lane, job.room, &job.batch);
                     }
                 } else {
-                    deliver(*conn, &job.batch.bytes, job.room, &job.batch);
+                    deliver(*conn, &job.batch.bytes, lane, job.room, &job.batch);
                 }
             }
             self.figures.deliveries += (members.len() * job.batch.events.len()) as u64;

@@ -1,7 +1,10 @@
 //! What waits to be sent to one connection.
 //!
-//! Two lanes: `answers` (answers, pongs, pings, the close frame; goes first, small, its own bound) and `events`, chunks
-//! shared with every other subscriber. One chunk at a time is with the kernel; it counts until it is sent.
+//! Three lanes: `answers` (answers, pongs, pings, the close frame; goes first, small, its own bound), then `urgent`, the
+//! events of rooms whose kind says so, then the other `events`. Both are chunks of whole frames, shared with every other
+//! subscriber. One chunk at a time is with the kernel; it counts until it is sent.
+//!
+//! A room's events all go in one lane, so that they keep their order.
 
 use std::collections::VecDeque;
 
@@ -14,16 +17,56 @@ pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 /// Chunks smaller than this are joined into one, so that they cost one send.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
 
+/// The part of an outbox that is kept free for urgent events where there are urgent kinds: one of so many.
+const URGENT_RESERVE: usize = 8;
+
+/// The way that a room's events take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// In the order in which they came.
+    Ordinary,
+    /// Ahead of ordinary ones that wait.
+    Urgent,
+}
+
+/// How much may wait for one connection, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboxBounds {
+    ordinary: usize,
+    urgent: usize,
+}
+
+impl OutboxBounds {
+    /// All of `bytes_max`; where there are urgent kinds, ordinary events leave a part of it to urgent ones.
+    pub fn new(bytes_max: usize, has_urgent: bool) -> OutboxBounds {
+        let reserve = if has_urgent { bytes_max / URGENT_RESERVE } else { 0 };
+        OutboxBounds { ordinary: bytes_max - reserve, urgent: bytes_max }
+    }
+
+    /// Up to how much, all lanes of events together, an event of that lane may be queued.
+    pub fn of(self, lane: Lane) -> usize {
+        match lane {
+            Lane::Ordinary => self.ordinary,
+            Lane::Urgent => self.urgent,
+        }
+    }
+}
+
 /// A connection's outbox.
 #[derive(Debug, Default)]
 pub struct Outbox {
     answers: Vec<u8>,
+    /// There only while something is in it.
+    urgent: Option<Box<Events>>,
     events: Events,
+    /// Of both lanes of events.
     events_bytes: usize,
     /// With the kernel, and how much of it counts as events.
     sending_bytes: u32,
     sending: bool,
     dirty: bool,
+    /// Urgent events queue behind those in `events` until none of them waits.
+    is_in_line: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +93,19 @@ impl Outbox {
         self.events_bytes
     }
 
+    /// Bytes of events that wait or are being sent: what counts against the bounds.
+    pub fn queued_bytes(&self) -> usize {
+        self.events_bytes + self.sending_bytes as usize
+    }
+
+    /// Whether something waits on the way that an event of that lane would take.
+    pub fn waits_in(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Urgent if !self.is_in_line => self.urgent.is_some(),
+            _ => !self.events.is_empty(),
+        }
+    }
+
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
         !self.sending && self.answers.is_empty() && self.events_bytes == 0
@@ -62,22 +118,29 @@ impl Outbox {
 
     /// Queues events. The bound is checked before, and holds strictly but for one chunk into an empty outbox, so that a
     /// message as large as the whole bound can be had at all.
-    pub fn push_events(&mut self, chunk: &Bytes, bytes_max: usize) -> Result<(), Full> {
-        let queued = self.events_bytes + self.sending_bytes as usize;
+    pub fn push_events(&mut self, chunk: &Bytes, lane: Lane, bytes_max: usize) -> Result<(), Full> {
+        let queued = self.queued_bytes();
         if queued > 0 && queued + chunk.len() > bytes_max {
             return Err(Full);
         }
         self.events_bytes += chunk.len();
-        match &mut self.events {
-            Events::None => self.events = Events::One(chunk.clone()),
-            Events::Many(queue) => queue.push_back(chunk.clone()),
-            Events::One(_) => {
-                if let Events::One(first) = std::mem::take(&mut self.events) {
-                    self.events = Events::Many(VecDeque::from([first, chunk.clone()]));
-                }
-            }
+        if lane == Lane::Urgent && !self.is_in_line {
+            self.urgent.get_or_insert_default().push(chunk);
+        } else {
+            self.events.push(chunk);
         }
         Ok(())
+    }
+
+    /// Makes one lane of the events that wait, urgent ones first. None overtakes them until they are gone.
+    pub fn fall_in_line(&mut self) {
+        if let Some(urgent) = self.urgent.take() {
+            let mut ordinary = std::mem::replace(&mut self.events, *urgent);
+            while let Some(chunk) = ordinary.pop() {
+                self.events.push(&chunk);
+            }
+        }
+        self.is_in_line = !self.events.is_empty();
     }
 
     /// The lane of answers, to be appended to; ask [`Outbox::answers_full`] after.
@@ -92,8 +155,10 @@ impl Outbox {
 
     /// Forgets the events that wait, so that nothing but answers goes before a close frame.
     pub fn drop_events(&mut self) {
+        self.urgent = None;
         self.events = Events::None;
         self.events_bytes = 0;
+        self.is_in_line = false;
     }
 
     /// Forgets all that waits.
@@ -126,27 +191,16 @@ impl Outbox {
     }
 
     fn next_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
-        if self.answers.is_empty() {
-            // One chunk alone goes as it is, shared.
-            match std::mem::take(&mut self.events) {
-                Events::None => return None,
-                Events::One(chunk) => {
-                    self.events_bytes = 0;
-                    return Some(chunk);
-                }
-                Events::Many(queue) => {
-                    let joins = match (queue.front(), queue.get(1)) {
-                        (Some(first), Some(second)) => first.len() + second.len() <= JOIN_BYTES_MAX,
-                        _ => false,
-                    };
-                    self.events = Events::Many(queue);
-                    if !joins {
-                        return self.pop_event();
-                    }
-                }
-            }
-        }
         let mut joined = std::mem::take(&mut self.answers);
+        if joined.is_empty() {
+            let first = self.pop_event()?;
+            let joins = self.front_event_bytes().is_some_and(|next| first.len() + next <= JOIN_BYTES_MAX);
+            if !joins {
+                // One chunk alone goes as it is, shared.
+                return Some(first);
+            }
+            joined = first.to_vec();
+        }
         while let Some(next) = self.front_event_bytes() {
             if joined.len() + next > JOIN_BYTES_MAX {
                 break;
@@ -158,34 +212,74 @@ impl Outbox {
     }
 
     fn front_event_bytes(&self) -> Option<usize> {
-        match &self.events {
-            Events::None => None,
-            Events::One(chunk) => Some(chunk.len()),
-            Events::Many(queue) => queue.front().map(Bytes::len),
+        match &self.urgent {
+            None => self.events.front_bytes(),
+            Some(urgent) => urgent.front_bytes(),
         }
     }
 
     fn pop_event(&mut self) -> Option<Bytes> {
-        let chunk = match std::mem::take(&mut self.events) {
-            Events::None => return None,
-            Events::One(chunk) => chunk,
-            Events::Many(mut queue) => {
-                let chunk = queue.pop_front()?;
-                match queue.len() {
-                    0 => {}
-                    1 => self.events = queue.pop_front().map_or(Events::None, Events::One),
-                    _ => self.events = Events::Many(queue),
+        let chunk = match &mut self.urgent {
+            None => self.events.pop()?,
+            Some(urgent) => {
+                let chunk = urgent.pop()?;
+                if urgent.is_empty() {
+                    self.urgent = None;
                 }
                 chunk
             }
         };
         self.events_bytes -= chunk.len();
+        self.is_in_line &= !self.events.is_empty();
         Some(chunk)
+    }
+}
+
+impl Events {
+    fn is_empty(&self) -> bool {
+        matches!(self, Events::None)
+    }
+
+    fn push(&mut self, chunk: &Bytes) {
+        match self {
+            Events::None => *self = Events::One(chunk.clone()),
+            Events::Many(queue) => queue.push_back(chunk.clone()),
+            Events::One(_) => {
+                if let Events::One(first) = std::mem::take(self) {
+                    *self = Events::Many(VecDeque::from([first, chunk.clone()]));
+                }
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        match std::mem::take(self) {
+            Events::None => None,
+            Events::One(chunk) => Some(chunk),
+            Events::Many(mut queue) => {
+                let chunk = queue.pop_front();
+                match queue.len() {
+                    0 => {}
+                    1 => *self = queue.pop_front().map_or(Events::None, Events::One),
+                    _ => *self = Events::Many(queue),
+                }
+                chunk
+            }
+        }
+    }
+
+    fn front_bytes(&self) -> Option<usize> {
+        match self {
+            Events::None => None,
+            Events::One(chunk) => Some(chunk.len()),
+            Events::Many(queue) => queue.front().map(Bytes::len),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Lane::{Ordinary as ORDINARY, Urgent as URGENT};
     use super::*;
 
     fn drain(outbox: &mut Outbox) -> Vec<Vec<u8>> {
@@ -203,7 +297,7 @@ mod tests {
     fn answers_go_before_events_and_small_chunks_are_joined() {
         let mut outbox = Outbox::default();
         for text in ["a", "b", "c"] {
-            assert_eq!(outbox.push_events(&Bytes::from_static(text.as_bytes()), 100), Ok(()));
+            assert_eq!(outbox.push_events(&Bytes::from_static(text.as_bytes()), ORDINARY, 100), Ok(()));
         }
         outbox.answers().extend_from_slice(b"answer ");
         assert_eq!(outbox.bytes(), 10);
@@ -216,8 +310,8 @@ mod tests {
         let mut outbox = Outbox::default();
         let memory = FrameMemory::default();
         let large = Bytes::from(vec![1u8; JOIN_BYTES_MAX]);
-        assert_eq!(outbox.push_events(&large, usize::MAX), Ok(()));
-        assert_eq!(outbox.push_events(&large, usize::MAX), Ok(()));
+        assert_eq!(outbox.push_events(&large, ORDINARY, usize::MAX), Ok(()));
+        assert_eq!(outbox.push_events(&large, ORDINARY, usize::MAX), Ok(()));
         let chunk = outbox.take_chunk(&memory).expect("a chunk");
         assert_eq!(chunk.as_ptr(), large.as_ptr());
         outbox.sent();
@@ -231,16 +325,100 @@ mod tests {
         let mut outbox = Outbox::default();
         let chunk = Bytes::from_static(&[0; 60]);
         assert_eq!(
-            outbox.push_events(&Bytes::from_static(&[0; 200]), 100),
+            outbox.push_events(&Bytes::from_static(&[0; 200]), ORDINARY, 100),
             Ok(()),
             "into an empty outbox anything fits"
         );
-        assert_eq!(outbox.push_events(&chunk, 100), Err(Full));
+        assert_eq!(outbox.push_events(&chunk, ORDINARY, 100), Err(Full));
         assert_eq!(outbox.take_chunk(&memory).map(|chunk| chunk.len()), Some(200));
-        assert_eq!(outbox.push_events(&chunk, 100), Err(Full));
+        assert_eq!(outbox.push_events(&chunk, ORDINARY, 100), Err(Full));
         outbox.sent();
-        assert_eq!(outbox.push_events(&chunk, 100), Ok(()));
-        assert_eq!(outbox.push_events(&chunk, 100), Err(Full));
+        assert_eq!(outbox.push_events(&chunk, ORDINARY, 100), Ok(()));
+        assert_eq!(outbox.push_events(&chunk, ORDINARY, 100), Err(Full));
         assert_eq!(outbox.bytes(), 60);
+    }
+
+    fn push(outbox: &mut Outbox, lane: Lane, text: &'static str) {
+        assert_eq!(outbox.push_events(&Bytes::from_static(text.as_bytes()), lane, usize::MAX), Ok(()));
+    }
+
+    #[test]
+    fn urgent_events_go_behind_answers_and_before_other_events() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        push(&mut outbox, ORDINARY, "telemetry 1 ");
+        assert_eq!(outbox.take_chunk(&memory).as_deref(), Some(&b"telemetry 1 "[..]));
+        for (lane, text) in [(ORDINARY, "telemetry 2 "), (URGENT, "alert 1 "), (ORDINARY, "telemetry 3 ")] {
+            push(&mut outbox, lane, text);
+        }
+        push(&mut outbox, URGENT, "alert 2 ");
+        outbox.answers().extend_from_slice(b"answer ");
+        assert_eq!(outbox.take_chunk(&memory), None, "what is with the kernel is finished first");
+        outbox.sent();
+        assert!(outbox.waits_in(URGENT) && outbox.waits_in(ORDINARY));
+        assert_eq!(drain(&mut outbox), [b"answer alert 1 alert 2 telemetry 2 telemetry 3 ".to_vec()]);
+        assert!(outbox.is_empty() && !outbox.waits_in(URGENT) && !outbox.waits_in(ORDINARY));
+    }
+
+    #[test]
+    fn urgent_events_alone_are_shared_as_well() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        let large = Bytes::from(vec![1u8; JOIN_BYTES_MAX]);
+        push(&mut outbox, ORDINARY, "telemetry");
+        assert_eq!(outbox.push_events(&large, URGENT, usize::MAX), Ok(()));
+        assert_eq!(outbox.take_chunk(&memory).map(|chunk| chunk.as_ptr()), Some(large.as_ptr()));
+        outbox.sent();
+        assert_eq!(drain(&mut outbox), [b"telemetry".to_vec()]);
+    }
+
+    #[test]
+    fn ordinary_events_leave_a_reserve_to_urgent_ones() {
+        let bounds = OutboxBounds::new(80, true);
+        let mut outbox = Outbox::default();
+        let chunk = Bytes::from_static(&[0; 10]);
+        let mut push = |lane| outbox.push_events(&chunk, lane, bounds.of(lane));
+        (0..7).for_each(|_| assert_eq!(push(ORDINARY), Ok(())));
+        assert_eq!(push(ORDINARY), Err(Full));
+        assert_eq!(push(URGENT), Ok(()));
+        assert_eq!(push(URGENT), Err(Full), "the bound holds for all together");
+        assert_eq!(outbox.bytes(), 80);
+        assert_eq!(OutboxBounds::new(80, false).of(ORDINARY), 80, "nothing is kept free where nothing is urgent");
+    }
+
+    #[test]
+    fn what_is_to_stay_in_line_is_not_overtaken_until_it_is_gone() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        push(&mut outbox, URGENT, "1 ");
+        push(&mut outbox, ORDINARY, "2 ");
+        outbox.fall_in_line();
+        push(&mut outbox, URGENT, "3 ");
+        push(&mut outbox, ORDINARY, "4 ");
+        assert!(outbox.waits_in(URGENT) && outbox.waits_in(ORDINARY));
+        assert_eq!(outbox.take_chunk(&memory).as_deref(), Some(&b"1 2 3 4 "[..]));
+        push(&mut outbox, ORDINARY, "6 ");
+        push(&mut outbox, URGENT, "5 ");
+        outbox.sent();
+        assert_eq!(drain(&mut outbox), [b"5 6 ".to_vec()]);
+        outbox.fall_in_line();
+        push(&mut outbox, ORDINARY, "8 ");
+        push(&mut outbox, URGENT, "7 ");
+        assert_eq!(drain(&mut outbox), [b"7 8 ".to_vec()], "where nothing waits there is no line");
+        push(&mut outbox, URGENT, "9 ");
+        outbox.fall_in_line();
+        assert!(outbox.waits_in(ORDINARY), "what was urgent is so no more");
+        push(&mut outbox, URGENT, "10 ");
+        assert_eq!(drain(&mut outbox), [b"9 10 ".to_vec()]);
+        push(&mut outbox, ORDINARY, "gone");
+        push(&mut outbox, URGENT, "gone");
+        outbox.fall_in_line();
+        outbox.drop_events();
+        assert!(outbox.is_empty() && outbox.take_chunk(&memory).is_none());
+    }
+
+    #[test]
+    fn an_outbox_is_small() {
+        assert!(size_of::<Outbox>() <= 88, "{}", size_of::<Outbox>());
     }
 }

@@ -178,6 +178,11 @@ impl Rooms {
         self.slots.iter().enumerate().filter_map(|(slot, room)| Some((RoomId(slot as u32), room.as_ref()?)))
     }
 
+    /// The rooms that are homed here.
+    pub fn homes_mut(&mut self) -> impl Iterator<Item = (&RoomName, &mut Home)> {
+        self.slots.iter_mut().flatten().filter_map(|room| Some((&room.name, room.home.as_deref_mut()?)))
+    }
+
     fn slot(&self, slot: u32) -> Option<&Room> {
         self.slots.get(slot as usize).and_then(Option::as_ref)
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::log::LogBounds;
+use super::outbox::{Lane, OutboxBounds};
 use crate::config::{Config, Policy};
 
 /// The rules of one kind.
@@ -14,11 +15,16 @@ pub struct KindRules {
     pub log: LogBounds,
     /// What happens to members who read too slowly.
     pub policy: Policy,
+    /// The way of its rooms' events through an outbox.
+    pub lane: Lane,
 }
 
 /// The rules of all kinds.
 #[derive(Debug, Clone)]
-pub struct Rules(Arc<[KindRules]>);
+pub struct Rules {
+    kinds: Arc<[KindRules]>,
+    has_urgent: bool,
+}
 
 impl Rules {
     /// The rules of a configuration.
@@ -38,25 +44,44 @@ impl Rules {
                     age_ms: config.history.age_s * 1000,
                 },
                 policy: kind.policy,
+                lane: if kind.urgent { Lane::Urgent } else { Lane::Ordinary },
             }
         });
-        Rules(rules.collect())
+        Rules { kinds: rules.collect(), has_urgent: config.kinds.iter().any(|kind| kind.urgent) }
     }
 
     /// The place of a room's kind.
     pub fn place(&self, room: &str) -> u16 {
         let kind = room.split_once(':').map_or(room, |(kind, _)| kind);
-        self.0.iter().position(|rules| *rules.name == *kind).unwrap_or(usize::from(u16::MAX)) as u16
+        self.kinds.iter().position(|rules| *rules.name == *kind).unwrap_or(usize::from(u16::MAX)) as u16
     }
 
     /// How much is kept of the log of a room with its kind at that place; nothing where the kind is gone.
     pub fn log(&self, place: u16) -> LogBounds {
         let nothing = LogBounds { events_max: 0, bytes_max: 0, age_ms: 0 };
-        self.0.get(usize::from(place)).map_or(nothing, |rules| rules.log)
+        self.kinds.get(usize::from(place)).map_or(nothing, |rules| rules.log)
     }
 
     /// What happens to members who read too slowly.
     pub fn policy(&self, place: u16) -> Policy {
-        self.0.get(usize::from(place)).map_or(Policy::CatchUp, |rules| rules.policy)
+        self.kinds.get(usize::from(place)).map_or(Policy::CatchUp, |rules| rules.policy)
+    }
+
+    /// Whether some kind is urgent.
+    pub fn has_urgent(&self) -> bool {
+        self.has_urgent
+    }
+
+    /// The way of a room's events through an outbox.
+    pub fn lane(&self, room: &str) -> Lane {
+        if !self.has_urgent {
+            return Lane::Ordinary;
+        }
+        self.kinds.get(usize::from(self.place(room))).map_or(Lane::Ordinary, |rules| rules.lane)
+    }
+
+    /// How much of `bytes_max` the lanes of an outbox may take.
+    pub fn outbox(&self, bytes_max: usize) -> OutboxBounds {
+        OutboxBounds::new(bytes_max, self.has_urgent)
     }
 }

@@ -22,16 +22,16 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Mode::Fanout)]
     mode: Mode,
     /// Subscribers, echo clients, idle connections, or (churn) connections at a time
-    /// [default: fanout 1000, echo 100, idle 1000, churn 100; 10000 with --full-load]
+    /// [default: fanout 1000, echo 100, idle 1000, churn 100, reconnect 5000; 10000 with --full-load]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     conns: Option<u32>,
-    /// Rooms, project:bench-0 and up [default: 1; 10 with --full-load]
+    /// Rooms, project:bench-0 and up [default: 1; reconnect 50; 10 with --full-load]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rooms: Option<u32>,
-    /// Connections that publish (fanout) [default: 1; 10 with --full-load]
+    /// Connections that publish (fanout, reconnect) [default: 1; 10 with --full-load]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     publishers: Option<u32>,
-    /// Open loop: events, echoes or connects per second in all [default: fanout 50, churn 100]
+    /// Open loop: events, echoes or connects per second in all [default: fanout 50, churn 100, reconnect 100]
     #[arg(long, value_name = "PER_SECOND", value_parser = rate, conflicts_with = "window")]
     rate: Option<f64>,
     /// Closed loop: messages in flight per publisher and room, or per echo client [default: echo 1]
@@ -44,6 +44,9 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 128,
           value_parser = clap::value_parser!(u32).range(STAMP_BYTES as i64..=16 << 20))]
     size: u32,
+    /// Subscribers that vanish and come back each second, of a hundred (reconnect)
+    #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = rate)]
+    reconnect_percent: f64,
     /// Type of the events
     #[arg(long, value_name = "TYPE", default_value = "bench.event")]
     event_type: String,
@@ -147,6 +150,7 @@ impl Bench {
             Mode::Echo => (if full { 10_000 } else { 100 }, Pace::Window(1)),
             Mode::Idle => (if full { 10_000 } else { 1000 }, Pace::Rate(0.0)),
             Mode::Churn => (100, Pace::Rate(100.0)),
+            Mode::Reconnect => (if full { 10_000 } else { 5000 }, Pace::Rate(100.0)),
         };
         let many = |given: Option<u32>, usual: u32| given.unwrap_or(usual) as usize;
         let target = args.hub.target().map_err(|e| e.to_string())?;
@@ -163,12 +167,26 @@ impl Bench {
         if args.mode == Mode::Churn && args.window.is_some() {
             return Err("--mode churn connects at --rate, at most --conns at a time: --window has no meaning".into());
         }
-        let sends = matches!(args.mode, Mode::Fanout | Mode::Echo);
+        let reconnects = args.mode == Mode::Reconnect;
+        if reconnects && (args.no_seq || args.no_greeting || args.window.is_some()) {
+            return Err("--mode reconnect needs greetings, numbered events and an open loop".into());
+        }
+        let publishes = args.mode == Mode::Fanout || reconnects;
+        let sends = publishes || args.mode == Mode::Echo;
         let plan = Plan {
             mode: args.mode,
             connections: many(args.conns, connections),
-            rooms: many(args.rooms, if full { 10 } else { 1 }),
-            publishers: if args.mode == Mode::Fanout { many(args.publishers, if full { 10 } else { 1 }) } else { 0 },
+            rooms: many(
+                args.rooms,
+                if full {
+                    10
+                } else if reconnects {
+                    50
+                } else {
+                    1
+                },
+            ),
+            publishers: if publishes { many(args.publishers, if full { 10 } else { 1 }) } else { 0 },
             pace: match (args.rate, args.window) {
                 (Some(rate), _) => Pace::Rate(rate),
                 (_, Some(window)) => Pace::Window(window),
@@ -184,8 +202,13 @@ impl Bench {
             threads: usize::from(args.threads),
             sources: args.sources,
             greeting: !args.no_greeting,
-            subscribe: args.mode == Mode::Fanout || !args.no_subscribe,
+            subscribe: publishes || !args.no_subscribe,
             check_seq: !args.no_seq,
+            reconnect_rate: if reconnects {
+                args.reconnect_percent / 100.0 * many(args.conns, connections) as f64
+            } else {
+                0.0
+            },
             echo: args.echo_via,
             target: if args.mode == Mode::Echo { echo_target.clone() } else { target },
             stamp: Stamp::new(fastrand::u32(..)),
@@ -196,6 +219,7 @@ impl Bench {
             rooms: 0,
             publishers: 0,
             pace: Pace::Rate(args.probe_rate),
+            reconnect_rate: 0.0,
             threads: 1,
             target: echo_target,
             stamp: Stamp::new(fastrand::u32(..)),
@@ -208,6 +232,8 @@ impl Bench {
             Some(pid) => Some(Process::new(pid).map_err(|e| format!("--pid {pid}: {e}"))?),
         };
         let strict = |given: Option<f64>, full_load: f64| given.or(full.then_some(full_load));
+        // Whether anything was lost is what such a run is for.
+        let all_delivered = args.min_delivered.or((full || reconnects).then_some(100.0));
         let has_traffic = plan.mode != Mode::Idle;
         Ok(Bench {
             plan,
@@ -217,8 +243,8 @@ impl Bench {
             limits: Limits {
                 p99_ms_max: strict(args.max_p99_ms, 100.0).filter(|_| has_traffic),
                 probe_p99_ms_max: args.max_probe_p99_ms,
-                errors_max: args.max_errors.or(full.then_some(0)),
-                delivered_percent_min: strict(args.min_delivered, 100.0).filter(|_| has_traffic),
+                errors_max: args.max_errors.or((full || reconnects).then_some(0)),
+                delivered_percent_min: all_delivered.filter(|_| has_traffic),
             },
             progress: !args.quiet && !args.json,
         })
@@ -352,6 +378,21 @@ mod tests {
         let hub = StandIn::start();
         let report = measure(&hub, "--mode churn --rate 60 --secs 0.5 --conns 8 --min-delivered 100");
         assert!(report.traffic.sent >= 25 && report.traffic.missing == 0 && report.errors.is_empty(), "{report}");
+    }
+
+    #[test]
+    fn subscribers_that_vanish_come_back_to_all_that_was_published() {
+        let hub = StandIn::start();
+        let line = "--mode reconnect --conns 20 --rooms 2 --reconnect-percent 200 --rate 100 --secs 0.5 --warmup 0";
+        let report = measure(&hub, line);
+        let reconnects = report.reconnects.as_ref().unwrap();
+        assert!(reconnects.due >= 15 && reconnects.resumed == reconnects.due, "{report}");
+        assert_eq!((report.traffic.missing, report.sequence), (0, Some(Default::default())), "{report}");
+        assert!(report.verdict.as_ref().is_some_and(|v| v.pass), "{report}");
+        hub.lose_every(7);
+        let report = measure(&hub, &format!("{line} --drain 0.3"));
+        assert!(report.sequence.is_some_and(|d| d.missing > 0), "{report}");
+        assert!(report.verdict.is_some_and(|v| !v.pass));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use tungstenite::handshake::client::{ClientHandshake, Request};
 use tungstenite::handshake::{HandshakeError, MidHandshake};
@@ -128,6 +129,16 @@ impl Client {
                 quiet(socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") })))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Vanishes without a close frame; with a reset, or as a process does that ends.
+    pub(crate) fn vanish(self, resets: bool) {
+        if resets
+            && let Some(socket) = self.socket()
+            && let Err(error) = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))
+        {
+            tracing::debug!(%error, "a connection of the load generator ends without a reset");
         }
     }
 

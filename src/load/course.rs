@@ -12,7 +12,7 @@ use super::churn::Churner;
 use super::failure::Failure;
 use super::plan::{Mode, Pace, Plan};
 use super::process::{Process, Usage};
-use super::report::{Connections, ErrorCount, Limits, Probe, Report, Server, Settings, Traffic};
+use super::report::{Connections, ErrorCount, Limits, Probe, Reconnected, Report, Server, Settings, Traffic};
 use super::run::{Run, Window};
 use super::tally::Tally;
 use super::worker::Worker;
@@ -64,7 +64,7 @@ impl Bench {
         bar.finish_and_clear();
 
         let run = Arc::clone(&load.run);
-        let check_seq = run.plan.check_seq && run.plan.mode == Mode::Fanout && run.delivered.load(Relaxed) > 0;
+        let check_seq = run.plan.check_seq && run.plan.publishes() && run.delivered.load(Relaxed) > 0;
         let probe_tally = probe.map(Load::end_with_rate).transpose()?;
         let mut tally = load.end()?;
         // What goes wrong on the probe's connections is an error of the run as well.
@@ -80,6 +80,7 @@ impl Bench {
             connections: Connections::of(&tally, setup_s),
             traffic: Traffic::of(&tally, measured.seconds),
             sequence: check_seq.then_some(tally.disorder),
+            reconnects: (run.plan.mode == Mode::Reconnect).then(|| Reconnected::of(&tally)),
             latency_us: tally.latency.percentiles(),
             generator_lag_us: tally.lag.percentiles(),
             probe: probe_tally.map(|(rate, tally)| Probe::of(&tally, rate)),

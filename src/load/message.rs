@@ -1,5 +1,7 @@
 //! The native protocol as a client sees it: messages of the hub read leniently, commands written.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -48,6 +50,20 @@ pub(crate) struct Detail {
     pub(crate) retry_after_ms: Option<u64>,
     pub(crate) reconnect_after_ms: Option<u64>,
     pub(crate) heartbeat: Option<Heartbeat>,
+    pub(crate) session_id: Option<String>,
+    pub(crate) resume: Option<Proof>,
+    pub(crate) replayed: Option<u64>,
+    /// What became of each room.
+    pub(crate) results: Vec<Detail>,
+    /// Why one of these failed.
+    pub(crate) error: Option<Box<Detail>>,
+}
+
+/// What a session can be taken up with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Proof {
+    pub(crate) token: String,
 }
 
 /// How often the hub pings, from its greeting.
@@ -121,6 +137,13 @@ struct Subscribe<'a> {
     since: Option<&'a Since>,
 }
 
+#[derive(Serialize)]
+struct Resume<'a> {
+    session_id: &'a str,
+    token: &'a str,
+    cursors: BTreeMap<&'a str, &'a Since>,
+}
+
 /// A `publish` command's fields.
 #[derive(Serialize)]
 pub(crate) struct Publish<'a> {
@@ -134,6 +157,12 @@ pub(crate) struct Publish<'a> {
 /// A `subscribe` command for one room.
 pub(crate) fn subscribe(id: &str, room: &str, since: Option<&Since>) -> String {
     write(&Command { r#type: "subscribe", id: Some(id), data: Subscribe { room, since } })
+}
+
+/// A `resume` command with a cursor in one room.
+pub(crate) fn resume(id: &str, session_id: &str, token: &str, room: &str, since: &Since) -> String {
+    let cursors = BTreeMap::from([(room, since)]);
+    write(&Command { r#type: "resume", id: Some(id), data: Resume { session_id, token, cursors } })
 }
 
 /// A `publish` command; without an `id` only an error is answered.

@@ -24,6 +24,7 @@ mod report_text;
 mod run;
 mod schedule;
 mod sequence;
+mod session;
 mod stamp;
 pub mod tail;
 mod tally;

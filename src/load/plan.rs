@@ -15,6 +15,8 @@ pub enum Mode {
     Idle,
     /// Connect, greet, subscribe, close, again and again
     Churn,
+    /// As fanout, while subscribers vanish and come back to their sessions: is anything lost?
+    Reconnect,
 }
 
 /// How an echo is asked for.
@@ -62,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) greeting: bool,
     pub(crate) subscribe: bool,
     pub(crate) check_seq: bool,
+    /// Subscribers that vanish and come back, per second, all threads together.
+    pub(crate) reconnect_rate: f64,
     pub(crate) echo: EchoVia,
     pub(crate) target: Target,
     pub(crate) stamp: Stamp,
@@ -71,6 +75,11 @@ impl Plan {
     /// All connections of the run: the subscribers first, then the publishers.
     pub(crate) fn connections_all(&self) -> usize {
         self.connections + self.publishers
+    }
+
+    /// Whether events are published into rooms.
+    pub(crate) fn publishes(&self) -> bool {
+        matches!(self.mode, Mode::Fanout | Mode::Reconnect)
     }
 
     /// The name of a room.

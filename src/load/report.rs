@@ -9,6 +9,7 @@ use super::tally::{Percentiles, Tally};
 
 pub(crate) const DELIVERED: &str = "delivered %";
 pub(crate) const READY: &str = "connections up";
+pub(crate) const RESUMED: &str = "resumed";
 
 /// Everything that is known after a run.
 #[derive(Debug, Serialize)]
@@ -22,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) traffic: Traffic,
     /// Order of events as subscribers saw it; absent where it wasn't checked.
     pub(crate) sequence: Option<Disorder>,
+    /// Subscribers that vanished and came back; absent where none should.
+    pub(crate) reconnects: Option<Reconnected>,
     /// From when an event was due to its delivery, microseconds.
     pub(crate) latency_us: Option<Percentiles>,
     /// How late the generator itself sent, microseconds.
@@ -70,6 +73,18 @@ pub(crate) struct Traffic {
     pub(crate) delivered_per_s: f64,
     pub(crate) delivered_percent: f64,
     pub(crate) missing: u64,
+}
+
+/// Subscribers that vanished and came back to their sessions.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reconnected {
+    pub(crate) due: u64,
+    pub(crate) begun: u64,
+    pub(crate) resumed: u64,
+    pub(crate) replayed: u64,
+    pub(crate) unrecovered: u64,
+    /// From vanishing to the answer to `resume`, microseconds.
+    pub(crate) away_us: Option<Percentiles>,
 }
 
 /// Echo connections beside the load.
@@ -179,6 +194,20 @@ impl Traffic {
     }
 }
 
+impl Reconnected {
+    pub(crate) fn of(tally: &Tally) -> Reconnected {
+        let reconnects = &tally.reconnects;
+        Reconnected {
+            due: reconnects.due,
+            begun: reconnects.begun,
+            resumed: reconnects.resumed,
+            replayed: reconnects.replayed,
+            unrecovered: reconnects.unrecovered,
+            away_us: reconnects.away.percentiles(),
+        }
+    }
+}
+
 impl Probe {
     pub(crate) fn of(tally: &Tally, rate_per_s: f64) -> Probe {
         Probe {
@@ -234,6 +263,7 @@ impl Report {
         let p99_ms = |p: &Option<Percentiles>| p.as_ref().map(|p| p.p99 / 1e3);
         let errors =
             self.errors.iter().map(|e| e.count).sum::<u64>() + self.sequence.as_ref().map_or(0, Disorder::errors);
+        let errors = errors + self.reconnects.as_ref().map_or(0, |r| r.unrecovered);
         at_most("p99 ms", limits.p99_ms_max, p99_ms(&self.latency_us));
         at_most("probe p99 ms", limits.probe_p99_ms_max, self.probe.as_ref().and_then(|p| p99_ms(&p.latency_us)));
         at_most("errors", limits.errors_max.map(|n| n as f64), Some(errors as f64));
@@ -248,6 +278,11 @@ impl Report {
         let asked = (limits.errors_max == Some(0) && self.settings.mode != Mode::Churn)
             .then_some((self.settings.connections + self.settings.publishers) as f64);
         at_least(READY, asked, Some((self.connections.ready - self.connections.lost) as f64));
+        // All that should have vanished did, and has its session again.
+        if let Some(reconnects) = &self.reconnects {
+            let (due, resumed) = (reconnects.due.max(1) as f64, reconnects.resumed as f64);
+            checks.push(Check { what: RESUMED, limit: due, actual: Some(resumed), pass: resumed >= due });
+        }
         if !checks.is_empty() {
             self.verdict = Some(Verdict { pass: checks.iter().all(|c| c.pass), checks });
         }
@@ -285,6 +320,7 @@ mod tests {
             connections: Connections::of(tally, 0.5),
             traffic: Traffic::of(tally, 2.0),
             sequence: Some(tally.disorder),
+            reconnects: None,
             latency_us: tally.latency.percentiles(),
             generator_lag_us: None,
             probe: None,

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::plan::Mode;
-use super::report::{DELIVERED, READY, Report};
+use super::report::{DELIVERED, READY, RESUMED, Report};
 use super::sequence::Disorder;
 use super::tally::Percentiles;
 
@@ -17,7 +17,9 @@ impl fmt::Display for Report {
             _ => String::new(),
         };
         let places = match s.mode {
-            Mode::Fanout => format!(" in {}, {}", counted(s.rooms, "room"), counted(s.publishers, "publisher")),
+            Mode::Fanout | Mode::Reconnect => {
+                format!(" in {}, {}", counted(s.rooms, "room"), counted(s.publishers, "publisher"))
+            }
             Mode::Idle => format!(" in {}", counted(s.rooms, "room")),
             Mode::Echo | Mode::Churn => String::new(),
         };
@@ -59,6 +61,12 @@ impl fmt::Display for Report {
                 )
             };
             row(f, "sequence", &text)?;
+        }
+        if let Some(r) = &self.reconnects {
+            let lost = if r.unrecovered > 0 { format!(", {} NOT RECOVERED", r.unrecovered) } else { String::new() };
+            let text = format!("{} of {} resumed, {} events replayed{lost}", r.resumed, r.due, r.replayed);
+            row(f, "reconnects", &text)?;
+            percentiles(f, "  away", r.away_us.as_ref())?;
         }
         percentiles(f, "latency", self.latency_us.as_ref())?;
         percentiles(f, "own lag", self.generator_lag_us.as_ref())?;
@@ -104,7 +112,7 @@ impl fmt::Display for Report {
         if let Some(verdict) = &self.verdict {
             for c in &verdict.checks {
                 let actual = c.actual.map_or("none".to_string(), |a| format!("{a:.3}"));
-                let sign = if matches!(c.what, DELIVERED | READY) { ">=" } else { "<=" };
+                let sign = if matches!(c.what, DELIVERED | READY | RESUMED) { ">=" } else { "<=" };
                 let mark = if c.pass { "ok" } else { "FAILED" };
                 row(f, "check", &format!("{:<14}{actual:>12} {sign} {:<10}{mark}", c.what, number(c.limit)))?;
             }

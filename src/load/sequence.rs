@@ -50,6 +50,11 @@ impl SeqTracker {
         self.seen = u64::MAX;
     }
 
+    /// The number of the last event that came.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.last
+    }
+
     /// Takes the number of an event that came, and counts what is wrong with it.
     pub(crate) fn see(&mut self, seq: u64, disorder: &mut Disorder) {
         let Some(last) = self.last else {

@@ -203,10 +203,26 @@ impl State {
                     )],
                 }
             }
+            "resume" => {
+                let Some((room, since)) = data["cursors"].as_object().and_then(|cursors| cursors.iter().next()) else {
+                    return vec![answer("error", json!({"code": "bad_command", "message": "?"}))];
+                };
+                let command = json!({"type": "subscribe", "id": command["id"], "data": {"room": room, "since": since}});
+                let mut out = self.command(me, &command);
+                let mut result = out.remove(0)["data"].take();
+                result["replayed"] = json!(out.len());
+                let resumed = json!({"session_id": data["session_id"], "resume": proof(me), "results": [result]});
+                out.insert(0, answer("resumed", resumed));
+                out
+            }
             "ping" => vec![answer("pong", data.clone())],
             _ => vec![answer("error", json!({"code": "unknown_type", "message": "?"}))],
         }
     }
+}
+
+fn proof(connection: u64) -> Value {
+    json!({"token": format!("t{connection}")})
 }
 
 #[allow(clippy::result_large_err)]
@@ -232,7 +248,7 @@ fn serve(state: &State, stream: TcpStream) {
         return;
     }
     state.hub().queues.insert(me, Vec::new());
-    let greeting = json!({"type": "connection_established", "id": "g", "data": {"heartbeat": {"interval_s": 30, "timeout_s": 10}}});
+    let greeting = json!({"type": "connection_established", "id": "g", "data": {"session_id": format!("s{me}"), "resume": proof(me), "heartbeat": {"interval_s": 30, "timeout_s": 10}}});
     if socket.send(Message::text(greeting.to_string())).is_ok() {
         pump(state, &mut socket, me, false);
     }

@@ -118,7 +118,36 @@ pub(crate) struct Tally {
     /// From the start of a connect to the end of its upgrade.
     pub(crate) connect: Times,
     pub(crate) disorder: Disorder,
+    pub(crate) reconnects: Reconnects,
     pub(crate) failures: Failures,
+}
+
+/// Subscribers that vanished and came back.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reconnects {
+    /// Those that should have been, by the rate.
+    pub(crate) due: u64,
+    /// Those that vanished.
+    pub(crate) begun: u64,
+    /// Those that have their session again.
+    pub(crate) resumed: u64,
+    /// Events that the hub said it replays.
+    pub(crate) replayed: u64,
+    /// Those of which the hub said that not all could be recovered, or whose room has begun another epoch.
+    pub(crate) unrecovered: u64,
+    /// From vanishing to the answer to `resume`.
+    pub(crate) away: Times,
+}
+
+impl Reconnects {
+    fn add(&mut self, other: &Reconnects) {
+        self.due += other.due;
+        self.begun += other.begun;
+        self.resumed += other.resumed;
+        self.replayed += other.replayed;
+        self.unrecovered += other.unrecovered;
+        self.away.add(&other.away);
+    }
 }
 
 impl Tally {
@@ -135,6 +164,7 @@ impl Tally {
         self.lag.add(&other.lag);
         self.connect.add(&other.connect);
         self.disorder.add(&other.disorder);
+        self.reconnects.add(&other.reconnects);
         self.failures.add(other.failures);
     }
 }

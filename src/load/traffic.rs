@@ -45,7 +45,7 @@ impl Traffic {
         };
         let rate = if let Pace::Rate(rate) = plan.pace { rate } else { 0.0 };
         match plan.mode {
-            Mode::Fanout => {
+            Mode::Fanout | Mode::Reconnect => {
                 let shares = shares(plan.rooms, plan.skewed);
                 for lane in 0..plan.lanes() {
                     let (room, publisher) = (lane % plan.rooms, plan.connections + lane % plan.publishers);

@@ -16,12 +16,13 @@ use tungstenite::Utf8Bytes;
 
 use super::client::{Client, Received};
 use super::failure::Failure;
-use super::message::{self, Envelope};
+use super::message::{self, Detail, Envelope};
 use super::plan::{EchoVia, Mode, Pace};
 use super::poller::{Poller, Readiness, Ready};
 use super::run::Run;
 use super::schedule::Schedule;
 use super::sequence::SeqTracker;
+use super::session::Session;
 use super::stamp::SeqField;
 use super::tally::Tally;
 use super::traffic::{Lane, Template, Traffic};
@@ -49,6 +50,9 @@ pub(crate) struct Worker {
     turn_delivered: Vec<u64>,
     templates: Vec<Template>,
     seq_field: SeqField,
+    /// When the next subscriber vanishes, and who.
+    vanishes: Option<Schedule>,
+    next_vanish: usize,
     tally: Tally,
 }
 
@@ -59,6 +63,8 @@ struct Connection {
     /// Its number in the whole run.
     number: usize,
     seq: SeqTracker,
+    /// What it comes back to, in runs where it does.
+    session: Option<Box<Session>>,
     /// Echoes asked for and not yet back.
     in_flight: u32,
     begun_ns: u64,
@@ -76,7 +82,9 @@ enum Role {
 enum Stage {
     New,
     Connecting,
+    Greeting,
     Subscribing,
+    Resuming,
     Ready,
     Ended,
 }
@@ -97,6 +105,7 @@ impl Worker {
                 stage: Stage::New,
                 number,
                 seq: SeqTracker::default(),
+                session: None,
                 in_flight: 0,
                 begun_ns: 0,
                 watches_write: false,
@@ -117,6 +126,8 @@ impl Worker {
             turn_delivered: vec![0; plan.rooms],
             templates,
             seq_field: SeqField::new(),
+            vanishes: None,
+            next_vanish: 0,
             tally: Tally::default(),
             run,
         })
@@ -133,6 +144,7 @@ impl Worker {
         while !self.run.stopped() {
             let now = self.run.now_ns();
             self.connect_due(now);
+            self.vanish_due(now);
             self.expire_setups(now);
             self.send_due(now);
             let wait = self.next_ns().min(now + TICK_NS).saturating_sub(self.run.now_ns());
@@ -168,7 +180,9 @@ impl Worker {
             Traffic::Waiting => self.run.window().map(|w| w.start_ns),
             Traffic::Closed { .. } => None,
         };
-        connect.into_iter().chain(send).min().unwrap_or(u64::MAX)
+        let vanish = self.vanishes.as_ref().map(Schedule::next_ns);
+        let vanish = vanish.filter(|due| self.run.window().is_some_and(|w| *due < w.end_ns));
+        connect.into_iter().chain(send).chain(vanish).min().unwrap_or(u64::MAX)
     }
 
     // Setting up.
@@ -186,8 +200,12 @@ impl Worker {
     }
 
     fn begin(&mut self, index: usize, now: u64) {
-        let plan = &self.run.plan;
         self.tally.tried += 1;
+        self.connect(index, now);
+    }
+
+    fn connect(&mut self, index: usize, now: u64) {
+        let plan = &self.run.plan;
         self.in_setup += 1;
         let connection = &mut self.connections[index];
         connection.begun_ns = now;
@@ -210,11 +228,20 @@ impl Worker {
 
     fn expire_setups(&mut self, now: u64) {
         while let Some((deadline, index)) = self.setups.front().copied() {
-            match self.connections[index].stage {
-                Stage::Connecting if deadline <= now => self.fail(index, Failure::Timeout("upgrade")),
-                Stage::Subscribing if deadline <= now => self.fail(index, Failure::Timeout("answer to subscribe")),
-                Stage::Connecting | Stage::Subscribing => return,
-                Stage::New | Stage::Ready | Stage::Ended => {}
+            let connection = &self.connections[index];
+            let awaited = match connection.stage {
+                // It has come back since, and has a later deadline.
+                _ if connection.begun_ns + self.run.plan.setup_timeout_ns > deadline => None,
+                Stage::Connecting => Some("upgrade"),
+                Stage::Greeting => Some("greeting"),
+                Stage::Subscribing => Some("answer to subscribe"),
+                Stage::Resuming => Some("answer to resume"),
+                Stage::New | Stage::Ready | Stage::Ended => None,
+            };
+            match awaited {
+                Some(_) if deadline > now => return,
+                Some(what) => self.fail(index, Failure::Timeout(what)),
+                None => {}
             }
             self.setups.pop_front();
         }
@@ -226,15 +253,24 @@ impl Worker {
         let plan = &self.run.plan;
         let connection = &mut self.connections[index];
         self.tally.connect.record(now.saturating_sub(connection.begun_ns));
-        if let (Role::Subscriber { room }, true, Some(client)) =
-            (connection.role, plan.subscribe, &mut connection.client)
-        {
-            connection.stage = Stage::Subscribing;
-            client.send(message::subscribe("s", &plan.room(room), None).into())?;
-            return client.flush();
+        match connection.role {
+            Role::Subscriber { .. } if plan.mode == Mode::Reconnect => connection.stage = Stage::Greeting,
+            Role::Subscriber { room } if plan.subscribe => {
+                let command = message::subscribe("s", &plan.room(room), None);
+                return self.ask(index, Stage::Subscribing, command);
+            }
+            _ => self.ready(index),
         }
-        self.ready(index);
         Ok(())
+    }
+
+    /// Sends a command whose answer is waited for.
+    fn ask(&mut self, index: usize, stage: Stage, command: String) -> Result<(), Failure> {
+        let connection = &mut self.connections[index];
+        connection.stage = stage;
+        let Some(client) = &mut connection.client else { return Ok(()) };
+        client.send(command.into())?;
+        client.flush()
     }
 
     fn ready(&mut self, index: usize) {
@@ -255,19 +291,22 @@ impl Worker {
         if let Some(client) = connection.client.take() {
             self.tally.pings += client.pings();
         }
-        match mem::replace(&mut connection.stage, Stage::Ended) {
-            Stage::Ready => {
+        let stage = mem::replace(&mut connection.stage, Stage::Ended);
+        let was_ready = connection.session.as_ref().is_some_and(|session| session.away_ns.is_some());
+        self.in_setup -= usize::from(was_ready);
+        match stage {
+            Stage::New | Stage::Ended => return,
+            stage if was_ready || stage == Stage::Ready => {
                 self.tally.lost += 1;
                 self.run.open.fetch_sub(1, Relaxed);
                 if let Role::Subscriber { room } = connection.role {
                     self.run.rooms[room].subscribers.fetch_sub(1, Relaxed);
                 }
             }
-            Stage::Connecting | Stage::Subscribing => {
+            _ => {
                 self.in_setup -= 1;
                 self.run.settled.fetch_add(1, Relaxed);
             }
-            Stage::New | Stage::Ended => return,
         }
         self.count(failure);
     }
@@ -358,13 +397,19 @@ impl Worker {
         };
         let connection = &mut self.connections[index];
         match (envelope.kind.as_str(), connection.stage) {
+            ("connection_established", Stage::Greeting) => return self.greeted(index, envelope.detail()),
+            ("resumed", Stage::Resuming) => return self.resumed(index, envelope.detail()),
             ("subscribed", Stage::Subscribing) => {
-                if let Some(seq) = envelope.detail().seq {
+                let detail = envelope.detail();
+                if let Some(seq) = detail.seq {
                     connection.seq.begin(seq);
+                }
+                if let Some(session) = &mut connection.session {
+                    session.epoch = detail.epoch;
                 }
                 self.ready(index);
             }
-            ("error", Stage::Subscribing) => return Err(envelope.detail().failure()),
+            ("error", Stage::Subscribing | Stage::Resuming) => return Err(envelope.detail().failure()),
             ("error", _) => self.count(envelope.detail().failure()),
             ("gap", _) => {
                 let detail = envelope.detail();
@@ -382,6 +427,71 @@ impl Worker {
                 }
             }
         }
+        Ok(())
+    }
+
+    // Vanishing and coming back.
+
+    fn vanish_due(&mut self, now: u64) {
+        let Some(window) = self.run.window() else { return };
+        let plan = &self.run.plan;
+        let subscribers = self.connections.iter().filter(|one| matches!(one.role, Role::Subscriber { .. })).count();
+        let rate = plan.reconnect_rate * subscribers as f64 / plan.connections.max(1) as f64;
+        if rate <= 0.0 {
+            return;
+        }
+        let last = now.min(window.end_ns.saturating_sub(1));
+        loop {
+            let schedule = self.vanishes.get_or_insert_with(|| Schedule::new(window.start_ns, rate, 0.5));
+            if schedule.take(last).is_none() {
+                return;
+            }
+            self.tally.reconnects.due += 1;
+            // The next in turn that is there; each comes to vanish as often as any other.
+            let turn = (0..self.connections.len()).map(|step| (self.next_vanish + step) % self.connections.len());
+            let is_there = |one: &Connection| one.stage == Stage::Ready && one.session.is_some();
+            let Some(index) = turn.into_iter().find(|index| is_there(&self.connections[*index])) else { continue };
+            self.next_vanish = index + 1;
+            self.vanish(index, now);
+        }
+    }
+
+    fn vanish(&mut self, index: usize, now: u64) {
+        let connection = &mut self.connections[index];
+        if let Some(session) = &mut connection.session {
+            session.away_ns = Some(now);
+        }
+        if let Some(client) = connection.client.take() {
+            self.tally.pings += client.pings();
+            client.vanish(self.tally.reconnects.begun.is_multiple_of(2));
+        }
+        self.tally.reconnects.begun += 1;
+        self.connect(index, now);
+    }
+
+    /// The greeting came: of the first connection of a session, or of one that is to take it up.
+    fn greeted(&mut self, index: usize, greeting: Detail) -> Result<(), Failure> {
+        let connection = &mut self.connections[index];
+        let Role::Subscriber { room } = connection.role else { return Ok(()) };
+        let room = self.run.plan.room(room);
+        let Some(session) = &connection.session else {
+            connection.session = Some(Box::new(Session::new(greeting)?));
+            return self.ask(index, Stage::Subscribing, message::subscribe("s", &room, None));
+        };
+        let command = session.resume(&room, connection.seq.last());
+        self.ask(index, Stage::Resuming, command)
+    }
+
+    fn resumed(&mut self, index: usize, answer: Detail) -> Result<(), Failure> {
+        let now = self.run.now_ns();
+        let connection = &mut self.connections[index];
+        let (Role::Subscriber { room }, Some(session)) = (connection.role, &mut connection.session) else {
+            return Ok(());
+        };
+        let room = self.run.plan.room(room);
+        session.resumed(&room, answer, now, &mut connection.seq, &mut self.tally.reconnects)?;
+        connection.stage = Stage::Ready;
+        self.in_setup -= 1;
         Ok(())
     }
 

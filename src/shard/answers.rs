@@ -4,7 +4,7 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
-use crate::hub::outbox::ANSWERS_BYTES_MAX;
+use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
@@ -32,10 +32,12 @@ impl State {
     }
 
     /// Sends an answer that must not overtake the events which wait already: they were published before what it tells of.
-    /// Nothing is sent where the command had no id.
+    /// It is about a room whose events go in that lane, or, with none, about several, whose later events must not overtake
+    /// it either. Nothing is sent where the command had no id.
     pub fn tell_behind_events(
         &mut self,
         conn: ConnKey,
+        about: Option<Lane>,
         kind: &str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
@@ -43,10 +45,11 @@ impl State {
         let Some(reference) = reference else { return };
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let events_wait = connection.outbox.bytes() > connection.outbox.answers().len();
-        if !events_wait || !matches!(connection.phase, Phase::Open(_)) {
+        let lanes = about.map_or([Lane::Ordinary, Lane::Urgent], |lane| [lane; 2]);
+        let lane = lanes.into_iter().find(|lane| connection.outbox.waits_in(*lane));
+        let Some(lane) = lane.filter(|_| matches!(connection.phase, Phase::Open(_))) else {
             return self.tell(conn, kind, Some(reference), write);
-        }
+        };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let mut frame = Vec::new();
         envelope::begin(&mut self.payload, kind, &stamp, Some(reference));
@@ -54,7 +57,10 @@ impl State {
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
         // An answer has the answers' reserve wherever it stands.
-        let full = connection.outbox.push_events(&frame, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
+        let full = connection.outbox.push_events(&frame, lane, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
+        if about.is_none() {
+            connection.outbox.fall_in_line();
+        }
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }

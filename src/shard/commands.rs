@@ -136,7 +136,9 @@ impl State {
                 if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
                     return Ok(());
                 }
-                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), |payload| write_room(payload, &room));
+                let lane = self.core.rules().lane(&room);
+                let write = |payload: &mut Vec<u8>| write_room(payload, &room);
+                self.tell_behind_events(conn, Some(lane), "unsubscribed", reference.as_ref(), write);
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
@@ -444,14 +446,14 @@ impl State {
         match kind {
             GatherKind::Subscribe(results) => {
                 let write = |payload: &mut Vec<u8>| write_results(payload, &results);
-                self.tell_behind_events(conn, "subscribed", reference.as_ref(), write);
+                self.tell_behind_events(conn, None, "subscribed", reference.as_ref(), write);
                 // Replays were held back until the answer.
                 self.release_lags(conn, part);
             }
             GatherKind::Resume(results) => self.resume_complete(conn, part, reference.as_ref(), &results),
             GatherKind::Unsubscribe(results) => {
                 let write = |payload: &mut Vec<u8>| write_results(payload, &results);
-                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), write);
+                self.tell_behind_events(conn, None, "unsubscribed", reference.as_ref(), write);
             }
             GatherKind::Send { delivered, queued } => {
                 self.answer(conn, "sent", reference.as_ref(), |payload| write_sent(payload, delivered, queued));

@@ -11,7 +11,7 @@ use super::state::State;
 use crate::config::Policy;
 use crate::hub::batch::Batch;
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
-use crate::hub::outbox::Full;
+use crate::hub::outbox::{Full, Lane};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
@@ -43,17 +43,36 @@ impl State {
         }
     }
 
-    /// Asks a home for what the connection missed: one room at a time, the one that has waited for the longest first.
+    /// Asks a home for what the connection missed: one room at a time, urgent ones before others, and of these the one that
+    /// has waited for the longest first.
     pub fn ask_to_catch_up(&mut self, conn: ConnKey) {
-        let bytes_max = self.settings.config.limits.outbox_bytes_max / 2;
+        self.ask_in(conn, &[Lane::Urgent, Lane::Ordinary]);
+    }
+
+    /// Something was sent, and more waits: urgent rooms go on as soon as nothing urgent is left, whatever else there is.
+    pub fn ask_for_urgent(&mut self, conn: ConnKey) {
+        let outbox = self.connections.get(conn).map(|connection| &connection.outbox);
+        if outbox.is_some_and(|outbox| !outbox.waits_in(Lane::Urgent)) {
+            self.ask_in(conn, &[Lane::Urgent]);
+        }
+    }
+
+    fn ask_in(&mut self, conn: ConnKey, lanes: &[Lane]) {
         let (address, number) = (self.address(conn), self.catch_ups + 1);
-        let Some(client) = self.client_mut(conn) else { return };
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let State { core, connections, .. } = self;
+        let Some(connection) = connections.get_mut(conn) else { return };
+        let bytes_max = outbox_bytes_max.saturating_sub(connection.outbox.queued_bytes()).min(outbox_bytes_max / 2);
+        let Phase::Open(client) = &mut connection.phase else { return };
         let Some(under_way) = client.under_way.as_mut() else { return };
         let lags = &mut under_way.lags;
         if lags.iter().any(|lag| matches!(lag.waits, LagWaits::Home(_))) {
             return;
         }
-        let Some(place) = lags.iter().position(|lag| lag.waits == LagWaits::Outbox) else { return };
+        let place = lanes
+            .iter()
+            .find_map(|lane| lags.iter().position(|lag| lag.waits == LagWaits::Outbox && core.lane(lag.room) == *lane));
+        let Some(place) = place else { return };
         // To the end, so that a busy room which is never caught up with does not keep the others waiting.
         let lag = lags.remove(place);
         let (id, after_seq) = (lag.room, lag.after_seq);
@@ -75,6 +94,7 @@ impl State {
             // It left the room meanwhile, or began anew; its other rooms may have waited for this answer.
             return self.go_on(conn);
         };
+        let lane = self.core.lane(id);
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
@@ -82,11 +102,10 @@ impl State {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
                     let frames = batch.frames_for(address, self.core.memory());
-                    (batch.events.first().map_or(1, |event| event.seq), self.push_events(conn, &frames))
+                    (batch.events.first().map_or(1, |event| event.seq), self.push_events(conn, lane, &frames))
                 }
                 Piece::Gap { from_seq, to_seq, reason } => {
-                    self.figures.gaps.add(1);
-                    (*from_seq, self.push_gap(conn, room.as_str(), *from_seq, *to_seq, reason))
+                    (*from_seq, self.push_gap(conn, lane, room.as_str(), *from_seq, *to_seq, reason))
                 }
             };
             if pushed.is_err() {
@@ -129,11 +148,11 @@ impl State {
 
     /// Queues the events that come before the live ones.
     pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>]) {
-        let address = self.address(conn);
+        let (address, lane) = (self.address(conn), self.core.lane(room));
         for batch in batches {
             let first_seq = batch.events.first().map_or(1, |event| event.seq);
             let frames = batch.frames_for(address, self.core.memory());
-            if self.push_events(conn, &frames).is_err() {
+            if self.push_events(conn, lane, &frames).is_err() {
                 self.lag_begins(conn, room, first_seq - 1, LagWaits::Outbox);
                 return;
             }
@@ -161,13 +180,21 @@ impl State {
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
-        if self.push_events(address.conn, &frame).is_err() {
+        if self.push_events(address.conn, Lane::Ordinary, &frame).is_err() {
             let message = "too much waits for this connection already; read, then ask again";
             self.refuse_command(address.conn, reference.as_ref(), &Refused::new(ErrorCode::Unavailable, message));
         }
     }
 
-    fn push_gap(&mut self, conn: ConnKey, room: &str, from_seq: u64, to_seq: u64, reason: &str) -> Result<(), Full> {
+    fn push_gap(
+        &mut self,
+        conn: ConnKey,
+        lane: Lane,
+        room: &str,
+        from_seq: u64,
+        to_seq: u64,
+        reason: &str,
+    ) -> Result<(), Full> {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, "gap", &stamp, None);
         self.payload.extend_from_slice(b"{\"room\":");
@@ -183,20 +210,27 @@ impl State {
         envelope::finish(&mut self.payload, &mut frame);
         // Among the events, since it tells what is missing between them.
         let frame = self.core.memory().share(frame);
-        self.push_events(conn, &frame)
+        self.push_events(conn, lane, &frame)?;
+        self.figures.gaps.add(1);
+        Ok(())
     }
 
-    fn push_events(&mut self, conn: ConnKey, frames: &Bytes) -> Result<(), Full> {
-        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+    fn push_events(&mut self, conn: ConnKey, lane: Lane, frames: &Bytes) -> Result<(), Full> {
+        let bytes_max = self.outbox_bytes_max(lane);
         let Some(connection) = self.connections.get_mut(conn) else { return Ok(()) };
         if frames.is_empty() || !matches!(connection.phase, Phase::Open(_)) {
             return Ok(());
         }
-        connection.outbox.push_events(frames, outbox_bytes_max)?;
+        connection.outbox.push_events(frames, lane, bytes_max)?;
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
         Ok(())
+    }
+
+    /// Up to how much, with all that waits for a connection, an event of that lane may be queued.
+    pub(super) fn outbox_bytes_max(&self, lane: Lane) -> usize {
+        self.core.rules().outbox(self.settings.config.limits.outbox_bytes_max).of(lane)
     }
 
     fn lag_mut(&mut self, conn: ConnKey, room: RoomId) -> Option<&mut Lag> {

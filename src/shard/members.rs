@@ -118,7 +118,8 @@ impl State {
         let replay = replay.unwrap_or_default();
         match (ticket, outcome) {
             (Ticket::Single(reference), Ok((id, state))) => {
-                self.tell_behind_events(conn, "subscribed", reference.as_ref(), |payload| {
+                let lane = self.core.lane(id);
+                self.tell_behind_events(conn, Some(lane), "subscribed", reference.as_ref(), |payload| {
                     write_subscribed(payload, room.as_str(), &state);
                 });
                 self.replay(conn, id, &replay);
@@ -197,12 +198,13 @@ impl State {
     /// Queues for a member what fan-outs under way still have for it. The last event before those that did not fit; none
     /// where all did.
     fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
-        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let lane = self.core.lane(id);
+        let bytes_max = self.outbox_bytes_max(lane);
         let State { core, connections, dirty, .. } = self;
         let connection = connections.get_mut(conn)?;
         let mut rest_after = None;
         core.fan_out_rest(id, conn, |bytes, batch| {
-            if rest_after.is_none() && connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+            if rest_after.is_none() && connection.outbox.push_events(bytes, lane, bytes_max).is_err() {
                 rest_after = batch.events.first().map(|event| event.seq.saturating_sub(1));
             }
         });
@@ -251,7 +253,8 @@ impl State {
         match ticket {
             Ticket::Single(reference) => {
                 let write = |payload: &mut Vec<u8>| write_room(payload, room.as_str());
-                self.tell_behind_events(conn, "unsubscribed", reference.as_ref(), write);
+                let lane = self.core.rules().lane(room.as_str());
+                self.tell_behind_events(conn, Some(lane), "unsubscribed", reference.as_ref(), write);
             }
             Ticket::Part(part) => self.gathered(conn, part, |results| write_room(results, room.as_str())),
             Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_) => {}

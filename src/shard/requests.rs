@@ -62,6 +62,12 @@ impl State {
             Request::Reload(settings) => {
                 self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
                 self.settings = settings;
+                // A room whose kind has become urgent may have events among the ordinary ones.
+                for conn in self.connections.keys() {
+                    if let Some(connection) = self.connections.get_mut(conn) {
+                        connection.outbox.fall_in_line();
+                    }
+                }
             }
             Request::Drain { over_ms, spread_ms } => self.begin_drain(over_ms, spread_ms),
             Request::Stop => self.stop(),

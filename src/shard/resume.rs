@@ -155,7 +155,7 @@ impl State {
     pub fn resume_complete(&mut self, conn: ConnKey, part: u32, reference: Option<&Reference>, results: &[u8]) {
         let Some(client) = self.client_mut(conn) else { return };
         let (session_id, token) = (client.session.session_id.clone(), token_text(&client.resume_token));
-        self.tell_behind_events(conn, "resumed", reference, |payload| {
+        self.tell_behind_events(conn, None, "resumed", reference, |payload| {
             payload.extend_from_slice(b"{\"session_id\":");
             write_string(payload, &session_id);
             payload.extend_from_slice(b",\"resume\":{\"token\":\"");

@@ -22,6 +22,7 @@ use super::connection::Phase;
 use super::state::{Action, Start, State};
 use crate::control::{Adopted, ConnectionOrigin};
 use crate::hub::name::ShardId;
+use crate::hub::outbox::Lane;
 use crate::ring::{Completion, ConnKey, Driver, Peer, ReceiveEnd};
 use crate::wire::refusal::Refusal;
 
@@ -177,14 +178,14 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let limits = &settings.config.limits;
-        let outbox_bytes_max = limits.outbox_bytes_max;
+        let bounds = core.rules().outbox(limits.outbox_bytes_max);
         // Beyond the shard's bound those who lag pay for it, not those who keep up.
         let memory_is_full = core.memory().bytes().saturating_sub(core.log_bytes()) > limits.outbox_shard_bytes_max;
         // Slices cost a few percent, so that only a crowd is served in slices: what is done soon is done at once.
         let slice = settings.config.shards.turn_deliveries_max as usize;
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
-        core.fan_out(budget, |conn, bytes, room, batch| {
+        core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
             let is_behind = slow.iter().any(|(one, of, _)| (*one, *of) == (conn, room));
@@ -192,7 +193,9 @@ impl<D: Driver> Shard<D> {
                 return;
             }
             let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
-            if lags || connection.is_behind || connection.outbox.push_events(bytes, outbox_bytes_max).is_err() {
+            // What is urgent has its own reserve.
+            let is_behind = connection.is_behind && lane == Lane::Ordinary;
+            if lags || is_behind || connection.outbox.push_events(bytes, lane, bounds.of(lane)).is_err() {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;

@@ -274,11 +274,16 @@ impl State {
             return;
         }
         connection.outbox.sent();
-        if connection.outbox.events_bytes() == 0
+        let has_drained = connection.outbox.events_bytes() == 0;
+        if (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
             && client.has_lag()
         {
-            self.ask_to_catch_up(conn);
+            if has_drained {
+                self.ask_to_catch_up(conn);
+            } else {
+                self.ask_for_urgent(conn);
+            }
             self.drain_local();
         }
         let Some(connection) = self.connections.get_mut(conn) else { return };

@@ -1,6 +1,7 @@
 """PROTOCOL §3 and §4: rooms are logs. Replays, history, idempotency keys, resuming, acknowledgements, slow readers."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -170,3 +171,66 @@ async def test_a_slow_reader_is_told_exactly_what_it_missed(start, shards):
             assert gaps >= 1, "the reader was not slow enough to show anything"
             await writer.done("publish", {"room": room, "type": "n", "data": {}})
             assert json.loads(await asyncio.wait_for(slow.recv(), 10))["seq"] == count + 1
+
+
+@SHARDS
+async def test_alerts_overtake_the_telemetry_that_waits_for_a_slow_reader(start, shards):
+    hub = start({"rooms.quote.urgent": True, "limits.outbox_bytes_max": "64MiB", "rooms.project.history_events_max": 20_000}, shards=shards)
+    telemetry, alerts, count = "project:telemetry", "quote:alerts", 8000
+    async with joined(hub, admin()) as writer:
+        async with connect(f"{hub.url}/ws?token={admin()}", max_queue=1) as slow:
+            await slow.recv()
+            for room in (telemetry, alerts):
+                await slow.send(json.dumps({"type": "subscribe", "id": room, "data": {"room": room}}))
+                assert json.loads(await slow.recv())["type"] == "subscribed"
+            # Far more than the kernel's buffers take, and all of it within the outbox.
+            for _ in range(count):
+                await writer.send("publish", {"room": telemetry, "type": "n", "data": {"pad": "x" * 2500}})
+            await writer.ask("ping", {})
+            await publish(writer, alerts, 3)
+            seqs, alerts_at = {telemetry: [], alerts: []}, []
+            while len(seqs[telemetry]) < count:
+                event = json.loads(await asyncio.wait_for(slow.recv(), 10))
+                seqs[event["room"]].append(event["seq"])
+                if event["room"] == alerts:
+                    alerts_at.append(len(seqs[telemetry]))
+            assert seqs == {telemetry: list(range(1, count + 1)), alerts: [1, 2, 3]}
+            assert alerts_at[0] == alerts_at[-1] < count // 2, "all alerts come before most of what was published earlier"
+
+
+@SHARDS
+async def test_a_hundred_readers_that_do_not_read_stay_within_their_bound(start, shards):
+    readers, outbox_bytes_max, seconds, per_s = 100, 256 << 10, 10, 1000
+    hub = start({"limits.outbox_bytes_max": outbox_bytes_max}, shards=shards)
+    room = "quote:slow"
+    async with contextlib.AsyncExitStack() as stack:
+        writer = await stack.enter_async_context(joined(hub, admin()))
+        slow = [await stack.enter_async_context(connect(f"{hub.url}/ws?token={admin()}", max_queue=1)) for _ in range(readers)]
+        for reader in slow:
+            await reader.recv()
+            await reader.send(json.dumps({"type": "subscribe", "id": "s", "data": {"room": room}}))
+            assert json.loads(await reader.recv())["type"] == "subscribed"
+        before_kb, waits, clock = hub.resident_kb(), [], asyncio.get_running_loop()
+        began = clock.time()
+        for part in range(seconds * 10):
+            for _ in range(per_s // 10):
+                await writer.send("publish", {"room": room, "type": "n", "data": {"pad": "x" * 1024}})
+            await writer.ask("ping", {})
+            if part % 10 == 9:
+                metrics = await asyncio.to_thread(hub.metrics)
+                waits.append(metrics["ringhub_outbox_bytes"] - metrics["ringhub_log_bytes"])
+            await asyncio.sleep(began + (part + 1) / 10 - clock.time())
+        grown_bytes = (hub.resident_kb() - before_kb) * 1024
+        print(f"{shards} shards: at most {max(waits) / 1024 / readers:.1f} KiB wait per reader, resident {grown_bytes / 1024 / readers:+.1f} KiB")
+        assert metrics["ringhub_slow_readers_total"] >= readers, "they were not slow enough to show anything"
+        assert max(waits) <= readers * outbox_bytes_max
+        # The log, and what the allocator keeps.
+        assert grown_bytes <= readers * outbox_bytes_max + (16 << 20)
+        # Meanwhile nobody else notices, and they can still go on.
+        assert (await asyncio.wait_for(writer.ask("ping", {}), 1))["type"] == "pong"
+        seq = 0
+        while seq < seconds * per_s:
+            message = json.loads(await asyncio.wait_for(slow[0].recv(), 10))
+            first, last = (message["data"]["from_seq"], message["data"]["to_seq"]) if message["type"] == "gap" else (message["seq"],) * 2
+            assert first == seq + 1
+            seq = last

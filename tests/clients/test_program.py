@@ -12,7 +12,7 @@ import subprocess
 import jwt
 import pytest
 
-from hub import SECRET, binary, clean_environment, free_port, token
+from hub import SECRET, admin, binary, clean_environment, free_port, token
 from peer import TEXT, Bare, eventually, joined, request, upgrade_request
 
 
@@ -356,3 +356,18 @@ async def test_publish_and_tail_work_from_the_shell(hub, room):
         finally:
             tail.kill()
             await tail.wait()
+
+
+# The load generator.
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_subscribers_that_vanish_and_come_back_lose_nothing(start, shards):
+    hub = start(shards=shards)
+    load = "--mode reconnect --conns 60 --rooms 4 --rate 100 --reconnect-percent 50 --warmup 0.5 --secs 2 --json".split()
+    ended = ringhub("bench", "--url", f"{hub.url}/ws", *load, RINGHUB_TOKEN=admin())
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = json.loads(ended.stdout)
+    assert report["reconnects"]["resumed"] == report["reconnects"]["due"] >= 60
+    assert report["sequence"] == {"missing": 0, "gaps": 0, "repeated": 0, "out_of_order": 0, "told": 0}
+    assert report["traffic"]["delivered"] == report["traffic"]["expected"] > 0

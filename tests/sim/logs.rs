@@ -1,5 +1,6 @@
 //! Logs, slow readers and sessions against a naive reference: small logs, small outboxes, readers that stop for a while,
-//! subscribe from anywhere in the log, vanish, and are taken up by a connection to another shard.
+//! subscribe from anywhere in the log, vanish, and are taken up by a connection to another shard. Some rooms are urgent,
+//! and cease to be or become it while events wait.
 //!
 //! A reader has one number per room: the last event that it was given, or was told that it won't get. Whatever it is told
 //! has to follow on that without a hole, but for events that it did not ask for.
@@ -11,8 +12,10 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use fastrand::Rng;
+use ringhub::config::Config;
 use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::ring::sim::Faults;
+use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
 use serde_json::{Value, json};
 
@@ -21,7 +24,7 @@ use crate::model::seeds;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 200;
-const ROOMS: usize = 3;
+const ROOMS: [&str; 4] = ["project:0", "project:1", "quote:0", "quote:1"];
 const STEPS: usize = 300;
 const ACTORS_MAX: usize = 12;
 
@@ -116,6 +119,7 @@ struct Replayed {
 struct Run {
     rng: Rng,
     node: Node,
+    config: Config,
     events_max: u64,
     actors: Vec<Actor>,
     rooms: Vec<String>,
@@ -136,11 +140,13 @@ impl Run {
         config.shards.turn_deliveries_max = rng.u32(1..8);
         let events_max = u64::from(config.history.events_max);
         let faults = if rng.u8(..4) == 0 { Faults::none() } else { Faults::rough() };
-        let node = Node::new(seed, rng.u16(1..=4), faults, config);
-        let rooms: Vec<String> = (0..ROOMS).map(|number| format!("project:{number}")).collect();
+        draw_urgent(&mut rng, &mut config);
+        let node = Node::new(seed, rng.u16(1..=4), faults, config.clone());
+        let rooms: Vec<String> = ROOMS.map(str::to_owned).to_vec();
         Run {
             rng,
             node,
+            config,
             events_max,
             actors: Vec::new(),
             rooms,
@@ -170,6 +176,7 @@ impl Run {
                 6..=12 => self.act(),
                 13..=15 => self.stop_or_go_on(),
                 16 => self.vanish(),
+                17 if self.rng.u8(..8) == 0 => self.reload(),
                 _ => {}
             }
             for _ in 0..self.rng.usize(0..5) {
@@ -188,6 +195,15 @@ impl Run {
             actor.client.link.close();
         }
         self.node.assert_empty();
+    }
+
+    /// Each shard hears of it when it gets to it.
+    fn reload(&mut self) {
+        draw_urgent(&mut self.rng, &mut self.config);
+        let settings = Arc::new(Settings::new(self.config.clone()).expect("sound settings"));
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Request::Reload(settings.clone()));
+        }
     }
 
     fn room(&mut self) -> String {
@@ -426,7 +442,7 @@ impl Run {
                 for result in results {
                     let room = result["room"].as_str().expect("a room").to_owned();
                     let Some(asked) = asked.get(&room) else {
-                        assert!(!room.starts_with("project:"), "client {who} is put into {room}: {message}");
+                        assert!(!self.rooms.contains(&room), "client {who} is put into {room}: {message}");
                         continue;
                     };
                     self.subscribed(who, &room, asked, &result);
@@ -569,6 +585,17 @@ impl Run {
                 assert_eq!(wanted.count() as u64, *count, "{range:?}");
             }
         }
+    }
+}
+
+/// Which kinds are urgent: most of the time one of two is.
+fn draw_urgent(rng: &mut Rng, config: &mut Config) {
+    for kind in &mut config.kinds {
+        kind.urgent = match kind.name.as_str() {
+            "quote" => rng.u8(..4) > 0,
+            "project" => rng.u8(..8) == 0,
+            _ => false,
+        };
     }
 }
 

@@ -1,7 +1,9 @@
 //! Whole shards in the simulated world: one seed is one run.
 
+mod bounds;
 mod client;
 mod logs;
 mod model;
 mod node;
 mod regressions;
+mod urgent;

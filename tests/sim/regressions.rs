@@ -1,14 +1,16 @@
 //! What once went wrong, each in the smallest world that shows it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ringhub::auth::{Claims, mint};
-use ringhub::config::{Config, Policy, Secret};
+use ringhub::config::{Config, KindConfig, Policy, Secret};
 use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::home_of;
 use ringhub::hub::reply::pending;
 use ringhub::ring::sim::Faults;
+use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
 use serde_json::json;
 
@@ -479,4 +481,57 @@ fn subscribing_anew_again_and_again_during_a_fan_out_costs_little() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     client.poll();
     assert_eq!(client.seqs("project:a"), (1..=3000).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_room_goes_by_its_own_kinds_rules_after_a_reload_that_declares_another_kind() {
+    let mut config = config();
+    config.kinds.push(KindConfig { history_events_max: Some(3), ..KindConfig::new("small") });
+    let mut node = node(1, config.clone());
+    let mut client = node.client(0, "");
+    publish(&node, "small:a", "1");
+    node.settle();
+    // Declared kinds are in order of name.
+    let place = config.kinds.len() - 1;
+    config.kinds.insert(place, KindConfig::new("large"));
+    node.request(0, Request::Reload(Arc::new(Settings::new(config).expect("sound settings"))));
+    (2..=5).for_each(|number| publish(&node, "small:a", &number.to_string()));
+    node.settle();
+    let id = client.send("history", json!({"room": "small:a"}));
+    node.settle();
+    client.poll();
+    let events = client.answer(id).expect("an answer")["data"]["events"].as_array().expect("events").len();
+    assert_eq!(events, 3);
+}
+
+#[test]
+fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
+    let mut config = lasting(4096);
+    config.history.events_max = 2;
+    let mut node = node(2, config);
+    let (away, near) = (node.room_at("project:", 1), node.room_at("project:", 0));
+    let mut client = node.client(0, "");
+    [&away, &near].into_iter().for_each(|room| subscribe(&mut node, &mut client, room));
+    client.link.set_read_budget(0);
+    let data = format!("\"{}\"", "x".repeat(3000));
+    for _ in 0..6 {
+        publish(&node, &away, &data);
+        node.settle();
+    }
+    // It reads all it had, and its shard asks the other one; before that answers, the outbox is full again.
+    client.link.set_read_budget(usize::MAX);
+    (0..20).for_each(|_| node.turn_of(0));
+    client.link.set_read_budget(0);
+    for bytes in [3000, 700] {
+        publish(&node, &near, &format!("\"{}\"", "x".repeat(bytes)));
+        (0..5).for_each(|_| node.turn_of(0));
+    }
+    node.settle();
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    let gaps = client.messages.iter().filter(|message| message["type"] == "gap").count();
+    assert_eq!((gaps, node.figures().gaps), (1, 1));
+    assert_eq!(client.seqs(&away).last(), Some(&6));
+    assert_eq!(client.seqs(&near), [1, 2]);
 }
