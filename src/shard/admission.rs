@@ -324,6 +324,7 @@ impl State {
                     resume_token,
                     acks: None,
                     is_succeeded: false,
+                    locks: None,
                     under_way: None,
                 };
                 connection.phase = Phase::Open(Box::new(client));
@@ -349,7 +350,7 @@ impl State {
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
     pub fn release(&mut self, conn: ConnKey) {
         let address = self.address(conn);
-        let kept = self.keep(conn);
+        let kept = self.keep_with_locks(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let (rooms, claims, peer, names, identity) = match &mut connection.phase {
             Phase::Open(client) => {

@@ -7,6 +7,7 @@ mod answers;
 mod commands;
 mod connection;
 mod lag;
+mod locks;
 mod members;
 pub mod mesh;
 pub mod request;
