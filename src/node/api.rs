@@ -263,7 +263,7 @@ impl Hub {
     }
 
     /// Asks a room's home. A name that can't be one is answered by its dropped responder.
-    fn ask_room_with(&self, room: &str, request: impl FnOnce(RoomName) -> Request) {
+    pub(super) fn ask_room_with(&self, room: &str, request: impl FnOnce(RoomName) -> Request) {
         let room = self.inner.hasher.room(room);
         let home = room.home(self.inner.mesh.shards());
         self.ask(home, request(room));

@@ -77,8 +77,9 @@ impl State {
 
     /// This connection's session is taken up by another one, which gets what it had.
     pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
-        if self.client_mut(conn).is_none() {
-            // Gone, and what it had is at the home, or was never here.
+        if self.client_mut(conn).is_none_or(|client| *client.session.session_id != *asked.session_id) {
+            // Gone, or still waiting to be given that session, while what it has is another one's: what there is of the
+            // session is at the home.
             let room = self.core.hasher().room(&format!("session:{}", asked.session_id));
             let asked = Box::new(asked);
             self.core.send_home(&room.clone(), Message::TakeKept { room, successor, asked });
