@@ -97,6 +97,8 @@ pub struct LockTold {
     pub address: Address,
     /// The session it asked for.
     pub session_id: Arc<str>,
+    /// The number that its connection knew when it asked.
+    pub known: Option<u64>,
     /// The command's id.
     pub reference: Option<Reference>,
     /// The outcome.
@@ -257,7 +259,7 @@ impl Core {
                 None => LockOutcome::Lost { token },
             },
         };
-        self.tell_lock(LockTold { room, field, address, session_id, reference, outcome });
+        self.tell_lock(LockTold { room, field, address, session_id, known, reference, outcome });
     }
 
     fn acquire_lock(
@@ -330,7 +332,7 @@ impl Core {
         let Some(held) = self.free_lock(room, &field, None, Freed::Forced) else { return false };
         let Held { token, address, holder, .. } = held;
         let (room, session_id, outcome) = (room.clone(), holder.session_id, LockOutcome::Forced { token });
-        self.tell_lock(LockTold { room, field, address, session_id, reference: None, outcome });
+        self.tell_lock(LockTold { room, field, address, session_id, known: None, reference: None, outcome });
         true
     }
 
@@ -486,4 +488,200 @@ pub fn write_expires_at(out: &mut Vec<u8>, unix_ms: u64) {
     out.extend_from_slice(b",\"expires_at\":\"");
     out.extend_from_slice(&rfc3339(unix_ms));
     out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::core::CoreLimits;
+    use super::super::message::{Join, JoinClaim, Kept, Ticket};
+    use super::super::name::{NameHasher, ShardId};
+    use super::super::rules::Rules;
+    use super::*;
+    use crate::auth::Identity;
+    use crate::config::Config;
+    use crate::ring::ConnKey;
+
+    /// The only shard of a hub, by default settings but for these.
+    fn core(change: impl FnOnce(&mut Config)) -> Core {
+        let mut config = Config::default();
+        config.history.events_max = 0;
+        change(&mut config);
+        Core::new(ShardId(0), 1, NameHasher::new(1), [1, 2], CoreLimits::new(&config), Rules::new(&config))
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { monotonic_us: ms * 1000, unix_ms: 1_700_000_000_000 + ms }
+    }
+
+    fn address(slot: u32) -> Address {
+        Address { shard: ShardId(0), conn: ConnKey { slot, generation: 0 } }
+    }
+
+    fn identity() -> Arc<Identity> {
+        Arc::new(Identity::anonymous("alice".to_owned()))
+    }
+
+    /// What a session is answered, whose connection has the session's number.
+    fn ask(core: &mut Core, session: u32, room: &str, field: &str, action: LockAction, now: Now) -> LockOutcome {
+        let who = Holder { client_id: "c".into(), session_id: session.to_string().into(), identity: identity() };
+        let asked = LockAsked {
+            room: core.hasher().room(room),
+            field: field.into(),
+            address: address(session),
+            who,
+            action,
+            known: None,
+            reference: None,
+        };
+        assert!(core.handle(Message::Lock(Box::new(asked)), now).is_none());
+        match core.next_local() {
+            Some(Message::LockTold(told)) => told.outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn acquire(core: &mut Core, session: u32, room: &str, field: &str, now: Now) -> Option<HeldLock> {
+        match ask(core, session, room, field, LockAction::Acquire { ttl_s: 10 }, now) {
+            LockOutcome::Acquired { lock, is_new: true } => Some(lock),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn numbers_grow_though_the_room_was_forgotten_or_the_hub_started_anew() {
+        let mut last = 0;
+        for restart in 0..3 {
+            let mut core = core(|_| {});
+            for round in 0..2000 {
+                // Many within one millisecond.
+                let now = at(restart * 1000 + round / 1000);
+                let lock = acquire(&mut core, 1, "project:1", "title", now).expect("free");
+                assert!(lock.token > last && lock.token < 1 << 53);
+                last = lock.token;
+                ask(&mut core, 1, "project:1", "title", LockAction::Release { token: last }, now);
+                core.seal_all();
+                assert_eq!((core.rooms().len(), core.due_ms()), (0, None), "nothing is left");
+            }
+        }
+    }
+
+    #[test]
+    fn a_room_with_a_lock_lives_until_the_lock_ends_and_its_event_comes_on_time() {
+        let mut core = core(|_| {});
+        let lock = acquire(&mut core, 1, "project:1", "title", at(0)).expect("free");
+        core.seal_all();
+        core.sweep(at(5000));
+        assert_eq!((core.rooms().len(), core.due_ms()), (1, Some(lock.until_ms)));
+        core.expire(at(10_000));
+        assert_eq!(core.lock_figures().held, 1);
+        core.expire(at(10_001));
+        let LockFigures { held, acquired, expired, .. } = core.lock_figures();
+        assert_eq!((held, acquired, expired, core.figures().publishes), (0, 1, 1, 2));
+        core.seal_all();
+        assert_eq!((core.rooms().len(), core.due_ms()), (0, None));
+    }
+
+    #[test]
+    fn what_is_over_is_not_renewed_though_nobody_has_looked_at_it_yet() {
+        let mut core = core(|_| {});
+        let token = acquire(&mut core, 1, "project:1", "title", at(0)).expect("free").token;
+        let renew = LockAction::Renew { token, ttl_s: None };
+        assert!(matches!(ask(&mut core, 1, "project:1", "title", renew, at(9000)), LockOutcome::Renewed(_)));
+        assert!(matches!(ask(&mut core, 1, "project:1", "title", renew, at(19_002)), LockOutcome::Lost { .. }));
+        assert!(acquire(&mut core, 2, "project:1", "title", at(19_002)).is_some());
+    }
+
+    #[test]
+    fn a_lock_that_was_given_to_another_is_not_freed_by_its_old_number() {
+        let mut core = core(|_| {});
+        let old = acquire(&mut core, 1, "project:1", "title", at(0)).expect("free");
+        core.expire(at(10_001));
+        let new = acquire(&mut core, 2, "project:1", "title", at(10_001)).expect("free");
+        core.free_locks(vec![old], Freed::SessionEnded);
+        while let Some(message) = core.next_local() {
+            core.handle(message, at(10_002));
+        }
+        let locks = core.list_locks(&core.hasher().room("project:1"));
+        assert_eq!((locks.len(), locks[0].token, &*locks[0].session_id), (1, new.token, "2"));
+        assert!(core.force_unlock(&new.room, "title", at(10_003)));
+        assert!(!core.force_unlock(&new.room, "title", at(10_003)));
+        assert!(!core.force_unlock(&new.room, "body", at(10_003)));
+    }
+
+    #[test]
+    fn a_room_takes_so_many_locks_and_those_that_are_only_waited_for_go_with_time() {
+        let mut core = core(|config| config.limits.locks_per_room_max = 2);
+        for field in ["a", "b"] {
+            assert!(acquire(&mut core, 1, "project:1", field, at(0)).is_some());
+            let refused = ask(&mut core, 2, "project:1", field, LockAction::Acquire { ttl_s: 1 }, at(9000));
+            assert!(matches!(refused, LockOutcome::Held(_)));
+        }
+        let full = ask(&mut core, 1, "project:1", "c", LockAction::Acquire { ttl_s: 1 }, at(9000));
+        assert!(matches!(full, LockOutcome::Refused(refused) if refused.code == ErrorCode::Unavailable));
+        core.expire(at(10_001));
+        assert!(acquire(&mut core, 1, "project:1", "c", at(10_001)).is_none(), "the refused one is remembered");
+        core.expire(at(14_001));
+        assert!(acquire(&mut core, 1, "project:1", "c", at(14_001)).is_some());
+    }
+
+    /// Begins the session `s` with a connection.
+    fn begin(core: &mut Core, slot: u32) {
+        let claim = JoinClaim::Session { identity: identity(), token: [0; 16] };
+        let (room, address) = (core.hasher().room("session:s"), address(slot));
+        let join = Join { room, address, claim, selection: None, since: None, ticket: Ticket::Admission };
+        core.handle(Message::Join(Box::new(join)), at(0));
+        while core.next_local().is_some() {}
+    }
+
+    fn end(core: &mut Core, slot: u32, kept: Option<Vec<HeldLock>>, now: Now) {
+        let kept = kept.map(|locks| Box::new(Kept { locks, ..Kept::default() }));
+        let (room, address) = (core.hasher().room("session:s"), address(slot));
+        core.handle(Message::ReleaseSession { room: room.clone(), address, kept }, now);
+        core.handle(Message::Leave { room, address }, now);
+    }
+
+    fn freed(core: &mut Core) -> Vec<u64> {
+        let mut freed = Vec::new();
+        while let Some(message) = core.next_local() {
+            if let Message::FreeLock { token, .. } = message {
+                freed.push(token);
+            }
+        }
+        freed
+    }
+
+    fn lock(core: &Core, field: &str, token: u64) -> HeldLock {
+        HeldLock { room: core.hasher().room("a:b"), field: field.into(), token, until_ms: 0, expires_at_ms: 0 }
+    }
+
+    #[test]
+    fn what_a_session_leaves_behind_is_freed_where_it_ends() {
+        let mut core = core(|config| config.session.resume_window_s = 2);
+        let locks = vec![lock(&core, "f", 7)];
+        end(&mut core, 1, Some(locks.clone()), at(0));
+        assert_eq!(freed(&mut core), [7], "there is no such session");
+        begin(&mut core, 1);
+        end(&mut core, 1, Some(locks.clone()), at(0));
+        assert_eq!((freed(&mut core), core.due_ms()), (vec![], Some(2000)));
+        core.expire(at(1999));
+        assert!(freed(&mut core).is_empty());
+        core.expire(at(2000));
+        assert_eq!((freed(&mut core), core.rooms().len()), (vec![7], 0));
+    }
+
+    #[test]
+    fn a_session_that_is_taken_over_by_its_name_again_and_again_keeps_so_many_locks() {
+        let mut core = core(|config| config.limits.locks_per_session_max = 2);
+        begin(&mut core, 1);
+        begin(&mut core, 2);
+        let locks = vec![lock(&core, "f", 7), lock(&core, "g", 8)];
+        end(&mut core, 1, Some(locks), at(0));
+        assert!(freed(&mut core).is_empty(), "nobody has asked for them yet");
+        let locks = vec![lock(&core, "f", 9), lock(&core, "h", 10)];
+        end(&mut core, 2, Some(locks), at(0));
+        // Number 7 has ended before 9 was given.
+        assert_eq!(freed(&mut core), [8]);
+        core.expire(at(200_000));
+        assert_eq!(freed(&mut core), [9, 10]);
+    }
 }

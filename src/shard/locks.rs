@@ -21,9 +21,11 @@ use crate::wire::native::{Reference, Refused};
 /// The locks of a connection's session.
 #[derive(Debug, Default)]
 pub struct ClientLocks {
-    /// Those it holds, as far as it was told. Some may be over, and are found out when they are asked for.
+    /// Those it holds, as far as it was told. Some may be over, and are found out when their place is needed.
     held: Vec<HeldLock>,
-    /// Locks asked for whose answers are still to come.
+    /// Locks asked for that are not on the list and may come onto it.
+    asked: usize,
+    /// Commands whose answers are still to come.
     under_way: usize,
 }
 
@@ -64,6 +66,9 @@ impl State {
             }
             LockAction::Renew { .. } | LockAction::Release { .. } => Err(LOST),
         };
+        if outcome.is_ok() {
+            locks.under_way += 1;
+        }
         client.tidy_locks();
         outcome?;
         let asked =
@@ -74,7 +79,7 @@ impl State {
 
     /// What became of a lock.
     pub fn lock_told(&mut self, told: LockTold) {
-        let LockTold { room, field, address, session_id, reference, outcome } = told;
+        let LockTold { room, field, address, session_id, known, reference, outcome } = told;
         let conn = address.conn;
         let Some(client) = self.client_mut(conn) else {
             // Granted to a connection that is gone. Where it was the session's before, it is on the list that went on.
@@ -86,8 +91,13 @@ impl State {
         // The connection may hold another session by now, whose lock this is not.
         let is_its_own = client.session.session_id == session_id;
         let locks = client.locks.get_or_insert_default();
-        if matches!(outcome, LockOutcome::Acquired { .. } | LockOutcome::Held(_) | LockOutcome::Refused(_)) {
+        if !matches!(outcome, LockOutcome::Forced { .. }) {
             locks.under_way = locks.under_way.saturating_sub(1);
+        }
+        let was_acquire =
+            matches!(outcome, LockOutcome::Acquired { .. } | LockOutcome::Held(_) | LockOutcome::Refused(_));
+        if was_acquire && known.is_none() {
+            locks.asked = locks.asked.saturating_sub(1);
         }
         let mut given_back = None;
         match &outcome {
@@ -223,14 +233,18 @@ impl State {
 impl ClientLocks {
     /// Counts one more lock that is asked for; `is_held` where it is on the list already.
     fn take_place(&mut self, is_held: bool, now_ms: u64, config: &Config) -> Result<(), Refused> {
+        if is_held {
+            return Ok(());
+        }
         let locks_max = config.limits.locks_per_session_max;
-        if !is_held && self.held.len() + self.under_way >= locks_max {
+        // While an answer is to come, the end of a lock may be later than the list says.
+        if self.held.len() + self.asked >= locks_max && self.under_way == 0 {
             self.held.retain(|lock| lock.until_ms > now_ms);
         }
-        if !is_held && self.held.len() + self.under_way >= locks_max {
+        if self.held.len() + self.asked >= locks_max {
             return Err(Refused::because(ErrorCode::Unavailable, format!("a session holds at most {locks_max} locks")));
         }
-        self.under_way += 1;
+        self.asked += 1;
         Ok(())
     }
 
