@@ -14,6 +14,7 @@
 mod api;
 mod backend;
 mod inspect;
+mod locks;
 mod start;
 mod wait;
 mod watch;
@@ -29,6 +30,7 @@ pub use crate::hub::message::Published;
 pub use crate::hub::reply::{HubError, Pending};
 pub use crate::wire::native::Target;
 pub use api::Sent;
+pub use locks::LockInfo;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};

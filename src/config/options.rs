@@ -154,6 +154,10 @@ options! {
         filter_conditions_max: usize = 32, range(1, 1024), "conditions", Live;
         /// Different filters in use on one room of a shard; equal ones count once.
         filters_per_room_max: usize = 256, range(1, 65_536), "filters", Live;
+        /// Field locks one session may hold at a time.
+        locks_per_session_max: usize = 100, range(1, 10_000), "locks", Live;
+        /// Field locks of one room, those included that are free and waited for.
+        locks_per_room_max: usize = 1000, range(1, 100_000), "locks", Live;
         /// Metadata of one connection, as JSON.
         metadata_bytes_max: usize = 4096, range(64, MIB), "bytes", Live;
         /// Longest idempotency key of a publish.

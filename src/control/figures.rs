@@ -222,6 +222,10 @@ figures! {
     outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
     log_bytes: Gauge "log" true "Bytes kept in the logs of rooms whose home is this shard";
     logs_evicted: Counter "logs_evicted" false "Logs that gave way because all of a shard's were beyond their bound";
+    locks: Gauge "locks" false "Field locks that are held in rooms whose home is this shard";
+    locks_acquired: Counter "locks_acquired" false "Field locks granted";
+    locks_refused: Counter "locks_refused" false "Field locks asked for while another session held them";
+    locks_expired: Counter "locks_expired" false "Field locks that ended because they were not renewed";
     replayed: Counter "replayed" false "Events replayed to subscribers that asked for them";
     slow_readers: Counter "slow_readers" false "Times that a connection fell behind in a room";
     gaps: Counter "gaps" false "Gaps told to connections that could not have all events";

@@ -13,6 +13,7 @@ use super::batch::{Address, Batch, FrameMemory};
 use super::directory::{Directory, PeerLimits};
 use super::ids::Ids;
 use super::keys::Keys;
+use super::locks::LockDesk;
 use super::members::{HOLE, ListId};
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
@@ -37,6 +38,10 @@ use crate::wire::native::Refused;
 pub struct CoreLimits {
     /// Rooms in one shard's table.
     pub rooms_max: usize,
+    /// Field locks per room.
+    pub locks_per_room_max: usize,
+    /// Field locks per session.
+    pub locks_per_session_max: usize,
     /// Different selections per room and shard.
     pub selections_max: usize,
     /// Messages that may wait for one other shard before publishes to it are refused.
@@ -61,6 +66,8 @@ impl CoreLimits {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         CoreLimits {
             rooms_max: config.limits.rooms_per_shard_max,
+            locks_per_room_max: config.limits.locks_per_room_max,
+            locks_per_session_max: config.limits.locks_per_session_max,
             selections_max: config.limits.filters_per_room_max,
             backlog_max: config.mesh.backlog_max as usize,
             inbox_max: config.session.queue_max as usize,
@@ -112,6 +119,7 @@ pub struct Core {
     pub(super) swept: u32,
     /// When the last message was handled.
     pub(super) now: Now,
+    pub(super) locks: LockDesk,
     directory: Directory,
     /// Rooms with an open batch.
     unsealed: Vec<RoomId>,
@@ -149,6 +157,7 @@ impl Core {
             hand: 0,
             swept: 0,
             now: Now::default(),
+            locks: LockDesk::default(),
             directory: Directory::new(seed[0]),
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
@@ -253,6 +262,11 @@ impl Core {
         self.outgoing.get(usize::from(to.0)).is_some_and(|queue| queue.len() >= self.limits.backlog_max)
     }
 
+    /// The same for a room's home.
+    pub fn is_congested_home(&self, room: &RoomName) -> bool {
+        self.is_congested(room.home(self.shards))
+    }
+
     /// The next message from this shard to itself.
     pub fn next_local(&mut self) -> Option<Message> {
         self.local.pop_front()
@@ -282,6 +296,10 @@ impl Core {
         match message {
             Message::CatchUp(ask) => self.catch_up(*ask),
             Message::History(ask) => self.history(*ask),
+            Message::Lock(asked) => self.lock(*asked),
+            Message::FreeLock { room, field, token, reason } => {
+                self.free_lock(&room, &field, Some(token), reason);
+            }
             Message::Join(join) => self.join(*join),
             Message::Leaving { room, address, ticket } => {
                 self.send(address.shard, Message::Left { address, room, ticket });
@@ -335,7 +353,7 @@ impl Core {
         }
     }
 
-    fn ensure_home(&mut self, room: &RoomName) -> Option<RoomId> {
+    pub(super) fn ensure_home(&mut self, room: &RoomName) -> Option<RoomId> {
         if self.rooms.find(room).is_none() && self.rooms.len() >= self.limits.rooms_max {
             return None;
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::{Address, Batch};
+use super::locks::{Freed, HeldLock, LockAsked, LockTold};
 use super::name::RoomName;
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
@@ -45,6 +46,19 @@ pub enum Message {
     CatchUp(Box<CatchUp>),
     /// To a room's home: a client wants to see a part of its log.
     History(Box<HistoryAsked>),
+    /// To a room's home: a client wants something of a field's lock.
+    Lock(Box<LockAsked>),
+    /// To a room's home: a lock's session is gone, or may not have it any more. Nobody is answered.
+    FreeLock {
+        /// The room.
+        room: RoomName,
+        /// The field.
+        field: Arc<str>,
+        /// The number that it was granted with.
+        token: u64,
+        /// Why.
+        reason: Freed,
+    },
     /// To a session's home: a message for the backend.
     Deposit(Box<Deposit>),
     /// To a client id's home: reserve it.
@@ -120,6 +134,8 @@ pub enum Message {
     CaughtUp(Box<CaughtUp>),
     /// To a client's shard: the part of a log that it wanted to see.
     HistoryTold(Box<HistoryTold>),
+    /// To a client's shard: what became of a lock.
+    LockTold(Box<LockTold>),
     /// To a member's shard: its membership ended, as it asked.
     Left {
         /// Whose.
@@ -219,6 +235,8 @@ pub struct Kept {
     pub acks: Vec<(RoomName, u64)>,
     /// Its metadata.
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// The locks it holds.
+    pub locks: Vec<HeldLock>,
     /// When its connection went, in milliseconds since 1970.
     pub left_ms: u64,
 }

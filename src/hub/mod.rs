@@ -9,6 +9,8 @@ pub mod directory;
 pub mod history;
 pub mod ids;
 pub mod keys;
+pub mod lock;
+pub mod locks;
 pub mod log;
 pub mod members;
 pub mod message;

@@ -2,6 +2,7 @@
 
 use super::batch::Address;
 use super::core::Core;
+use super::locks::{self, Freed};
 use super::message::{Kept, Message, Resume, ResumeAsked, Resumed};
 use super::name::RoomName;
 use crate::ring::Now;
@@ -12,12 +13,25 @@ impl Core {
     /// A connection that held a session is gone; what is left of it can be resumed for a while.
     pub(super) fn release_session(&mut self, room: RoomName, address: Address, kept: Option<Box<Kept>>) {
         let away_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
+        let mut kept = kept;
+        let mut held = kept.as_mut().map(|kept| std::mem::take(&mut kept.locks)).unwrap_or_default();
         let kept = kept.filter(|_| self.limits.session_away_ms > 0);
-        let Some(id) = self.rooms.find(&room) else { return };
-        let Some(session) = self.home_mut(id).and_then(|home| home.session.as_mut()) else { return };
-        if session.leave(address, kept, away_until_ms) {
+        let locks_max = self.limits.locks_per_session_max;
+        let id = self.rooms.find(&room);
+        let session = id.and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+        let (Some(id), Some(session)) = (id, session) else { return self.free_locks(held, Freed::SessionEnded) };
+        // What an earlier connection of it left behind and nobody asked for is still the session's.
+        let before = session.kept.as_mut().map(|kept| std::mem::take(&mut kept.locks)).unwrap_or_default();
+        let mut freed = locks::merge(&mut held, before, locks_max);
+        let is_away = session.leave(address, kept, away_until_ms);
+        match session.kept.as_mut() {
+            Some(kept) => kept.locks = held,
+            None => freed.append(&mut held),
+        }
+        if is_away {
             self.away.push_back((away_until_ms, room));
         }
+        self.free_locks(freed, Freed::SessionEnded);
         self.rooms.forget_if_idle(id);
     }
 
@@ -56,23 +70,29 @@ impl Core {
     }
 
     /// Forgets sessions that stayed away for too long, with what waits for the backend in their inboxes, and for them in
-    /// their logs.
+    /// their logs, and frees the locks that they held. Ends locks that are over.
     pub fn expire(&mut self, now: Now) {
+        self.now = now;
         let now_ms = now.monotonic_us / 1000;
         while let Some((_, room)) = self.away.pop_front_if(|(until_ms, _)| *until_ms <= now_ms) {
             let Some(id) = self.rooms.find(&room) else { continue };
             let Some(home) = self.home_mut(id) else { continue };
             let Some(session) = home.session.as_mut() else { continue };
-            if session.is_over(now_ms) {
+            let is_over = session.is_over(now_ms);
+            let mut kept = None;
+            if is_over || session.away_until_ms <= now_ms {
+                // Where it is not over it was taken over by its name, and what the old connection had was not asked for.
+                kept = session.kept.take();
+            }
+            if is_over {
                 home.session = None;
                 let bytes = home.log.bytes();
                 home.log.clear();
                 self.log_bytes = self.log_bytes.saturating_sub(bytes);
                 self.rooms.forget_if_idle(id);
-            } else if session.away_until_ms <= now_ms {
-                // Taken over by its name, and what the old connection had was not asked for.
-                session.kept = None;
             }
+            self.free_locks(kept.map(|kept| kept.locks).unwrap_or_default(), Freed::SessionEnded);
         }
+        self.expire_locks();
     }
 }

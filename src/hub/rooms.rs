@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use super::batch::OpenBatch;
 use super::keys::Keys;
+use super::locks::Locks;
 use super::log::Log;
 use super::members::Members;
 use super::name::RoomName;
@@ -46,6 +47,8 @@ pub struct Home {
     pub log_is_fresh: bool,
     /// Keys of events that were published lately.
     pub keys: Option<Box<Keys>>,
+    /// Field locks, where some are held or waited for.
+    pub locks: Option<Box<Locks>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
 }
@@ -62,6 +65,7 @@ impl Home {
             rules,
             log_is_fresh: false,
             keys: None,
+            locks: None,
             session: None,
         }
     }
@@ -81,6 +85,7 @@ impl Home {
         self.open.is_none()
             && self.log.is_empty()
             && self.keys.is_none()
+            && self.locks.is_none()
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
     }

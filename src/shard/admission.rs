@@ -325,6 +325,7 @@ impl State {
                     acks: None,
                     opened_ms: now_ms,
                     is_succeeded: false,
+                    locks: None,
                     under_way: None,
                 };
                 connection.phase = Phase::Open(Box::new(client));
@@ -350,7 +351,7 @@ impl State {
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
     pub fn release(&mut self, conn: ConnKey) {
         let address = self.address(conn);
-        let kept = self.keep(conn);
+        let kept = self.keep_with_locks(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let (rooms, claims, peer, names, identity) = match &mut connection.phase {
             Phase::Open(client) => {

@@ -65,6 +65,7 @@ impl State {
             Ok(Command::Resume { session_id, token, cursors }) => {
                 self.resume(conn, reference.clone(), session_id, token, cursors)
             }
+            Ok(Command::Lock(command)) => self.lock(conn, reference.clone(), command),
             Ok(Command::Rooms) => self.list_rooms(conn, reference.as_ref()),
             Ok(Command::Metadata { set }) => self.metadata(conn, reference.as_ref(), set),
             Ok(Command::AuthRefresh { token }) => self.refresh(conn, reference.as_ref(), token),
@@ -374,6 +375,7 @@ impl State {
             self.figures.subscriptions.sub(1);
             self.refuse_command(conn, None, &refused);
         }
+        self.free_forbidden_locks(conn);
     }
 
     // ---- commands with several parts ----

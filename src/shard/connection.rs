@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::locks::ClientLocks;
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
@@ -141,6 +142,8 @@ pub struct Client {
     pub opened_ms: u64,
     /// Whether another connection has taken up what it had.
     pub is_succeeded: bool,
+    /// The locks that its session holds; most of the time there are none.
+    pub locks: Option<Box<ClientLocks>>,
     /// Commands under way; most of the time there are none.
     pub under_way: Option<Box<UnderWay>>,
 }

@@ -26,6 +26,7 @@ impl State {
             Message::Joined(joined) => self.joined(*joined),
             Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
             Message::HistoryTold(told) => self.history_told(*told),
+            Message::LockTold(told) => self.lock_told(*told),
             Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
             Message::Published { address, ticket, room, outcome } => {
                 self.published(address.conn, ticket, &room, outcome)

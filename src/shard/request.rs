@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::hub::locks::LockInfo;
 use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
 use crate::hub::reply::Responder;
@@ -63,6 +64,22 @@ pub enum Request {
         /// The room.
         room: RoomName,
         /// Is told.
+        responder: Responder<bool>,
+    },
+    /// The locks that are held in a room homed here.
+    Locks {
+        /// The room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<Vec<LockInfo>>,
+    },
+    /// Frees a lock of a room homed here, whoever holds it.
+    Unlock {
+        /// The room.
+        room: RoomName,
+        /// The field.
+        field: Box<str>,
+        /// Is told whether it was held.
         responder: Responder<bool>,
     },
     /// The next message in the inbox of a session homed here.

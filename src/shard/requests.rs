@@ -43,6 +43,10 @@ impl State {
             }
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
+            Request::Locks { room, responder } => responder.resolve(Ok(self.core.list_locks(&room))),
+            Request::Unlock { room, field, responder } => {
+                responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
+            }
             Request::Collect { room, responder } => self.core.collect(&room, responder),
             Request::PutBack { room, message } => self.core.put_back(&room, message),
             Request::Connections { filter, window, responder } => {

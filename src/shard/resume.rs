@@ -7,6 +7,7 @@ use super::commands::write_results;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
 use super::state::State;
 use crate::hub::batch::Address;
+use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
@@ -35,7 +36,7 @@ impl State {
             serde_json::Value::Object(metadata) => metadata,
             _ => serde_json::Map::new(),
         };
-        Kept { rooms: rooms.collect(), acks: reached.collect(), metadata, left_ms: self.now.unix_ms }
+        Kept { rooms: rooms.collect(), acks: reached.collect(), metadata, locks: Vec::new(), left_ms: self.now.unix_ms }
     }
 
     /// All events of a room up to one are handled.
@@ -76,14 +77,15 @@ impl State {
 
     /// This connection's session is taken up by another one, which gets what it had.
     pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
-        if self.client_mut(conn).is_none() {
-            // Gone, and what it had is at the home, or was never here.
+        if self.client_mut(conn).is_none_or(|client| *client.session.session_id != *asked.session_id) {
+            // Gone, or still waiting to be given that session, while what it has is another one's: what there is of the
+            // session is at the home.
             let room = self.core.hasher().room(&format!("session:{}", asked.session_id));
             let asked = Box::new(asked);
             self.core.send_home(&room.clone(), Message::TakeKept { room, successor, asked });
             return;
         }
-        let kept = self.keep(conn).map(|kept| *kept).unwrap_or_default();
+        let kept = self.keep_with_locks(conn).map(|kept| *kept).unwrap_or_default();
         if let Some(client) = self.client_mut(conn) {
             client.is_succeeded = true;
         }
@@ -112,7 +114,7 @@ impl State {
             self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             return;
         }
-        let Kept { rooms, acks, metadata, left_ms } = kept;
+        let Kept { rooms, acks, metadata, locks, left_ms } = kept;
         // Every room it was in, and every other one that it has a cursor of.
         let mut wanted: Vec<_> =
             rooms.into_iter().map(|(room, selection)| (room.as_str().to_owned(), selection)).collect();
@@ -127,9 +129,13 @@ impl State {
         }
         let part = match self.gather(conn, reference.clone(), wanted.len(), GatherKind::Resume(Vec::new())) {
             Ok(part) => part,
-            Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
+            Err(refused) => {
+                self.core.free_locks(locks, Freed::SessionEnded);
+                return self.refuse_command(conn, reference.as_ref(), &refused);
+            }
         };
         self.change_session(conn, &session_id);
+        self.inherit_locks(conn, locks);
         let settings = self.settings.clone();
         if let Some(client) = self.client_mut(conn)
             // It fitted the same bound before.
@@ -155,12 +161,15 @@ impl State {
     pub fn resume_complete(&mut self, conn: ConnKey, part: u32, reference: Option<&Reference>, results: &[u8]) {
         let Some(client) = self.client_mut(conn) else { return };
         let (session_id, token) = (client.session.session_id.clone(), token_text(&client.resume_token));
+        let locks = self.locks_text(conn);
         self.tell_behind_events(conn, None, "resumed", reference, |payload| {
             payload.extend_from_slice(b"{\"session_id\":");
             write_string(payload, &session_id);
             payload.extend_from_slice(b",\"resume\":{\"token\":\"");
             payload.extend_from_slice(token.as_bytes());
-            payload.extend_from_slice(b"\"},");
+            payload.extend_from_slice(b"\"},\"locks\":");
+            payload.extend_from_slice(&locks);
+            payload.push(b',');
             let from = payload.len();
             write_results(payload, results);
             // One object: the brace that opens the results goes.
@@ -179,6 +188,7 @@ impl State {
         }
         let before = hasher.room(&format!("session:{}", client.session.session_id));
         client.session.session_id = Arc::from(session_id);
+        self.free_locks_of(conn);
         if let Some(id) = self.core.rooms().find(&before)
             && let Some(client) = self.client_mut(conn)
         {

@@ -96,7 +96,8 @@ impl<D: Driver> Shard<D> {
             return Some(Duration::ZERO);
         }
         let now_ms = state.now_ms();
-        let until_due = state.timers.next_ms().map(|due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
+        let due_ms = [state.timers.next_ms(), state.core.due_ms()].into_iter().flatten().min();
+        let until_due = due_ms.map(|due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
         // What another shard could not take is tried again soon.
         let retry = state.has_backlog.then_some(Duration::from_millis(1));
         // Nobody rings when another shard's last connection is gone, which ends this one.
@@ -314,6 +315,11 @@ impl<D: Driver> Shard<D> {
         figures.deliveries.set(counted.deliveries);
         figures.duplicates.set(counted.duplicates);
         figures.logs_evicted.set(counted.logs_evicted);
+        let locks = core.lock_figures();
+        figures.locks.set(locks.held);
+        figures.locks_acquired.set(locks.acquired);
+        figures.locks_refused.set(locks.refused);
+        figures.locks_expired.set(locks.expired);
         figures.log_bytes.set(core.log_bytes() as u64);
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);

@@ -103,21 +103,30 @@ pub fn finish(payload: &mut Vec<u8>, out: &mut Vec<u8>) {
 
 /// Appends `{"code":…,"message":…,"details":…}`; `retry_after_ms` is given with rate limits.
 pub fn write_error_data(payload: &mut Vec<u8>, code: ErrorCode, message: &str, retry_after_ms: Option<u64>) {
+    let write = |payload: &mut Vec<u8>| {
+        if let Some(ms) = retry_after_ms {
+            payload.extend_from_slice(b"\"retry_after_ms\":");
+            write_u64(payload, ms);
+        }
+    };
+    write_error_details(payload, code, message, write);
+    if retry_after_ms.is_some() {
+        payload.pop();
+        payload.push(b',');
+        write(payload);
+        payload.push(b'}');
+    }
+}
+
+/// Appends `{"code":…,"message":…,"details":{…}}`; `write` appends the members of the details.
+pub fn write_error_details(payload: &mut Vec<u8>, code: ErrorCode, message: &str, write: impl FnOnce(&mut Vec<u8>)) {
     payload.extend_from_slice(b"{\"code\":\"");
     payload.extend_from_slice(code.as_str().as_bytes());
     payload.extend_from_slice(b"\",\"message\":");
     write_string(payload, message);
     payload.extend_from_slice(b",\"details\":{");
-    if let Some(ms) = retry_after_ms {
-        payload.extend_from_slice(b"\"retry_after_ms\":");
-        write_u64(payload, ms);
-    }
-    payload.push(b'}');
-    if let Some(ms) = retry_after_ms {
-        payload.extend_from_slice(b",\"retry_after_ms\":");
-        write_u64(payload, ms);
-    }
-    payload.push(b'}');
+    write(payload);
+    payload.extend_from_slice(b"}}");
 }
 
 fn write_reference(out: &mut Vec<u8>, reference: &Reference) {

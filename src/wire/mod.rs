@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod forwarded;
 pub mod http;
 pub mod json;
+pub mod lock_commands;
 pub mod mask;
 pub mod native;
 pub mod proxy;

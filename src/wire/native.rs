@@ -7,6 +7,7 @@
 
 use super::codes::ErrorCode;
 use super::json::{JsonError, Scratch, Value};
+use super::lock_commands::{self, LockCommand};
 
 /// The command's `id`, which its answer carries as `ref`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +154,8 @@ pub enum Command<'a> {
         /// Newest first.
         reverse: bool,
     },
+    /// Something about a field's lock.
+    Lock(LockCommand<'a>),
     /// Something for the backend's inbox of this session.
     Message {
         /// As it came.
@@ -289,6 +292,7 @@ fn dispatch<'a>(kind: &str, data: Option<Value<'a, '_>>) -> Result<Command<'a>, 
             Some(_) => Err(Refused::new(ErrorCode::BadCommand, "set has to be an object")),
         },
         "auth.refresh" => Ok(Command::AuthRefresh { token: text(object(data)?, "token")? }),
+        "lock.acquire" | "lock.renew" | "lock.release" => Ok(Command::Lock(lock_commands::parse(kind, object(data)?)?)),
         _ => Err(Refused::because(ErrorCode::UnknownType, format!("there is no command {:?}", clip(kind)))),
     }
 }
@@ -300,7 +304,7 @@ fn object<'a, 'd>(data: Option<Value<'a, 'd>>) -> Result<Value<'a, 'd>, Refused>
     }
 }
 
-fn text<'a>(data: Value<'a, '_>, key: &str) -> Result<&'a str, Refused> {
+pub(super) fn text<'a>(data: Value<'a, '_>, key: &str) -> Result<&'a str, Refused> {
     match data.get(key) {
         Some(value) => value
             .as_str()

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod client;
+mod locks;
 mod logs;
 mod model;
 mod node;

@@ -535,3 +535,32 @@ fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
     assert_eq!(client.seqs(&away).last(), Some(&6));
     assert_eq!(client.seqs(&near), [1, 2]);
 }
+
+#[test]
+fn a_connection_that_waits_for_a_session_hands_down_nothing_of_the_one_it_has() {
+    let mut node = node(3, config());
+    // The session's home is shard 0.
+    let name = node.room_at("session:s", 0);
+    let id = name.strip_prefix("session:").expect("a session's room");
+    let first = node.client(1, &format!("session_id={id}"));
+    let token = first.messages[0]["data"]["resume"]["token"].clone();
+    let mut second = node.client(2, "");
+    let mut third = node.client(0, "");
+    subscribe(&mut node, &mut second, "project:own");
+    let resume = json!({"session_id": id, "token": token});
+    // The first one's shard is slow: before it hands the session to the second one, the third one asks for it.
+    second.send("resume", resume.clone());
+    (0..4).for_each(|_| [2, 0].into_iter().for_each(|shard| node.turn_of(shard)));
+    let asked = third.send("resume", resume);
+    (0..4).for_each(|_| [0, 2].into_iter().for_each(|shard| node.turn_of(shard)));
+    node.settle();
+    third.poll();
+    let answer = third.answer(asked).expect("an answer");
+    let rooms: Vec<&str> = answer["data"]["results"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|result| result["room"].as_str())
+        .collect();
+    assert!(rooms.contains(&name.as_str()) && !rooms.contains(&"project:own"), "{rooms:?}");
+}
