@@ -55,13 +55,12 @@ fn without_effect(config: &Config) -> Option<Finding> {
         kinds.map(|kind| format!("rooms.{}.{name}", kind.name)).collect::<Vec<_>>()
     };
     let mut keys = set("durable", |kind| kind.durable);
-    keys.extend(set("presence_events", |kind| kind.presence_events));
     keys.extend(set("urgent", |kind| kind.urgent));
     (!keys.is_empty()).then(|| {
         Finding::warn(
             "rooms",
             format!("without effect in this version: {}", keys.join(", ")),
-            "rooms are not written to disk, tell nobody who comes and goes, and no kind goes ahead of others",
+            "rooms are not written to disk, and no kind goes ahead of others",
             "remove these lines",
         )
     })

@@ -222,6 +222,7 @@ figures! {
     outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
     log_bytes: Gauge "log" true "Bytes kept in the logs of rooms whose home is this shard";
     logs_evicted: Counter "logs_evicted" false "Logs that gave way because all of a shard's were beyond their bound";
+    presence_forgotten: Counter "presence_forgotten" false "Sessions forgotten in a room before their resume window was over, because too many were away";
     replayed: Counter "replayed" false "Events replayed to subscribers that asked for them";
     slow_readers: Counter "slow_readers" false "Times that a connection fell behind in a room";
     gaps: Counter "gaps" false "Gaps told to connections that could not have all events";

@@ -14,6 +14,8 @@ pub struct KindRules {
     pub log: LogBounds,
     /// What happens to members who read too slowly.
     pub policy: Policy,
+    /// Whether members are told who comes and goes.
+    pub tells_presence: bool,
 }
 
 /// The rules of all kinds.
@@ -38,6 +40,7 @@ impl Rules {
                     age_ms: config.history.age_s * 1000,
                 },
                 policy: kind.policy,
+                tells_presence: kind.presence_events,
             }
         });
         Rules(rules.collect())
@@ -58,5 +61,15 @@ impl Rules {
     /// What happens to members who read too slowly.
     pub fn policy(&self, place: u16) -> Policy {
         self.0.get(usize::from(place)).map_or(Policy::CatchUp, |rules| rules.policy)
+    }
+
+    /// Whether members are told who comes and goes.
+    pub fn tells_presence(&self, place: u16) -> bool {
+        self.0.get(usize::from(place)).is_some_and(|rules| rules.tells_presence)
+    }
+
+    /// Whether the members of some kind of room are.
+    pub fn any_tells_presence(&self) -> bool {
+        self.0.iter().any(|rules| rules.tells_presence)
     }
 }

@@ -136,7 +136,12 @@ impl Session {
 
     /// The metadata.
     pub fn metadata(&self) -> Value {
-        Value::Object(self.metadata.as_deref().cloned().unwrap_or_default())
+        Value::Object(self.metadata_object())
+    }
+
+    /// The metadata as a map.
+    pub fn metadata_object(&self) -> Map<String, Value> {
+        self.metadata.as_deref().cloned().unwrap_or_default()
     }
 
     /// Merges an object into the metadata: null removes a key. Refused where the whole would be larger than allowed.

@@ -9,6 +9,7 @@ mod connection;
 mod lag;
 mod members;
 pub mod mesh;
+mod presence;
 pub mod request;
 mod requests;
 mod resume;

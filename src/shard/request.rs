@@ -8,6 +8,7 @@ use super::Settings;
 use crate::control::Adopted;
 use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
+use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -62,6 +63,13 @@ pub enum Request {
         room: RoomName,
         /// Is told.
         responder: Responder<bool>,
+    },
+    /// Who is in a room homed here.
+    Presence {
+        /// The room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<RoomPresence>,
     },
     /// The next message in the inbox of a session homed here.
     Collect {

@@ -8,6 +8,7 @@ use super::state::{Action, State};
 use super::time::Drain;
 use crate::hub::core::CoreLimits;
 use crate::hub::message::Message;
+use crate::hub::presence::{Asker, PresenceAsked};
 use crate::hub::rules::Rules;
 use crate::wire::codes::close;
 use crate::wire::json::write_u64;
@@ -42,6 +43,10 @@ impl State {
             }
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
+            Request::Presence { room, responder } => {
+                let asked = PresenceAsked { room, asker: Asker::Handle(responder) };
+                self.message(Message::PresenceAsked(Box::new(asked)));
+            }
             Request::Collect { room, responder } => self.core.collect(&room, responder),
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),

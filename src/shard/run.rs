@@ -310,6 +310,7 @@ impl<D: Driver> Shard<D> {
         figures.deliveries.set(counted.deliveries);
         figures.duplicates.set(counted.duplicates);
         figures.logs_evicted.set(counted.logs_evicted);
+        figures.presence_forgotten.set(counted.presence_forgotten);
         figures.log_bytes.set(core.log_bytes() as u64);
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);

@@ -1,0 +1,175 @@
+//! What a room's home does about presence: it takes in who comes and goes, tells the room's members where its kind wants
+//! that, forgets who stayed away for too long, and answers who is there.
+
+use super::core::Core;
+use super::message::{HistoryTold, Message, OVERLOADED, Ticket};
+use super::name::RoomName;
+use super::presence::{Asker, Change, Moment, Presence, PresenceAsked, PresenceChange, RoomPresence, Tell};
+use super::rooms::RoomId;
+use crate::ring::Now;
+
+/// What may be known of sessions that are away, over all rooms of a shard: about 160 bytes each. Beyond that the oldest
+/// are forgotten before their time.
+const AWAY_MAX: usize = 1 << 18;
+
+impl Core {
+    /// Handles a message about presence that is for a home; gives back what is not.
+    pub(super) fn presence_message(&mut self, message: Message) -> Option<Message> {
+        match message {
+            Message::Presence(change) => self.presence_changed(*change),
+            Message::PresenceAsked(asked) => self.presence_asked(*asked),
+            Message::MembersListed(listed) => {
+                let room = listed.room.clone();
+                if let Some(id) = self.rooms.find(&room)
+                    && let Some(presence) = self.presence_mut(id)
+                {
+                    presence.listed(*listed);
+                    self.presence_listed(id, &room);
+                }
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Whether members of such a room are told who comes and goes.
+    pub fn tells_presence(&self, room: &RoomName) -> bool {
+        self.rules.any_tells_presence() && self.rules.tells_presence(self.rules.place(room.as_str()))
+    }
+
+    fn presence_mut(&mut self, id: RoomId) -> Option<&mut Presence> {
+        self.home_mut(id)?.presence.as_deref_mut()
+    }
+
+    fn moment(&mut self, id: RoomId) -> Moment {
+        let rules = self.home_mut(id).map(|home| home.rules);
+        Moment {
+            now_ms: self.now.monotonic_us / 1000,
+            unix_ms: self.now.unix_ms,
+            window_ms: self.limits.session_away_ms,
+            tells: rules.is_some_and(|rules| self.rules.tells_presence(rules)),
+        }
+    }
+
+    fn presence_changed(&mut self, changed: PresenceChange) {
+        let PresenceChange { room, who, change } = changed;
+        // Said before the membership ends: where there is no room, there is nothing to be known of it.
+        let Some(id) = self.rooms.find(&room) else { return };
+        let (moment, hash) = (self.moment(id), self.session_hash(&who.session_id));
+        let Some(home) = self.home_mut(id) else { return };
+        if home.presence.is_none() && change == Change::Gone && !who.turn.has_predecessor() {
+            return;
+        }
+        let presence = home.presence.get_or_insert_default();
+        let (tell, look_again) = presence.change(hash, who.clone(), change, moment);
+        self.tell_presence(&room, tell);
+        self.presence_tidy(id);
+        if let Some(until_ms) = look_again {
+            self.presence_away.push_back((until_ms, room, who));
+            if self.presence_away.len() > AWAY_MAX {
+                self.figures.presence_forgotten += 1;
+                self.forget_first_away();
+            }
+        }
+    }
+
+    /// Forgets who stayed away for too long.
+    pub(super) fn expire_presence(&mut self, now: Now) {
+        self.now = now;
+        let now_ms = now.monotonic_us / 1000;
+        while self.presence_away.front().is_some_and(|(until_ms, _, _)| *until_ms <= now_ms) {
+            self.forget_first_away();
+        }
+    }
+
+    fn forget_first_away(&mut self) {
+        let Some((until_ms, room, who)) = self.presence_away.pop_front() else { return };
+        let Some(id) = self.rooms.find(&room) else { return };
+        let (tells, hash) = (self.moment(id).tells, self.session_hash(&who.session_id));
+        let Some(presence) = self.presence_mut(id) else { return };
+        let tell = presence.expire(hash, &who, until_ms, tells);
+        self.tell_presence(&room, tell);
+        self.presence_tidy(id);
+    }
+
+    fn tell_presence(&mut self, room: &RoomName, tell: Option<Tell>) {
+        let Some(tell) = tell else { return };
+        let now = self.now;
+        let published = self.publish_here(room, tell.kind, &tell.data(), None, None, now);
+        debug_assert!(published.is_ok(), "a room that is there takes its own events");
+    }
+
+    fn presence_tidy(&mut self, id: RoomId) {
+        if let Some(home) = self.home_mut(id)
+            && home.presence.as_ref().is_some_and(|presence| presence.is_idle())
+        {
+            home.presence = None;
+            self.rooms.forget_if_idle(id);
+        }
+    }
+
+    // ---- who is there ----
+
+    fn presence_asked(&mut self, asked: PresenceAsked) {
+        let PresenceAsked { room, asker } = asked;
+        let id = self.rooms.find(&room);
+        let home = id.and_then(|id| self.home_mut(id));
+        let (Some(id), Some(home)) = (id, home) else {
+            return self.tell_askers(&room, &RoomPresence::default(), vec![asker]);
+        };
+        match home.presence.get_or_insert_default().ask(asker) {
+            Ok(true) => self.ask_shards(id, &room),
+            Ok(false) => {}
+            Err(Asker::Client { address, reference }) => {
+                let (ticket, outcome) = (Ticket::Single(reference), Err(OVERLOADED));
+                self.send(address.shard, Message::Published { address, ticket, room, outcome });
+            }
+            Err(Asker::Handle(responder)) => responder.resolve(Err(OVERLOADED.into())),
+        }
+    }
+
+    /// Asks the shards that have members for them.
+    fn ask_shards(&mut self, id: RoomId, room: &RoomName) {
+        let home_shard = self.me();
+        let Some(home) = self.home_mut(id) else { return };
+        let shards: Vec<_> = home.shards_with_members().collect();
+        if let Some(presence) = &mut home.presence {
+            presence.begin(shards.len());
+        }
+        for shard in &shards {
+            self.send(*shard, Message::ListMembers { room: room.clone(), home: home_shard });
+        }
+        if shards.is_empty() {
+            self.presence_listed(id, room);
+        }
+    }
+
+    /// A shard has answered, perhaps the last one.
+    fn presence_listed(&mut self, id: RoomId, room: &RoomName) {
+        let seq = self.home_mut(id).map_or(0, |home| home.seq);
+        let Some((presence, askers)) = self.presence_mut(id).and_then(|presence| presence.complete(seq)) else {
+            return;
+        };
+        // What was told of these members goes first.
+        self.seal(id);
+        self.tell_askers(room, &presence, askers);
+        if self.presence_mut(id).is_some_and(|presence| presence.is_awaited()) {
+            self.ask_shards(id, room);
+        }
+        self.presence_tidy(id);
+    }
+
+    fn tell_askers(&mut self, room: &RoomName, presence: &RoomPresence, askers: Vec<Asker>) {
+        let mut body = None;
+        for asker in askers {
+            match asker {
+                Asker::Client { address, reference } => {
+                    let body = body.get_or_insert_with(|| presence.body(room.as_str())).clone();
+                    let told = HistoryTold { address, ticket: Ticket::Single(reference), kind: "presence", body };
+                    self.send(address.shard, Message::HistoryTold(Box::new(told)));
+                }
+                Asker::Handle(responder) => responder.resolve(Ok(presence.clone())),
+            }
+        }
+    }
+}
