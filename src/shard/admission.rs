@@ -135,6 +135,9 @@ impl State {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        // What came of rooms that were joined already is not for a client that is not let in.
+        connection.outbox.drop_events();
+        connection.outbox.release();
         refusal.response(connection.outbox.answers());
         self.finish(conn);
     }
@@ -169,6 +172,7 @@ impl State {
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;
+        connection.outbox.hold();
         connection.phase = Phase::Admission(Box::new(Admission {
             admit,
             client_id: client_id.clone(),
@@ -309,6 +313,7 @@ impl State {
         self.admissions -= 1;
         let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
             *admission;
+        connection.outbox.release();
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);

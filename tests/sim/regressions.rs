@@ -480,3 +480,26 @@ fn subscribing_anew_again_and_again_during_a_fan_out_costs_little() {
     client.poll();
     assert_eq!(client.seqs("project:a"), (1..=3000).collect::<Vec<u64>>());
 }
+
+#[test]
+fn an_event_to_everybody_does_not_overtake_the_answer_to_an_upgrade() {
+    // On some of these shards a newcomer is in `global` before the homes of its other rooms have answered.
+    for seed in 0..20 {
+        let mut node = Node::new(seed, 4, Faults::none(), config());
+        let mut clients = Vec::new();
+        for turn in 0..40 {
+            clients.push(Client::connect(&node, turn % 4, "/ws", ""));
+            publish(&node, "global", "1");
+            node.turn_of(turn * 7 % 4);
+            node.turn_of(turn * 3 % 4);
+        }
+        node.settle();
+        for client in &mut clients {
+            client.poll();
+            assert_eq!(client.status, Some(101), "seed {seed}");
+            assert_eq!(client.messages[0]["type"], "connection_established", "seed {seed}");
+            let seqs = client.seqs("global");
+            assert!(seqs.windows(2).all(|two| two[1] == two[0] + 1), "seed {seed}: {seqs:?}");
+        }
+    }
+}
