@@ -119,7 +119,7 @@ impl Core {
             }
             None => write_nothing(&mut body, room.as_str()),
         }
-        let told = HistoryTold { address, ticket, kind: "history", body };
+        let told = HistoryTold { address, ticket, kind: "history", body: body.into() };
         self.send(address.shard, Message::HistoryTold(Box::new(told)));
     }
 

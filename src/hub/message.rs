@@ -383,7 +383,7 @@ pub struct HistoryTold {
     /// The answer's type.
     pub kind: &'static str,
     /// The answer's data, as JSON.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 /// Why a join was refused by the home.

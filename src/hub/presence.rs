@@ -467,3 +467,209 @@ fn write_member(
     out.extend_from_slice(&rfc3339(joined_ms));
     out.extend_from_slice(b"\"}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::name::NameHasher;
+    use super::super::reply::pending;
+    use super::*;
+
+    const WINDOW_MS: u64 = 1000;
+
+    fn at(now_ms: u64) -> Moment {
+        Moment { now_ms, unix_ms: now_ms, window_ms: WINDOW_MS, tells: true }
+    }
+
+    fn turn(number: u64) -> Turn {
+        (1..number).fold(Turn::default().next(0), |turn, _| turn.next(0))
+    }
+
+    fn hash(session: &str) -> u64 {
+        NameHasher::new(0).hash(session)
+    }
+
+    fn who(session: &str, number: u64) -> Who {
+        Who {
+            client_id: format!("{session}-{number}").into(),
+            session_id: session.into(),
+            identity: Arc::new(Identity::anonymous("ann".to_owned())),
+            metadata: Map::new(),
+            turn: turn(number),
+        }
+    }
+
+    impl Presence {
+        fn told(&mut self, session: &str, number: u64, change: Change, moment: Moment) -> Option<&'static str> {
+            let (tell, _) = self.change(hash(session), who(session, number).into(), change, moment);
+            tell.map(|tell| tell.kind)
+        }
+
+        fn expired(&mut self, session: &str, until_ms: u64) -> Option<&'static str> {
+            self.expire(hash(session), &who(session, 1), until_ms, true).map(|tell| tell.kind)
+        }
+
+        /// Asks shards which have these members, and says who is there.
+        fn list(&mut self, shards: &[&[(&str, u64)]], meanwhile: impl FnOnce(&mut Presence)) -> Vec<String> {
+            let (responder, _pending) = pending();
+            assert!(matches!(self.ask(Asker::Handle(responder)), Ok(true)));
+            self.begin(shards.len());
+            let mut meanwhile = Some(meanwhile);
+            for members in shards {
+                self.listed(listed(members));
+                if let Some(meanwhile) = meanwhile.take() {
+                    meanwhile(self);
+                }
+            }
+            let (presence, askers) = self.complete(7).expect("all have answered");
+            assert_eq!((askers.len(), presence.count, presence.seq), (1, presence.members.len(), 7));
+            let mut names: Vec<String> = presence.members.iter().map(|member| member.client_id.to_string()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    fn listed(members: &[(&str, u64)]) -> MembersListed {
+        let members: Vec<_> = members.iter().map(|(session, number)| (hash(session), who(session, *number))).collect();
+        let sessions = members.iter().map(|(hash, who)| (*hash, who.turn)).collect();
+        MembersListed { room: NameHasher::new(0).room("a:b"), sessions, members }
+    }
+
+    #[test]
+    fn turns_grow_and_know_whether_they_are_the_first() {
+        let first = Turn::default().next(5);
+        assert_eq!((first.began_ms(), first.has_predecessor()), (5, false));
+        let second = first.next(5);
+        assert!(second > first && second.has_predecessor());
+        assert!(second.next(4) > second, "also when the clock goes back");
+        assert!(Turn::default().next(6) > second, "also in another life of the session");
+    }
+
+    #[test]
+    fn a_reconnect_within_the_window_is_no_event() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.told("s", 1, Change::Entered, at(0)), Some("presence.joined"));
+        assert_eq!(presence.told("s", 1, Change::Entered, at(1)), None, "subscribed anew");
+        assert_eq!(presence.told("s", 1, Change::Away, at(10)), None);
+        assert_eq!(presence.told("s", 2, Change::Entered, at(500)), None);
+        assert_eq!(presence.expired("s", 1010), None, "it is there again");
+        assert_eq!(presence.told("s", 2, Change::Away, at(2000)), None);
+        assert_eq!(presence.expired("s", 3000), Some("presence.left"));
+        assert!(presence.is_idle());
+    }
+
+    #[test]
+    fn the_newest_connection_decides_in_whatever_order_they_are_heard_of() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.told("s", 1, Change::Entered, at(0)), Some("presence.joined"));
+        assert_eq!(presence.told("s", 2, Change::Entered, at(1)), None);
+        assert_eq!(presence.told("s", 1, Change::Away, at(2)), None);
+        assert_eq!(presence.told("s", 2, Change::Gone, at(3)), Some("presence.left"));
+        assert_eq!(presence.told("s", 1, Change::Away, at(4)), None);
+        assert_eq!(presence.list(&[&[("s", 1)]], |_| ()), [""; 0], "the old connection counts no more");
+        assert_eq!(presence.told("s", 2, Change::Entered, at(5)), Some("presence.joined"), "the new one may come back");
+        assert_eq!(presence.told("s", 2, Change::Gone, at(6)), Some("presence.left"));
+        assert_eq!(presence.expired("s", 1006), None);
+        assert!(presence.is_idle());
+    }
+
+    #[test]
+    fn who_cannot_be_resumed_leaves_at_once() {
+        let mut presence = Presence::default();
+        let at = |now_ms| Moment { window_ms: 0, ..at(now_ms) };
+        assert_eq!(presence.told("s", 1, Change::Entered, at(0)), Some("presence.joined"));
+        assert_eq!(presence.told("s", 1, Change::Away, at(1)), Some("presence.left"));
+        assert!(presence.is_idle());
+    }
+
+    #[test]
+    fn members_who_are_told_nothing_cost_nothing_until_they_are_away() {
+        let mut presence = Presence::default();
+        let silent = |now_ms| Moment { tells: false, ..at(now_ms) };
+        assert_eq!(presence.told("s", 1, Change::Gone, silent(0)), None);
+        assert!(presence.is_idle());
+        assert_eq!(presence.told("s", 1, Change::Away, silent(0)), None);
+        assert_eq!(presence.list(&[&[("t", 1)], &[("u", 1)]], |_| ()), ["s-1", "t-1", "u-1"]);
+        assert_eq!(presence.list(&[&[("s", 2)]], |_| ()), ["s-2"], "it is back: once, as it is now");
+        assert_eq!(presence.expired("s", WINDOW_MS), None);
+        assert!(presence.is_idle());
+    }
+
+    #[test]
+    fn what_happens_while_the_shards_are_asked_counts() {
+        let mut presence = Presence::default();
+        let silent = |now_ms| Moment { tells: false, ..at(now_ms) };
+        let left = presence.list(&[&[("s", 1), ("t", 1)], &[]], |presence| {
+            assert_eq!(presence.told("s", 1, Change::Gone, silent(0)), None);
+            assert_eq!(presence.told("t", 1, Change::Away, silent(0)), None);
+        });
+        assert_eq!(left, ["t-1"], "one left, one is away");
+        let moved = presence.list(&[&[], &[("t", 2)]], |_| ());
+        assert_eq!(moved, ["t-2"]);
+        let back = presence.list(&[&[], &[]], |presence| assert_eq!(presence.expired("t", WINDOW_MS), None));
+        assert_eq!(back, ["t-1"], "it may be back on the shard that answered first");
+        assert!(presence.is_idle());
+        let told = presence.list(&[&[("s", 1)], &[]], |presence| {
+            assert_eq!(presence.told("u", 1, Change::Entered, at(0)), Some("presence.joined"));
+            assert_eq!(presence.told("s", 1, Change::Entered, at(0)), Some("presence.joined"));
+            assert_eq!(presence.told("s", 1, Change::Gone, at(1)), Some("presence.left"));
+        });
+        assert_eq!(told, ["u-1"], "as members were told before the answer");
+    }
+
+    #[test]
+    fn questions_that_come_meanwhile_are_answered_together() {
+        let mut presence = Presence::default();
+        let ask = |presence: &mut Presence| presence.ask(Asker::Handle(pending().0)).ok();
+        assert_eq!(ask(&mut presence), Some(true));
+        presence.begin(1);
+        assert!((0..ASKERS_MAX).all(|_| ask(&mut presence) == Some(false)));
+        assert_eq!(ask(&mut presence), None, "too many");
+        assert!(presence.complete(0).is_none(), "a shard has not answered");
+        presence.listed(listed(&[]));
+        assert_eq!(presence.complete(0).map(|(_, askers)| askers.len()), Some(1));
+        assert!(presence.is_awaited());
+        presence.begin(0);
+        assert_eq!(presence.complete(0).map(|(_, askers)| askers.len()), Some(ASKERS_MAX));
+        assert!(presence.is_idle());
+    }
+
+    #[test]
+    fn a_crowd_is_counted_whole_and_listed_in_part() {
+        let mut presence = Presence::default();
+        let names: Vec<String> = (0..3 * MEMBERS_LISTED_MAX).map(|number| format!("s{number}")).collect();
+        let (away, there) = names.split_at(MEMBERS_LISTED_MAX);
+        for name in away {
+            assert_eq!(presence.told(name, 1, Change::Away, at(0)), None);
+        }
+        presence.waiting.push(Asker::Handle(pending().0));
+        presence.begin(2);
+        for shard in there.chunks(MEMBERS_LISTED_MAX) {
+            presence.listed(listed(&shard.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>()));
+        }
+        let (all, _) = presence.complete(0).expect("all have answered");
+        assert_eq!((all.count, all.members.len(), all.has_more()), (names.len(), MEMBERS_LISTED_MAX, true));
+        for name in away {
+            assert_eq!(presence.expired(name, WINDOW_MS), None);
+        }
+        assert!(presence.is_idle() && presence.known.capacity() <= 2 * KNOWN_KEPT, "{}", presence.known.capacity());
+    }
+
+    #[test]
+    fn an_answer_is_bounded_in_bytes_and_says_that_there_is_more() {
+        let metadata = Map::from_iter([("x".to_owned(), Value::String("y".repeat(4000)))]);
+        let member = Present::new(Who { metadata, ..who("s", 1) }, 1_700_000_000_000);
+        let mut all = RoomPresence { count: 1, members: vec![member.clone()], seq: 9 };
+        let read = |all: &RoomPresence| serde_json::from_slice::<Value>(&all.body("a:b")).expect("JSON");
+        let one = read(&all);
+        assert_eq!(
+            (&one["room"], &one["count"], &one["seq"], &one["more"]),
+            (&"a:b".into(), &1.into(), &9.into(), &false.into())
+        );
+        assert_eq!(one["members"][0]["user_id"], "ann");
+        assert_eq!(one["members"][0]["joined_at"], "2023-11-14T22:13:20.000Z");
+        (all.count, all.members) = (1000, vec![member; 1000]);
+        let many = read(&all);
+        assert!(many["members"].as_array().is_some_and(|members| (200..300).contains(&members.len())));
+        assert_eq!((&many["count"], &many["more"]), (&1000.into(), &true.into()));
+    }
+}

@@ -1,6 +1,8 @@
 //! What a room's home does about presence: it takes in who comes and goes, tells the room's members where its kind wants
 //! that, forgets who stayed away for too long, and answers who is there.
 
+use bytes::Bytes;
+
 use super::core::Core;
 use super::message::{HistoryTold, Message, OVERLOADED, Ticket};
 use super::name::RoomName;
@@ -164,7 +166,7 @@ impl Core {
         for asker in askers {
             match asker {
                 Asker::Client { address, reference } => {
-                    let body = body.get_or_insert_with(|| presence.body(room.as_str())).clone();
+                    let body = body.get_or_insert_with(|| Bytes::from(presence.body(room.as_str()))).clone();
                     let told = HistoryTold { address, ticket: Ticket::Single(reference), kind: "presence", body };
                     self.send(address.shard, Message::HistoryTold(Box::new(told)));
                 }

@@ -439,6 +439,8 @@ impl Run {
                 self.answers.push((room, data.clone()));
             }
             ("presence.joined" | "presence.left", None) => self.watched(who, message),
+            // What came while its session was away, and is old by now.
+            ("gap", None) => assert!(self.watchers.iter().all(|watcher| watcher.actor != who), "{message}"),
             ("subscribed" | "unsubscribed" | "metadata" | "resumed", Some(id)) => {
                 assert!(actor.unanswered.remove(&id).is_some(), "{message}");
                 if kind == "resumed" {
@@ -699,4 +701,120 @@ fn as_json(presence: &RoomPresence) -> Value {
 
 fn rfc3339(unix_ms: u64) -> String {
     String::from_utf8(ringhub::wire::envelope::rfc3339(unix_ms).to_vec()).expect("a time is ASCII")
+}
+
+/// A node in whose rooms of the kind `project` members are told, and a settled watcher on another shard than the home.
+fn watched(window_s: u64) -> (Node, String, Client) {
+    let mut config = config();
+    config.session.resume_window_s = window_s;
+    config.kinds.iter_mut().for_each(|kind| kind.presence_events = kind.name == "project");
+    let mut node = Node::new(1, 3, Faults::none(), config);
+    let room = node.room_at("project:", 0);
+    let mut watcher = node.client(1, "client_id=watcher");
+    subscribe(&mut node, &mut watcher, &room);
+    (node, room, watcher)
+}
+
+fn subscribe(node: &mut Node, client: &mut Client, room: &str) {
+    let id = client.send("subscribe", json!({"room": room}));
+    node.settle();
+    client.poll();
+    assert_eq!(client.answer(id).expect("an answer")["type"], "subscribed");
+}
+
+/// Types and client ids of what a watcher was told of comings and goings.
+fn told(node: &mut Node, watcher: &mut Client) -> Vec<String> {
+    node.settle();
+    watcher.poll();
+    let events = watcher.messages.iter().filter_map(|message| {
+        let kind = message["type"].as_str()?.strip_prefix("presence.")?;
+        Some(format!("{kind} {}", message["data"]["client_id"].as_str()?))
+    });
+    events.collect()
+}
+
+fn count(node: &mut Node, client: &mut Client, room: &str) -> Value {
+    let id = client.send("presence", json!({"room": room}));
+    node.settle();
+    client.poll();
+    let answer = client.answer(id).expect("an answer");
+    assert_eq!(sessions(&answer["data"]).len(), answer["data"]["count"]);
+    answer["data"]["count"].clone()
+}
+
+#[test]
+fn a_kind_may_begin_and_cease_to_tell_while_members_are_there() {
+    let (mut node, room, mut watcher) = watched(5);
+    let reload = |node: &mut Node, tells: bool| {
+        let mut config = config();
+        config.session.resume_window_s = 5;
+        config.kinds.iter_mut().for_each(|kind| kind.presence_events = tells && kind.name == "project");
+        let settings = std::sync::Arc::new(ringhub::shard::Settings::new(config).expect("sound settings"));
+        (0..node.shards()).for_each(|shard| node.request(shard, Request::Reload(settings.clone())));
+        node.settle();
+    };
+    let mut known = node.client(2, "client_id=known");
+    subscribe(&mut node, &mut known, &room);
+    reload(&mut node, false);
+    let mut unknown = node.client(0, "client_id=unknown");
+    subscribe(&mut node, &mut unknown, &room);
+    assert_eq!(count(&mut node, &mut watcher, &room), 3);
+    known.send("unsubscribe", json!({"room": room}));
+    node.settle();
+    assert_eq!(count(&mut node, &mut watcher, &room), 2);
+    subscribe(&mut node, &mut known, &room);
+    reload(&mut node, true);
+    assert_eq!(count(&mut node, &mut watcher, &room), 3);
+    unknown.link.close();
+    assert_eq!(count(&mut node, &mut watcher, &room), 3);
+    node.pass(Duration::from_secs(6));
+    assert_eq!(count(&mut node, &mut watcher, &room), 2);
+    assert_eq!(told(&mut node, &mut watcher), ["joined watcher", "joined known"], "of those who are known");
+    // Known from here on.
+    subscribe(&mut node, &mut known, &room);
+    known.send("unsubscribe", json!({"room": room}));
+    assert_eq!(told(&mut node, &mut watcher)[2..], ["joined known", "left known"]);
+    [watcher, known].iter().for_each(|client| client.link.close());
+    node.assert_empty();
+}
+
+#[test]
+fn a_session_that_was_refused_its_room_when_it_was_resumed_is_gone_from_it() {
+    let mut config = config();
+    config.limits.filters_per_room_max = 1;
+    config.kinds.iter_mut().for_each(|kind| kind.presence_events = kind.name == "project");
+    let mut node = Node::new(1, 3, Faults::none(), config);
+    let room = node.room_at("project:", 0);
+    let mut watcher = node.client(1, "client_id=watcher");
+    subscribe(&mut node, &mut watcher, &room);
+    let mut before = node.client(2, "client_id=before");
+    before.send("subscribe", json!({"room": room, "types": ["x"]}));
+    let mut other = node.client(1, "client_id=other");
+    other.send("subscribe", json!({"room": room, "types": ["y"]}));
+    node.settle();
+    before.poll();
+    before.link.close();
+    assert_eq!(count(&mut node, &mut watcher, &room), 3);
+    // The shard that it comes to has as many filters in this room as it may.
+    let mut after = node.client(1, "client_id=after");
+    let greeting = before.messages[0]["data"].clone();
+    let resume = json!({"session_id": greeting["session_id"], "token": greeting["resume"]["token"]});
+    let id = after.send("resume", resume);
+    node.settle();
+    after.poll();
+    let results = after.answer(id).expect("an answer")["data"]["results"].clone();
+    let refused = results.as_array().expect("results").iter().find(|result| result["room"] == *room);
+    assert_eq!(refused.expect("named")["error"]["code"], "room_limit", "{results}");
+    assert_eq!(count(&mut node, &mut watcher, &room), 2);
+    assert_eq!(told(&mut node, &mut watcher).last().map(String::as_str), Some("left after"));
+}
+
+#[test]
+fn without_a_window_a_connection_takes_its_presence_with_it() {
+    let (mut node, room, mut watcher) = watched(0);
+    let mut other = node.client(2, "client_id=other");
+    subscribe(&mut node, &mut other, &room);
+    other.link.reset();
+    assert_eq!(told(&mut node, &mut watcher), ["joined watcher", "joined other", "left other"]);
+    assert_eq!(count(&mut node, &mut watcher, &room), 1);
 }
