@@ -222,7 +222,12 @@ fn a_session_that_is_not_resumed_is_forgotten_with_its_inbox() {
     }
     node.settle();
     node.pass(Duration::from_secs(3));
-    assert_eq!(node.figures().rooms, 2, "within the window the inbox is kept");
+    let (inboxes, shared) = (2, 2);
+    assert_eq!(
+        node.figures().rooms,
+        inboxes + shared,
+        "within the window the inbox is kept, and who was in which room"
+    );
     node.pass(Duration::from_secs(3));
     node.assert_empty();
 }
