@@ -226,6 +226,12 @@ impl Presence {
         self.known.is_empty() && self.listing.is_none() && self.waiting.is_empty()
     }
 
+    /// Sessions of which something is known.
+    #[cfg(test)]
+    pub(super) fn known_sessions(&self) -> usize {
+        self.known.len()
+    }
+
     /// Something became of a session: what members have to be told of it, and when to look again.
     pub(super) fn change(
         &mut self,

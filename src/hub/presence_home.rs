@@ -12,7 +12,7 @@ use crate::ring::Now;
 
 /// What may be known of sessions that are away, over all rooms of a shard: about 160 bytes each. Beyond that the oldest
 /// are forgotten before their time.
-const AWAY_MAX: usize = 1 << 18;
+const AWAY_MAX: usize = if cfg!(test) { 64 } else { 1 << 18 };
 
 impl Core {
     /// Handles a message about presence that is for a home; gives back what is not.
@@ -173,5 +173,77 @@ impl Core {
                 Asker::Handle(responder) => responder.resolve(Ok(presence.clone())),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::batch::Address;
+    use super::super::core::CoreLimits;
+    use super::super::message::{Join, JoinClaim};
+    use super::super::name::{NameHasher, ShardId};
+    use super::super::presence::{Turn, Who};
+    use super::super::rules::Rules;
+    use super::*;
+    use crate::auth::Identity;
+    use crate::config::Config;
+    use crate::ring::ConnKey;
+
+    const ROOM: &str = "project:a";
+
+    fn core() -> Core {
+        let config = Config::default();
+        let (limits, rules) = (CoreLimits::new(&config), Rules::new(&config));
+        Core::new(ShardId(0), 1, NameHasher::new(0), [1, 2], limits, rules)
+    }
+
+    fn tell(core: &mut Core, session: &str, change: Change) {
+        let who = Who {
+            client_id: session.into(),
+            session_id: session.into(),
+            identity: Arc::new(Identity::anonymous("ann".to_owned())),
+            metadata: Default::default(),
+            turn: Turn::default().next(1),
+        };
+        let changed = PresenceChange { room: core.hasher().room(ROOM), who: Arc::new(who), change };
+        assert!(core.handle(Message::Presence(Box::new(changed)), Now::default()).is_none());
+    }
+
+    fn join(core: &mut Core) {
+        let room = core.hasher().room(ROOM);
+        let address = Address { shard: ShardId(0), conn: ConnKey { slot: 1, generation: 0 } };
+        let (claim, ticket) = (JoinClaim::None, Ticket::Single(None));
+        let join = Join { room, address, claim, selection: None, since: None, ticket };
+        assert!(core.handle(Message::Join(Box::new(join)), Now::default()).is_none());
+    }
+
+    fn known(core: &mut Core) -> Option<&mut Presence> {
+        let id = core.rooms.find(&core.hasher().room(ROOM))?;
+        core.presence_mut(id)
+    }
+
+    #[test]
+    fn a_room_whose_members_are_told_nothing_knows_nothing_of_those_who_are_there() {
+        let mut core = core();
+        join(&mut core);
+        tell(&mut core, "s", Change::Gone);
+        assert!(known(&mut core).is_none());
+        tell(&mut core, "s", Change::Away);
+        assert!(known(&mut core).is_some());
+        core.expire(Now { monotonic_us: 121_000_000, unix_ms: 121_000 });
+        assert!(known(&mut core).is_none());
+    }
+
+    #[test]
+    fn beyond_their_bound_those_who_are_away_for_longest_are_forgotten_and_counted() {
+        let mut core = core();
+        join(&mut core);
+        for number in 0..AWAY_MAX + 2 {
+            tell(&mut core, &number.to_string(), Change::Away);
+        }
+        assert_eq!((core.presence_away.len(), core.figures().presence_forgotten), (AWAY_MAX, 2));
+        assert_eq!(known(&mut core).map(|presence| presence.known_sessions()), Some(AWAY_MAX));
     }
 }
