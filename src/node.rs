@@ -27,6 +27,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use crate::hub::message::Published;
+pub use crate::hub::presence::{Present, RoomPresence};
 pub use crate::hub::reply::{HubError, Pending};
 pub use crate::wire::native::Target;
 pub use api::Sent;

@@ -54,13 +54,12 @@ fn without_effect(config: &Config) -> Option<Finding> {
         let kinds = config.kinds.iter().filter(|kind| is_set(kind));
         kinds.map(|kind| format!("rooms.{}.{name}", kind.name)).collect::<Vec<_>>()
     };
-    let mut keys = set("durable", |kind| kind.durable);
-    keys.extend(set("presence_events", |kind| kind.presence_events));
+    let keys = set("durable", |kind| kind.durable);
     (!keys.is_empty()).then(|| {
         Finding::warn(
             "rooms",
             format!("without effect in this version: {}", keys.join(", ")),
-            "rooms are not written to disk and tell nobody who comes and goes",
+            "rooms are not written to disk",
             "remove these lines",
         )
     })

@@ -129,7 +129,8 @@ kind_options! {
     /// What happens to a subscriber that reads too slowly: `catch_up` reads on from the log, `latest` keeps the
     /// newest event per key, `disconnect` closes with 4508.
     policy: Policy, Rule::Any, "";
-    /// Tell members who comes and goes (`presence.joined`, `presence.left`).
+    /// Tell members who comes and goes (`presence.joined`, `presence.left`), each session once: that its connection was
+    /// gone for less than `session.resume_window_s` is not told.
     presence_events: bool, Rule::Any, "";
     /// Events kept per room; without it `history.events_max` counts.
     history_events_max: Option<u32>, range(0, 1_000_000), "events";

@@ -226,6 +226,7 @@ figures! {
     locks_acquired: Counter "locks_acquired" false "Field locks granted";
     locks_refused: Counter "locks_refused" false "Field locks asked for while another session held them";
     locks_expired: Counter "locks_expired" false "Field locks that ended because they were not renewed";
+    presence_forgotten: Counter "presence_forgotten" false "Sessions forgotten in a room before their resume window was over, because too many were away";
     replayed: Counter "replayed" false "Events replayed to subscribers that asked for them";
     slow_readers: Counter "slow_readers" false "Times that a connection fell behind in a room";
     gaps: Counter "gaps" false "Gaps told to connections that could not have all events";

@@ -21,6 +21,7 @@ use super::message::{
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
+use super::presence::Who;
 use super::reply::Responder;
 use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
@@ -96,6 +97,8 @@ pub struct CoreFigures {
     pub duplicates: u64,
     /// Logs that had to give way because all together were beyond their bound.
     pub logs_evicted: u64,
+    /// Times that a session was forgotten in a room before its time, because too many were away.
+    pub presence_forgotten: u64,
 }
 
 /// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
@@ -126,6 +129,8 @@ pub struct Core {
     jobs: VecDeque<Job>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
+    /// Until when something is known of sessions that left rooms.
+    pub(super) presence_away: VecDeque<(u64, RoomName, Arc<Who>)>,
     ids: Ids,
     pub(super) scratch: Scratch,
     pub(super) memory: FrameMemory,
@@ -162,6 +167,7 @@ impl Core {
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
             away: VecDeque::new(),
+            presence_away: VecDeque::new(),
             ids: Ids::new(seed),
             scratch: Scratch::new(limits.depth_max),
             memory: FrameMemory::default(),
@@ -179,6 +185,11 @@ impl Core {
     /// The source of this shard's ids.
     pub fn ids(&mut self) -> &mut Ids {
         &mut self.ids
+    }
+
+    /// What stands for a session where shards tell each other of many.
+    pub fn session_hash(&self, session_id: &str) -> u64 {
+        self.hasher.hash(session_id)
     }
 
     /// How names are hashed on this node.
@@ -329,7 +340,7 @@ impl Core {
                 Some(address) => self.send(address.shard, Message::ForwardToSession { address, direct }),
                 None => self.refuse_direct(*direct),
             },
-            other => return Some(other),
+            other => return self.presence_message(other),
         }
         None
     }
@@ -380,14 +391,15 @@ impl Core {
             Ok(state)
         });
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
+        let turn = session.map_or_else(Default::default, |session| session.turn);
         let resume_token = session.map(|session| session.token);
-        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token };
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 
     fn admit(&mut self, room: &RoomName, address: Address, claim: JoinClaim) -> Result<RoomId, JoinRefused> {
         let id = self.ensure_home(room).ok_or(JoinRefused::Rooms)?;
-        let mut taken_over = None;
+        let (mut taken_over, unix_ms) = (None, self.now.unix_ms);
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
             JoinClaim::None => {}
@@ -396,7 +408,7 @@ impl Core {
                 if session.identity.user_id != identity.user_id {
                     return Err(JoinRefused::SessionOfOther);
                 }
-                taken_over = session.live.replace(address);
+                taken_over = session.take_up(address, unix_ms);
             }
         }
         if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {

@@ -109,7 +109,7 @@ impl Core {
     pub(super) fn history(&mut self, ask: HistoryAsked) {
         let HistoryAsked { room, address, ticket, since, limit, reverse } = ask;
         let body = self.history_text(&room, since.as_ref(), limit, reverse);
-        let told = HistoryTold { address, ticket, body };
+        let told = HistoryTold { address, ticket, kind: "history", body: body.into() };
         self.send(address.shard, Message::HistoryTold(Box::new(told)));
     }
 

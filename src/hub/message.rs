@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::batch::{Address, Batch};
 use super::locks::{Freed, HeldLock, LockAsked, LockTold};
-use super::name::RoomName;
+use super::name::{RoomName, ShardId};
+use super::presence::{MembersListed, PresenceAsked, PresenceChange, Turn};
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
 use super::view::ConnectionView;
@@ -61,6 +62,12 @@ pub enum Message {
     },
     /// To a session's home: a message for the backend.
     Deposit(Box<Deposit>),
+    /// To a room's home: something became of a session there. Goes before the `Leave` that may belong to it.
+    Presence(Box<PresenceChange>),
+    /// To a room's home: somebody wants to know who is there.
+    PresenceAsked(Box<PresenceAsked>),
+    /// To a room's home: a shard's members.
+    MembersListed(Box<MembersListed>),
     /// To a client id's home: reserve it.
     ClaimClient {
         /// The id.
@@ -132,7 +139,14 @@ pub enum Message {
     Joined(Box<Joined>),
     /// To a slow reader's shard: what it missed.
     CaughtUp(Box<CaughtUp>),
-    /// To a client's shard: the part of a log that it wanted to see.
+    /// To a member's shard: the room's home wants to know its members.
+    ListMembers {
+        /// The room.
+        room: RoomName,
+        /// Its home.
+        home: ShardId,
+    },
+    /// To a client's shard: the part of a log that it wanted to see, or who is in a room.
     HistoryTold(Box<HistoryTold>),
     /// To a client's shard: what became of a lock.
     LockTold(Box<LockTold>),
@@ -265,6 +279,8 @@ pub struct ResumeAsked {
     pub session_id: Box<str>,
     /// The last events that the client has, by room.
     pub cursors: Vec<(Box<str>, Since)>,
+    /// Its turn at the session, once the home has given it.
+    pub turn: Turn,
 }
 
 /// What became of a resume.
@@ -295,6 +311,8 @@ pub struct Joined {
     pub replay: Option<Vec<Arc<Batch>>>,
     /// The token to resume the session by, where the room is a session's.
     pub resume_token: Option<ResumeToken>,
+    /// The turn of the connection that holds the session, where the room is one's.
+    pub turn: Turn,
 }
 
 /// A slow reader that has read all it had.
@@ -374,15 +392,17 @@ pub struct HistoryAsked {
     pub reverse: bool,
 }
 
-/// The part of a log that a client wanted to see.
+/// The part of a log that a client wanted to see, or who is in a room.
 #[derive(Debug)]
 pub struct HistoryTold {
     /// The client.
     pub address: Address,
     /// What the answer is for.
     pub ticket: Ticket,
+    /// The answer's type.
+    pub kind: &'static str,
     /// The answer's data, as JSON.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 /// Why a join was refused by the home.

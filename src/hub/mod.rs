@@ -16,6 +16,8 @@ pub mod members;
 pub mod message;
 pub mod name;
 pub mod outbox;
+pub mod presence;
+pub mod presence_home;
 pub mod reply;
 pub mod resume;
 pub mod rooms;

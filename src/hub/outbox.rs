@@ -63,6 +63,7 @@ pub struct Outbox {
     events_bytes: usize,
     /// With the kernel, and how much of it counts as events.
     sending_bytes: u32,
+    /// A chunk is with the kernel, or nothing may be sent yet.
     sending: bool,
     dirty: bool,
     /// Urgent events queue behind those in `events` until none of them waits.
@@ -184,6 +185,16 @@ impl Outbox {
         Some(chunk)
     }
 
+    /// Nothing may be sent until [`Outbox::release`]: events may come before the answer to the upgrade.
+    pub fn hold(&mut self) {
+        self.sending = true;
+    }
+
+    /// What waits may be sent.
+    pub fn release(&mut self) {
+        self.sent();
+    }
+
     /// The chunk with the kernel was sent.
     pub fn sent(&mut self) {
         self.sending = false;
@@ -303,6 +314,19 @@ mod tests {
         assert_eq!(outbox.bytes(), 10);
         assert_eq!(drain(&mut outbox), [b"answer abc".to_vec()]);
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn events_of_a_held_outbox_wait_for_the_answer_that_goes_first() {
+        let mut outbox = Outbox::default();
+        outbox.hold();
+        assert_eq!(outbox.push_events(&Bytes::from_static(b"event"), Lane::Ordinary, 100), Ok(()));
+        assert!(outbox.mark_dirty());
+        assert_eq!(outbox.take_chunk(&FrameMemory::default()), None);
+        outbox.answers().extend_from_slice(b"upgrade ");
+        outbox.release();
+        assert!(outbox.mark_dirty(), "it is looked at again");
+        assert_eq!(drain(&mut outbox), [b"upgrade event".to_vec()]);
     }
 
     #[test]

@@ -37,21 +37,26 @@ impl Core {
 
     /// A connection wants to take a session up.
     pub(super) fn resume(&mut self, resume: Resume) {
-        let Resume { room, address, identity, token, asked } = resume;
+        let Resume { room, address, identity, token, mut asked } = resume;
+        let unix_ms = self.now.unix_ms;
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let outcome = match session {
             None => Err(Refused::new(ErrorCode::NotFound, "there is no such session any more")),
             Some(session) if !session.may_be_resumed(&identity.user_id, &token) => {
                 Err(Refused::new(ErrorCode::Forbidden, "the session is another user's, or the token is not its own"))
             }
-            Some(session) => match session.live.replace(address) {
-                Some(old) if old != address => {
+            Some(session) => match (session.take_up(address, unix_ms), session.turn) {
+                (Some(old), turn) if old != address => {
+                    asked.turn = turn;
                     // The old connection knows what it had; its shard passes that on and closes it.
                     let successor = Some((address, Box::new(asked)));
                     self.send(old.shard, Message::TakenOver { address: old, successor });
                     return;
                 }
-                _ => Ok(session.kept.take().map(|kept| *kept).unwrap_or_default()),
+                (_, turn) => {
+                    asked.turn = turn;
+                    Ok(session.kept.take().map(|kept| *kept).unwrap_or_default())
+                }
             },
         };
         self.send(address.shard, Message::Resumed(Box::new(Resumed { address, asked, outcome })));
@@ -73,6 +78,7 @@ impl Core {
     /// their logs, and frees the locks that they held. Ends locks that are over.
     pub fn expire(&mut self, now: Now) {
         self.now = now;
+        self.expire_presence(now);
         let now_ms = now.monotonic_us / 1000;
         while let Some((_, room)) = self.away.pop_front_if(|(until_ms, _)| *until_ms <= now_ms) {
             let Some(id) = self.rooms.find(&room) else { continue };

@@ -8,7 +8,8 @@ use super::keys::Keys;
 use super::locks::Locks;
 use super::log::Log;
 use super::members::Members;
-use super::name::RoomName;
+use super::name::{RoomName, ShardId};
+use super::presence::Presence;
 use super::session_home::SessionHome;
 
 /// A room's place in its shard's table; valid as long as the room exists.
@@ -51,6 +52,8 @@ pub struct Home {
     pub locks: Option<Box<Locks>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
+    /// What is known of who is there.
+    pub presence: Option<Box<Presence>>,
 }
 
 impl Home {
@@ -67,6 +70,7 @@ impl Home {
             keys: None,
             locks: None,
             session: None,
+            presence: None,
         }
     }
 
@@ -80,6 +84,12 @@ impl Home {
         self.members.iter().sum()
     }
 
+    /// The shards that have members.
+    pub fn shards_with_members(&self) -> impl Iterator<Item = ShardId> {
+        let shards = self.members.iter().enumerate().filter(|(_, count)| **count > 0);
+        shards.map(|(shard, _)| ShardId(shard as u16))
+    }
+
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
         self.open.is_none()
@@ -88,6 +98,7 @@ impl Home {
             && self.locks.is_none()
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
+            && self.presence.is_none()
     }
 }
 

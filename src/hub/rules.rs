@@ -17,6 +17,8 @@ pub struct KindRules {
     pub policy: Policy,
     /// The way of its rooms' events through an outbox.
     pub lane: Lane,
+    /// Whether members are told who comes and goes.
+    pub tells_presence: bool,
 }
 
 /// The rules of all kinds.
@@ -45,6 +47,7 @@ impl Rules {
                 },
                 policy: kind.policy,
                 lane: if kind.urgent { Lane::Urgent } else { Lane::Ordinary },
+                tells_presence: kind.presence_events,
             }
         });
         Rules { kinds: rules.collect(), has_urgent: config.kinds.iter().any(|kind| kind.urgent) }
@@ -83,5 +86,15 @@ impl Rules {
     /// How much of `bytes_max` the lanes of an outbox may take.
     pub fn outbox(&self, bytes_max: usize) -> OutboxBounds {
         OutboxBounds::new(bytes_max, self.has_urgent)
+    }
+
+    /// Whether members are told who comes and goes.
+    pub fn tells_presence(&self, place: u16) -> bool {
+        self.kinds.get(usize::from(place)).is_some_and(|rules| rules.tells_presence)
+    }
+
+    /// Whether the members of some kind of room are.
+    pub fn any_tells_presence(&self) -> bool {
+        self.kinds.iter().any(|rules| rules.tells_presence)
     }
 }

@@ -70,8 +70,14 @@ const COGNITION: &[(&str, Shape)] = &[
 ];
 const QUOTE: &[(&str, Shape)] = &[("quote_id", Shape::Id), ("premium", Shape::Number), ("field", Shape::Text)];
 
+/// What the hub itself tells members of a room (PROTOCOL §4); nobody else may.
+const OWN: &[&str] = &["presence.joined", "presence.left", "lock.acquired", "lock.released", "lock.expired"];
+
 /// Checks an event. `strict` refuses types that the protocol does not know.
 pub fn check(kind: &str, data: &[u8], strict: bool, depth_max: usize) -> Result<(), Refused> {
+    if OWN.contains(&kind) {
+        return Err(Refused::because(ErrorCode::Forbidden, format!("{kind} is published by the hub only")));
+    }
     let Some((_, fields)) = KNOWN.iter().find(|(known, _)| *known == kind) else {
         if strict {
             return Err(Refused::because(
@@ -150,5 +156,12 @@ mod tests {
     fn other_types_are_free_unless_strict() {
         assert_eq!(code("my.own", "5", false), None);
         assert_eq!(code("my.own", "{}", true), Some(ErrorCode::UnknownType));
+    }
+
+    #[test]
+    fn what_the_hub_itself_tells_nobody_else_may() {
+        assert_eq!(code("presence.left", "{}", false), Some(ErrorCode::Forbidden));
+        assert_eq!(code("lock.acquired", "{}", false), Some(ErrorCode::Forbidden));
+        assert_eq!(code("lock.mine", "{}", false), None);
     }
 }

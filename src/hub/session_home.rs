@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::batch::Address;
 use super::message::{Kept, ResumeToken};
+use super::presence::Turn;
 use super::reply::Responder;
 use crate::auth::Identity;
 
@@ -22,6 +23,8 @@ pub struct SessionHome {
     pub identity: Arc<Identity>,
     /// The connection that holds it.
     pub live: Option<Address>,
+    /// The turn of the last connection that took it up.
+    pub turn: Turn,
     /// What proves that a client had it before.
     pub token: ResumeToken,
     /// What it had when its connection went, for as long as it can be resumed.
@@ -42,7 +45,15 @@ struct Inbox {
 impl SessionHome {
     /// A session that a user begins.
     pub fn new(identity: Arc<Identity>, token: ResumeToken) -> SessionHome {
-        SessionHome { identity, live: None, token, kept: None, away_until_ms: 0, inbox: None }
+        SessionHome { identity, live: None, turn: Turn::default(), token, kept: None, away_until_ms: 0, inbox: None }
+    }
+
+    /// A connection takes it up; which one held it before.
+    pub fn take_up(&mut self, address: Address, unix_ms: u64) -> Option<Address> {
+        if self.live != Some(address) {
+            self.turn = self.turn.next(unix_ms);
+        }
+        self.live.replace(address)
     }
 
     /// Whether nothing would be lost with it.

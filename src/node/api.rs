@@ -11,6 +11,7 @@ use super::{Hub, HubError, Pending, Published, Target, lock};
 use crate::control::Snapshot;
 use crate::hub::message::{ClientRequest, Direct, OVERLOADED, Publish, ReplyTo};
 use crate::hub::name::{RoomName, ShardId, home_of, split};
+use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{Responder, pending};
 use crate::hub::schema;
 use crate::shard::request::Request;
@@ -121,6 +122,31 @@ impl Hub {
                     });
                 }
             }
+        }
+        pending
+    }
+
+    /// Who is in a room: the sessions that are members of it, and those that were and can still be resumed.
+    ///
+    /// ```
+    /// # use ringhub::{node::Hub, config::Config};
+    /// # let mut config = Config::default();
+    /// # config.listen.public = vec!["127.0.0.1:0".parse().unwrap()];
+    /// # config.shards.count = 1;
+    /// # let hub = Hub::start(config)?;
+    /// let presence = hub.presence("project:42").wait()?;
+    /// for member in &presence.members {
+    ///     println!("{} is here since {}", member.user_id, member.joined_ms);
+    /// }
+    /// assert_eq!(presence.count, 0, "nobody has joined yet");
+    /// # hub.shutdown()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn presence(&self, room: &str) -> Pending<RoomPresence> {
+        let (responder, pending) = pending();
+        match self.check_room(room) {
+            Ok(_) => self.ask_room_with(room, |room| Request::Presence { room, responder }),
+            Err(refused) => responder.resolve(Err(refused.into())),
         }
         pending
     }

@@ -136,11 +136,11 @@ impl Session {
 
     /// The metadata.
     pub fn metadata(&self) -> Value {
-        Value::Object(self.metadata_map())
+        Value::Object(self.metadata_object())
     }
 
-    /// The metadata, field by field.
-    pub fn metadata_map(&self) -> Map<String, Value> {
+    /// The metadata as a map.
+    pub fn metadata_object(&self) -> Map<String, Value> {
         self.metadata.as_deref().cloned().unwrap_or_default()
     }
 

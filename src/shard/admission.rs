@@ -12,6 +12,7 @@ use super::resume::token_text;
 use super::state::{Action, Orphan, State};
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
+use crate::hub::presence::Turn;
 use crate::ring::ConnKey;
 use crate::session::Session;
 use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
@@ -134,6 +135,9 @@ impl State {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        // What came of rooms that were joined already is not for a client that is not let in.
+        connection.outbox.drop_events();
+        connection.outbox.release();
         refusal.response(connection.outbox.answers());
         self.finish(conn);
     }
@@ -168,6 +172,7 @@ impl State {
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;
+        connection.outbox.hold();
         connection.phase = Phase::Admission(Box::new(Admission {
             admit,
             client_id: client_id.clone(),
@@ -175,6 +180,7 @@ impl State {
             peer,
             waiting,
             resume_token: [0; 16],
+            turn: Turn::default(),
             granted: Claims::default(),
             rooms: RoomList::new(),
             refused: None,
@@ -256,7 +262,7 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, resume_token, .. } = joined;
+        let Joined { room, outcome, resume_token, turn, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
@@ -267,6 +273,7 @@ impl State {
         admission.rooms.extend(id);
         if let Some(token) = resume_token {
             admission.resume_token = token;
+            admission.turn = turn;
         }
         match outcome {
             Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
@@ -304,7 +311,9 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, resume_token, granted, rooms, early, .. } = *admission;
+        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
+            *admission;
+        connection.outbox.release();
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
@@ -322,6 +331,7 @@ impl State {
                     peer,
                     claims: granted,
                     resume_token,
+                    turn,
                     acks: None,
                     opened_ms: now_ms,
                     is_succeeded: false,
@@ -341,6 +351,7 @@ impl State {
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
+        self.presence_entered_all(conn);
         self.look_after(conn);
         if !early.is_empty() {
             let mut early = early;
@@ -352,6 +363,7 @@ impl State {
     pub fn release(&mut self, conn: ConnKey) {
         let address = self.address(conn);
         let kept = self.keep_with_locks(conn);
+        self.presence_released(conn, kept.is_some());
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let (rooms, claims, peer, names, identity) = match &mut connection.phase {
             Phase::Open(client) => {

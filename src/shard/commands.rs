@@ -11,6 +11,7 @@ use super::state::State;
 use crate::config::{Config, KindConfig};
 use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
 use crate::hub::name::{RoomName, split};
+use crate::hub::presence::Change;
 use crate::hub::schema;
 use crate::hub::selection::Selection;
 use crate::ring::ConnKey;
@@ -61,6 +62,7 @@ impl State {
             Ok(Command::History { room, since, limit, reverse }) => {
                 self.history(conn, reference.clone(), room, since, limit, reverse)
             }
+            Ok(Command::Presence { room }) => self.presence(conn, reference.clone(), room),
             Ok(Command::Ack { room, seq }) => self.ack(conn, room, seq),
             Ok(Command::Resume { session_id, token, cursors }) => {
                 self.resume(conn, reference.clone(), session_id, token, cursors)
@@ -367,6 +369,7 @@ impl State {
             }
             client.forget_room(id);
             self.core.remove_member(id, conn);
+            self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
             let refused = Refused::because(
                 ErrorCode::Forbidden,
                 format!("the permission for {} was withdrawn; its events end here", room.as_str()),

@@ -12,6 +12,7 @@ use crate::control::ConnectionOrigin;
 use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
+use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
 use crate::ring::{ConnKey, Socket};
 use crate::session::Session;
@@ -95,6 +96,8 @@ pub struct Admission {
     pub waiting: u8,
     /// What its session can be resumed by.
     pub resume_token: ResumeToken,
+    /// Its turn at its session.
+    pub turn: Turn,
     /// What was granted so far.
     pub granted: Claims,
     /// The rooms that were joined so far.
@@ -136,6 +139,8 @@ pub struct Client {
     pub claims: Claims,
     /// What proves that it had its session.
     pub resume_token: ResumeToken,
+    /// Its turn at its session.
+    pub turn: Turn,
     /// The last events that it says to have handled, by room.
     pub acks: Option<Box<Acks>>,
     /// When it was let in, in milliseconds of the monotonic clock.

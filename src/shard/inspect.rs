@@ -58,7 +58,7 @@ impl State {
             name: identity.name.clone(),
             roles: identity.roles.to_vec(),
             rooms: rooms.map(|room| room.name.as_str().to_owned()).collect(),
-            metadata: client.session.metadata_map(),
+            metadata: client.session.metadata_object(),
             connected_at: self.wall_time(client.opened_ms),
             last_activity: self.wall_time(connection.heard_ms),
             expires_at: identity.expires_at.map(|seconds| time_text(seconds.saturating_mul(1000))),

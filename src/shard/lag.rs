@@ -170,12 +170,12 @@ impl State {
         self.ask_to_catch_up(conn);
     }
 
-    /// The answer to `history`, which may be long: it goes the way of events, not of answers.
+    /// The answer to `history` or `presence`, which may be long: it goes the way of events, not of answers.
     pub fn history_told(&mut self, told: HistoryTold) {
-        let HistoryTold { address, ticket, body } = told;
+        let HistoryTold { address, ticket, kind, body } = told;
         let Ticket::Single(reference) = ticket else { return };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
-        envelope::begin(&mut self.payload, "history", &stamp, reference.as_ref());
+        envelope::begin(&mut self.payload, kind, &stamp, reference.as_ref());
         self.payload.extend_from_slice(&body);
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);

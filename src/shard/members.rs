@@ -11,6 +11,7 @@ use crate::hub::message::{
     ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, ResumeAsked, Ticket,
 };
 use crate::hub::name::RoomName;
+use crate::hub::presence::Change;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
@@ -27,6 +28,7 @@ impl State {
             Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
             Message::HistoryTold(told) => self.history_told(*told),
             Message::LockTold(told) => self.lock_told(*told),
+            Message::ListMembers { room, home } => self.list_members(room, home),
             Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
             Message::Published { address, ticket, room, outcome } => {
                 self.published(address.conn, ticket, &room, outcome)
@@ -116,6 +118,10 @@ impl State {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
             }
         };
+        match &outcome {
+            Ok(_) => self.presence_entered(conn, &room),
+            Err(_) => self.presence_refused(conn, &room),
+        }
         let replay = replay.unwrap_or_default();
         match (ticket, outcome) {
             (Ticket::Single(reference), Ok((id, state))) => {
@@ -248,6 +254,7 @@ impl State {
             client.forget_room(id);
             if self.core.remove_member(id, conn) {
                 self.figures.subscriptions.sub(1);
+                self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
                 self.leave_home(room.clone(), conn);
             }
         }

@@ -11,6 +11,7 @@ mod lag;
 mod locks;
 mod members;
 pub mod mesh;
+mod presence;
 pub mod request;
 mod requests;
 mod resume;

@@ -9,6 +9,7 @@ use crate::control::Adopted;
 use crate::hub::locks::LockInfo;
 use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
+use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::wire::native::Since;
@@ -81,6 +82,13 @@ pub enum Request {
         field: Box<str>,
         /// Is told whether it was held.
         responder: Responder<bool>,
+    },
+    /// Who is in a room homed here.
+    Presence {
+        /// The room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<RoomPresence>,
     },
     /// The next message in the inbox of a session homed here.
     Collect {

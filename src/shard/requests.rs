@@ -8,6 +8,7 @@ use super::state::{Action, State};
 use super::time::Drain;
 use crate::hub::core::CoreLimits;
 use crate::hub::message::Message;
+use crate::hub::presence::{Asker, PresenceAsked};
 use crate::hub::rules::Rules;
 use crate::wire::codes::close;
 use crate::wire::json::write_u64;
@@ -46,6 +47,10 @@ impl State {
             Request::Locks { room, responder } => responder.resolve(Ok(self.core.list_locks(&room))),
             Request::Unlock { room, field, responder } => {
                 responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
+            }
+            Request::Presence { room, responder } => {
+                let asked = PresenceAsked { room, asker: Asker::Handle(responder) };
+                self.message(Message::PresenceAsked(Box::new(asked)));
             }
             Request::Collect { room, responder } => self.core.collect(&room, responder),
             Request::PutBack { room, message } => self.core.put_back(&room, message),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::answers::write_room_error;
 use super::commands::write_results;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
@@ -9,6 +11,7 @@ use super::state::State;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
+use crate::hub::presence::{Change, Turn};
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
@@ -32,10 +35,7 @@ impl State {
         let lags = client.under_way.iter().flat_map(|under_way| under_way.lags.iter());
         let reached = acks.chain(lags.map(|lag| (lag.room, lag.after_seq)));
         let reached = reached.filter_map(|(id, seq)| Some((name(id)?, seq)));
-        let metadata = match client.session.metadata() {
-            serde_json::Value::Object(metadata) => metadata,
-            _ => serde_json::Map::new(),
-        };
+        let metadata = client.session.metadata_object();
         Kept { rooms: rooms.collect(), acks: reached.collect(), metadata, locks: Vec::new(), left_ms: self.now.unix_ms }
     }
 
@@ -68,7 +68,7 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(&format!("session:{session_id}"));
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
-        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors };
+        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default() };
         let identity = client.session.identity.clone();
         let resume = Resume { room: room.clone(), address, identity, token, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
@@ -97,7 +97,7 @@ impl State {
     pub fn resumed(&mut self, resumed: Resumed) {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
-        let ResumeAsked { reference, session_id, cursors } = asked;
+        let ResumeAsked { reference, session_id, cursors, turn } = asked;
         let kept = match outcome {
             Ok(kept) => kept,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
@@ -134,15 +134,8 @@ impl State {
                 return self.refuse_command(conn, reference.as_ref(), &refused);
             }
         };
-        self.change_session(conn, &session_id);
+        self.change_session(conn, &session_id, turn, metadata);
         self.inherit_locks(conn, locks);
-        let settings = self.settings.clone();
-        if let Some(client) = self.client_mut(conn)
-            // It fitted the same bound before.
-            && let Err(refused) = client.session.merge_metadata(metadata, &settings.config)
-        {
-            self.refuse_command(conn, None, &refused);
-        }
         for (room, selection) in wanted {
             let cursor = cursors.iter().find(|(name, _)| **name == *room).map(|(_, since)| since.clone());
             let ack = || {
@@ -152,6 +145,7 @@ impl State {
             let since = cursor.or_else(ack).unwrap_or(Since::Time(left_ms));
             if let Err(refused) = self.join(conn, &room, selection, Some(since), Ticket::Part(part)) {
                 self.figures.errors.add(refused.code.as_str());
+                self.presence_refused(conn, &self.core.hasher().room(&room));
                 self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
             }
         }
@@ -178,17 +172,33 @@ impl State {
         self.release_lags(conn, part);
     }
 
-    /// Gives a connection another session than the one it came with, which ends.
-    fn change_session(&mut self, conn: ConnKey, session_id: &str) {
-        let address = self.address(conn);
-        let hasher = self.core.hasher();
+    /// Gives a connection a session with its metadata: most of the time another one than it came with, which ends.
+    fn change_session(&mut self, conn: ConnKey, session_id: &str, turn: Turn, metadata: Map<String, Value>) {
+        let settings = self.settings.clone();
         let Some(client) = self.client_mut(conn) else { return };
-        if *client.session.session_id == *session_id {
-            return;
+        let before = client.session.session_id.clone();
+        let changes = *before != *session_id;
+        if changes {
+            self.presence_ended_all(conn, Change::Gone);
         }
-        let before = hasher.room(&format!("session:{}", client.session.session_id));
+        let Some(client) = self.client_mut(conn) else { return };
         client.session.session_id = Arc::from(session_id);
-        self.free_locks_of(conn);
+        client.turn = turn;
+        // It fitted the same bound before.
+        if let Err(refused) = client.session.merge_metadata(metadata, &settings.config) {
+            self.refuse_command(conn, None, &refused);
+        }
+        if changes {
+            self.free_locks_of(conn);
+            self.end_session(conn, &before);
+            self.presence_entered_all(conn);
+        }
+    }
+
+    /// A connection holds another session from here on.
+    fn end_session(&mut self, conn: ConnKey, session_id: &str) {
+        let address = self.address(conn);
+        let before = self.core.hasher().room(&format!("session:{session_id}"));
         if let Some(id) = self.core.rooms().find(&before)
             && let Some(client) = self.client_mut(conn)
         {

@@ -320,6 +320,7 @@ impl<D: Driver> Shard<D> {
         figures.locks_acquired.set(locks.acquired);
         figures.locks_refused.set(locks.refused);
         figures.locks_expired.set(locks.expired);
+        figures.presence_forgotten.set(counted.presence_forgotten);
         figures.log_bytes.set(core.log_bytes() as u64);
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);

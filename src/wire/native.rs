@@ -156,6 +156,11 @@ pub enum Command<'a> {
     },
     /// Something about a field's lock.
     Lock(LockCommand<'a>),
+    /// Asks who is in a room.
+    Presence {
+        /// Which.
+        room: &'a str,
+    },
     /// Something for the backend's inbox of this session.
     Message {
         /// As it came.
@@ -283,6 +288,7 @@ fn dispatch<'a>(kind: &str, data: Option<Value<'a, '_>>) -> Result<Command<'a>, 
         }
         "resume" => resume(object(data)?),
         "history" => history(object(data)?),
+        "presence" => Ok(Command::Presence { room: text(object(data)?, "room")? }),
         "message" => Ok(Command::Message { data: data.map_or(ABSENT, Value::raw) }),
         "ping" => Ok(Command::Ping { data: data.map_or(b"{}", Value::raw) }),
         "rooms" => Ok(Command::Rooms),

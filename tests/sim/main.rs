@@ -6,5 +6,6 @@ mod locks;
 mod logs;
 mod model;
 mod node;
+mod presence;
 mod regressions;
 mod urgent;
