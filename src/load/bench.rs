@@ -47,6 +47,9 @@ pub struct Args {
     /// Subscribers that vanish and come back each second, of a hundred (reconnect)
     #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = rate)]
     reconnect_percent: f64,
+    /// How long each of them stays away (reconnect)
+    #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
+    away: Duration,
     /// Type of the events
     #[arg(long, value_name = "TYPE", default_value = "bench.event")]
     event_type: String,
@@ -209,6 +212,7 @@ impl Bench {
             } else {
                 0.0
             },
+            away_ns: ns(args.away),
             echo: args.echo_via,
             target: if args.mode == Mode::Echo { echo_target.clone() } else { target },
             stamp: Stamp::new(fastrand::u32(..)),
@@ -383,10 +387,11 @@ mod tests {
     #[test]
     fn subscribers_that_vanish_come_back_to_all_that_was_published() {
         let hub = StandIn::start();
-        let line = "--mode reconnect --conns 20 --rooms 2 --reconnect-percent 200 --rate 100 --secs 0.5 --warmup 0";
+        let line = "--mode reconnect --conns 20 --rooms 2 --reconnect-percent 200 --away 0.05 --rate 100 --secs 0.5 --warmup 0";
         let report = measure(&hub, line);
         let reconnects = report.reconnects.as_ref().unwrap();
         assert!(reconnects.due >= 15 && reconnects.resumed == reconnects.due, "{report}");
+        assert!(reconnects.replayed > 0, "{report}");
         assert_eq!((report.traffic.missing, report.sequence), (0, Some(Default::default())), "{report}");
         assert!(report.verdict.as_ref().is_some_and(|v| v.pass), "{report}");
         hub.lose_every(7);

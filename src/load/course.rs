@@ -134,7 +134,8 @@ fn measure(
 fn drain(load: &Load, probe: Option<&Load>, at_most: Duration, bar: &ProgressBar, interrupted: &AtomicBool) {
     let until = Instant::now() + at_most;
     let under_way = |load: &Load| {
-        load.run.counted_delivered.load(Relaxed) < load.run.counted_expected.load(Relaxed)
+        load.run.away.load(Relaxed) > 0
+            || load.run.counted_delivered.load(Relaxed) < load.run.counted_expected.load(Relaxed)
             // What a lost connection should have got never comes.
             && (load.run.plan.mode == Mode::Churn || load.run.open.load(Relaxed) > 0)
     };

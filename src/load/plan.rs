@@ -66,6 +66,8 @@ pub(crate) struct Plan {
     pub(crate) check_seq: bool,
     /// Subscribers that vanish and come back, per second, all threads together.
     pub(crate) reconnect_rate: f64,
+    /// How long each of them stays away.
+    pub(crate) away_ns: u64,
     pub(crate) echo: EchoVia,
     pub(crate) target: Target,
     pub(crate) stamp: Stamp,

@@ -87,6 +87,8 @@ pub(crate) struct Run {
     /// Connections that are ready or have failed to become so.
     pub(crate) settled: AtomicUsize,
     pub(crate) open: AtomicUsize,
+    /// Connections that have vanished and are not back yet.
+    pub(crate) away: AtomicUsize,
     pub(crate) failures: AtomicU64,
     pub(crate) sent: AtomicU64,
     /// Every delivery.
@@ -109,6 +111,7 @@ impl Run {
             rooms,
             settled: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            away: AtomicUsize::new(0),
             failures: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             delivered: AtomicU64::new(0),

@@ -53,6 +53,8 @@ pub(crate) struct Worker {
     /// When the next subscriber vanishes, and who.
     vanishes: Option<Schedule>,
     next_vanish: usize,
+    /// Who is to come back, and when, in that order.
+    away: VecDeque<(u64, usize)>,
     tally: Tally,
 }
 
@@ -86,6 +88,7 @@ enum Stage {
     Subscribing,
     Resuming,
     Ready,
+    Away,
     Ended,
 }
 
@@ -128,6 +131,7 @@ impl Worker {
             seq_field: SeqField::new(),
             vanishes: None,
             next_vanish: 0,
+            away: VecDeque::new(),
             tally: Tally::default(),
             run,
         })
@@ -145,6 +149,7 @@ impl Worker {
             let now = self.run.now_ns();
             self.connect_due(now);
             self.vanish_due(now);
+            self.come_back_due(now);
             self.expire_setups(now);
             self.send_due(now);
             let wait = self.next_ns().min(now + TICK_NS).saturating_sub(self.run.now_ns());
@@ -182,7 +187,8 @@ impl Worker {
         };
         let vanish = self.vanishes.as_ref().map(Schedule::next_ns);
         let vanish = vanish.filter(|due| self.run.window().is_some_and(|w| *due < w.end_ns));
-        connect.into_iter().chain(send).chain(vanish).min().unwrap_or(u64::MAX)
+        let come_back = self.away.front().map(|(due, _)| *due);
+        connect.into_iter().chain(send).chain(vanish).chain(come_back).min().unwrap_or(u64::MAX)
     }
 
     // Setting up.
@@ -236,7 +242,7 @@ impl Worker {
                 Stage::Greeting => Some("greeting"),
                 Stage::Subscribing => Some("answer to subscribe"),
                 Stage::Resuming => Some("answer to resume"),
-                Stage::New | Stage::Ready | Stage::Ended => None,
+                Stage::New | Stage::Ready | Stage::Away | Stage::Ended => None,
             };
             match awaited {
                 Some(_) if deadline > now => return,
@@ -294,6 +300,7 @@ impl Worker {
         let stage = mem::replace(&mut connection.stage, Stage::Ended);
         let was_ready = connection.session.as_ref().is_some_and(|session| session.away_ns.is_some());
         self.in_setup -= usize::from(was_ready);
+        self.run.away.fetch_sub(usize::from(was_ready), Relaxed);
         match stage {
             Stage::New | Stage::Ended => return,
             stage if was_ready || stage == Stage::Ready => {
@@ -465,8 +472,17 @@ impl Worker {
             self.tally.pings += client.pings();
             client.vanish(self.tally.reconnects.begun.is_multiple_of(2));
         }
+        connection.stage = Stage::Away;
         self.tally.reconnects.begun += 1;
-        self.connect(index, now);
+        self.away.push_back((now + self.run.plan.away_ns, index));
+        self.run.away.fetch_add(1, Relaxed);
+    }
+
+    fn come_back_due(&mut self, now: u64) {
+        while let Some((_, index)) = self.away.front().copied().filter(|(due, _)| *due <= now) {
+            self.away.pop_front();
+            self.connect(index, now);
+        }
     }
 
     /// The greeting came: of the first connection of a session, or of one that is to take it up.
@@ -492,6 +508,7 @@ impl Worker {
         session.resumed(&room, answer, now, &mut connection.seq, &mut self.tally.reconnects)?;
         connection.stage = Stage::Ready;
         self.in_setup -= 1;
+        self.run.away.fetch_sub(1, Relaxed);
         Ok(())
     }
 
