@@ -13,6 +13,7 @@
 
 mod api;
 mod backend;
+mod journal;
 mod start;
 mod wait;
 mod watch;
@@ -31,6 +32,7 @@ pub use api::Sent;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
+use crate::control::journal::{Journal, JournalFigures};
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -89,6 +91,8 @@ struct Inner {
     internal_address: Mutex<Option<SocketAddr>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     control: Mutex<Option<ControlPlane>>,
+    journal: Mutex<Option<Journal>>,
+    journal_figures: Option<Arc<JournalFigures>>,
     failed: AtomicBool,
 }
 
@@ -176,6 +180,11 @@ impl Hub {
             if thread.join().is_err() {
                 self.inner.failed.store(true, Ordering::Relaxed);
             }
+        }
+        // Last, with all that the shards gave it.
+        let journal = lock(&self.inner.journal).take();
+        if journal.is_some_and(|journal| journal.shutdown().is_err()) {
+            self.inner.failed.store(true, Ordering::Relaxed);
         }
         if self.inner.failed.load(Ordering::Relaxed) { Err(Failed) } else { Ok(()) }
     }

@@ -54,14 +54,13 @@ fn without_effect(config: &Config) -> Option<Finding> {
         let kinds = config.kinds.iter().filter(|kind| is_set(kind));
         kinds.map(|kind| format!("rooms.{}.{name}", kind.name)).collect::<Vec<_>>()
     };
-    let mut keys = set("durable", |kind| kind.durable);
-    keys.extend(set("presence_events", |kind| kind.presence_events));
+    let mut keys = set("presence_events", |kind| kind.presence_events);
     keys.extend(set("urgent", |kind| kind.urgent));
     (!keys.is_empty()).then(|| {
         Finding::warn(
             "rooms",
             format!("without effect in this version: {}", keys.join(", ")),
-            "rooms are not written to disk, tell nobody who comes and goes, and no kind goes ahead of others",
+            "rooms tell nobody who comes and goes, and no kind goes ahead of others",
             "remove these lines",
         )
     })
@@ -119,9 +118,9 @@ mod tests {
     fn options_without_effect_are_pointed_out() {
         let mut config = Config::default();
         assert_eq!(without_effect(&config), None);
-        config.kinds[0].durable = true;
+        config.kinds[0].urgent = true;
         let finding = without_effect(&config).expect("found");
-        assert!(finding.what.contains("rooms.project.durable"), "{}", finding.what);
+        assert!(finding.what.contains("rooms.project.urgent"), "{}", finding.what);
     }
 
     #[test]

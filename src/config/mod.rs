@@ -30,7 +30,7 @@ mod tests;
 pub use credentials::{KeySource, PublicKey, Secret};
 pub use finding::{Finding, Level};
 pub use host::check_host;
-pub use kinds::{JoinRule, KindConfig, Policy};
+pub use kinds::{DurableAck, JoinRule, KindConfig, Policy};
 pub use load::Sources;
 pub use log::{LogFormat, LogLevel};
 pub use net::{IpNet, Listen, TrustedProxies};

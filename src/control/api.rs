@@ -16,6 +16,7 @@ use super::answer::{ApiError, json};
 use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
+use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::process::{self, Process};
 use super::publish::publish;
@@ -89,6 +90,7 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             process: process::read(),
+            journal: self.backend.journal(),
             total,
             shards: &shards.shards,
         }
@@ -104,6 +106,9 @@ struct Page<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
     process: Process,
+    /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<JournalSnapshot>,
     total: &'a ShardFigures,
     shards: &'a [ShardFigures],
 }

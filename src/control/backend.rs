@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
+use super::journal::JournalSnapshot;
 use crate::hub::reply::{HubError, Pending};
 
 /// The hub as the control plane sees it.
@@ -32,6 +33,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What every shard has counted so far, read without asking the shards.
     fn figures(&self) -> Snapshot;
+
+    /// What the journal has counted so far; none where there is no journal.
+    fn journal(&self) -> Option<JournalSnapshot> {
+        None
+    }
 
     /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
     fn ready(&self) -> Pending<Readiness>;

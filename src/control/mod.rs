@@ -30,6 +30,7 @@ mod cors;
 mod door;
 pub mod figures;
 mod inbox;
+pub mod journal;
 mod listener;
 mod metrics;
 mod porter;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness};
 pub use figures::{Figures, ShardFigures, Snapshot};
+pub use journal::JournalSnapshot;
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 
 use api::Api;
@@ -140,6 +142,9 @@ pub enum StartError {
         /// As it has to be.
         needed_bytes: u64,
     },
+    /// The journal can't be used.
+    #[error("journal: {0}")]
+    Journal(#[from] journal::OpenError),
     /// The thread can't be started.
     #[error("the control plane's thread can't be started: {0}")]
     Thread(std::io::Error),

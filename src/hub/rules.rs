@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::log::LogBounds;
-use crate::config::{Config, Policy};
+use crate::config::{Config, DurableAck, Policy};
 
 /// The rules of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct KindRules {
     pub log: LogBounds,
     /// What happens to members who read too slowly.
     pub policy: Policy,
+    /// Whether its events go through the journal, and when they are acknowledged then.
+    pub durable: Option<DurableAck>,
 }
 
 /// The rules of all kinds.
@@ -38,6 +40,7 @@ impl Rules {
                     age_ms: config.history.age_s * 1000,
                 },
                 policy: kind.policy,
+                durable: (kind.durable && config.journal.path.is_some()).then_some(kind.durable_ack),
             }
         });
         Rules(rules.collect())
@@ -53,6 +56,11 @@ impl Rules {
     pub fn log(&self, place: u16) -> LogBounds {
         let nothing = LogBounds { events_max: 0, bytes_max: 0, age_ms: 0 };
         self.0.get(usize::from(place)).map_or(nothing, |rules| rules.log)
+    }
+
+    /// Whether the events of a room of that kind go through the journal.
+    pub fn durable(&self, place: u16) -> Option<DurableAck> {
+        self.0.get(usize::from(place)).and_then(|rules| rules.durable)
     }
 
     /// What happens to members who read too slowly.

@@ -44,6 +44,7 @@ impl Node {
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
+                journal: None,
                 me: ShardId(me),
                 mesh: mesh.clone(),
                 settings: settings.clone(),

@@ -1,0 +1,420 @@
+//! Durable rooms at their home: events get their number and are encoded as ever, but a sealed batch is neither in the log
+//! nor on its way to anybody, and its publishers are not answered, before the journal has it.
+//!
+//! ```text
+//! publish ─► open batch ─► seal ─► pending ─► journal ─► acknowledged: log, members, answers
+//!              given            ▲                │
+//!                               └── failed: answered `unavailable`, the numbers are given anew
+//! ```
+//!
+//! Whatever a room says of itself (its `seq`, its history, replays) is about acknowledged events: [`Home::seq`] is the last
+//! of those, [`Durable::given`] the last number given. A failure of the journal takes back all that was pending, on every
+//! shard, so that no number is missing.
+//!
+//! [`Home::seq`]: super::rooms::Home::seq
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+
+use super::batch::Batch;
+use super::core::{BATCH_BYTES_MAX, Core};
+use super::keys::{KEY_AGE_MS, Keys};
+use super::message::{OVERLOADED, Publish, Published, ReplyTo};
+use super::rooms::{Home, RoomId};
+use super::stored::{Entry, Progress, Sealed, StoredRoom};
+use crate::config::DurableAck;
+use crate::ring::Now;
+use crate::wire::codes::ErrorCode;
+use crate::wire::envelope::Event;
+use crate::wire::native::Refused;
+
+/// The answer while the journal can't be written, and for what was on its way when it failed.
+const JOURNAL_FAILED: Refused =
+    Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the event was not published");
+/// The answer where the logs of durable rooms have all the memory that they may have.
+const LOGS_FULL: Refused =
+    Refused::new(ErrorCode::Unavailable, "the logs of durable rooms are full; try again when older events have expired");
+
+/// Counted for each publisher that waits for an event of another one's (the same key): nearly nothing, but not nothing.
+const WAITING_BYTES: usize = 256;
+
+/// What the home of a durable room knows besides.
+#[derive(Debug)]
+pub struct Durable {
+    /// The last number given; those after the room's `seq` wait for the journal.
+    pub given: u64,
+    /// Batches that wait for the journal.
+    pending: u32,
+    /// When its events are acknowledged.
+    ack: DurableAck,
+    /// Whose events are in the open batch.
+    waiting: Vec<Waiting>,
+    /// A room that was read from the journal stays that long though nobody is there, so that its members find it again;
+    /// in milliseconds of the monotonic clock, 0 once it is over.
+    held_until_ms: u64,
+}
+
+/// A publisher that waits for the journal.
+#[derive(Debug)]
+struct Waiting {
+    reply: ReplyTo,
+    published: Published,
+    key: Option<Box<str>>,
+}
+
+/// What a shard has to do with the journal.
+#[derive(Debug, Default)]
+pub struct Journaling {
+    /// The number of the last batch handed over.
+    number: u64,
+    failures: u64,
+    is_up: bool,
+    /// Batches that wait until they are written, and until they are synced.
+    written: VecDeque<Pending>,
+    synced: VecDeque<Pending>,
+    /// Bytes of these, and of the open batches of durable rooms.
+    pending_bytes: usize,
+    /// Bytes of the logs of durable rooms.
+    log_bytes: usize,
+    /// What is still to be handed over.
+    out: Vec<Entry>,
+    refused: u64,
+}
+
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    room: RoomId,
+    batch: Arc<Batch>,
+    waiting: Vec<Waiting>,
+}
+
+impl Durable {
+    /// A durable room that has had no event.
+    pub fn new(ack: DurableAck) -> Durable {
+        Durable { given: 0, pending: 0, ack, waiting: Vec::new(), held_until_ms: 0 }
+    }
+
+    /// Whether nothing of it is under way.
+    pub fn is_idle(&self) -> bool {
+        self.pending == 0 && self.waiting.is_empty() && self.held_until_ms == 0
+    }
+}
+
+impl Core {
+    /// From here on durable rooms go through the journal; `rooms` are those that it has already.
+    pub fn begin_journaling(&mut self, progress: Progress, rooms: Vec<StoredRoom>, now: Now) {
+        self.now = now;
+        let (failures, is_up) = (progress.failures, progress.is_up);
+        self.journaling = Some(Box::new(Journaling { failures, is_up, ..Journaling::default() }));
+        for room in rooms {
+            self.restore(room);
+        }
+    }
+
+    fn restore(&mut self, stored: StoredRoom) {
+        let StoredRoom { room, epoch, seq, batches } = stored;
+        let name = self.hasher.room(&room);
+        let place = self.rules.place(&room);
+        let Some(ack) = self.rules.durable(place) else { return };
+        let mut home = Box::new(Home::new(epoch, self.shards, place));
+        home.seq = seq;
+        let held_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
+        home.durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
+        let bounds = self.rules.log(place);
+        for stored in batches {
+            for (at, key) in &stored.keys {
+                let until_ms = stored.unix_ms.saturating_add(KEY_AGE_MS);
+                if let Some(published) = stored.published(*at, epoch).filter(|_| until_ms > self.now.unix_ms) {
+                    let keys = home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch)));
+                    keys.remember(key, published, stored.unix_ms);
+                }
+            }
+            if let Some(batch) = stored.restore(name.clone(), &self.memory) {
+                home.log.push(Arc::new(batch), bounds);
+            }
+        }
+        home.log.trim(bounds, self.now.unix_ms);
+        let bytes = home.log.bytes();
+        self.log_bytes += bytes;
+        self.durable_log_changed(0, bytes);
+        let id = self.rooms.ensure(&name);
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.home = Some(home);
+        }
+    }
+
+    /// What waits to be handed to the journal; the caller takes out what the way there has room for.
+    pub fn journal_out(&mut self) -> Option<&mut Vec<Entry>> {
+        let journaling = self.journaling.as_deref_mut()?;
+        let vanished = self.rooms.vanished.drain(..);
+        journaling.out.extend(vanished.map(|(room, epoch)| Entry::Forgotten { room, epoch }));
+        Some(&mut journaling.out)
+    }
+
+    /// Bytes of events that wait for the journal.
+    pub fn journal_pending_bytes(&self) -> usize {
+        self.journaling.as_ref().map_or(0, |journaling| journaling.pending_bytes)
+    }
+
+    /// Publishes to durable rooms that were refused.
+    pub fn journal_refused(&self) -> u64 {
+        self.journaling.as_ref().map_or(0, |journaling| journaling.refused)
+    }
+
+    // ---- publishing ----
+
+    /// Gives an event of a durable room its number; it is answered when the journal has it.
+    pub(super) fn publish_durable(&mut self, id: RoomId, publish: Publish) {
+        let now_ms = self.now.unix_ms;
+        let Publish { room, kind, data, key, exclude, reply } = publish;
+        if let Some(key) = &key
+            && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
+            && let Some(published) = keys.find(key, now_ms)
+        {
+            self.figures.duplicates += 1;
+            let waiting = Waiting { reply, published: Published { duplicate: true, ..published }, key: None };
+            return self.wait_like_the_first(id, waiting);
+        }
+        if let Err(refused) = self.may_take(data.len()) {
+            if let Some(journaling) = self.journaling.as_deref_mut() {
+                journaling.refused += 1;
+            }
+            self.answer(reply, room, Err(refused));
+            self.rooms.forget_if_idle(id);
+            return;
+        }
+        if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
+            self.seal(id);
+        }
+        let stamp = self.ids.stamp(now_ms);
+        let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
+        let (epoch, before) = (home.epoch, home.open_bytes());
+        let Some(durable) = home.durable.as_deref_mut() else { return };
+        durable.given += 1;
+        let seq = durable.given;
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered: 0, queued: 0 };
+        // The log outlives this run, and so must be what tells its keys apart.
+        let hash = key.as_ref().map_or(0, |key| FixedState::with_seed(epoch).hash_one(key) | 1);
+        if let Some(key) = &key {
+            home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch))).remember(key, published, now_ms);
+        }
+        durable.waiting.push(Waiting { reply, published, key });
+        if home.open.is_none() {
+            self.unsealed.push(id);
+        }
+        let event = Event { room: room.as_str(), kind: &kind, seq, data: &data };
+        let open = home.open.get_or_insert_default();
+        open.push(&stamp, &event, exclude, hash);
+        let bytes = open.bytes() - before;
+        if let Some(journaling) = self.journaling.as_deref_mut() {
+            journaling.pending_bytes += bytes;
+        }
+        self.figures.publishes += 1;
+    }
+
+    fn may_take(&self, bytes: usize) -> Result<(), Refused> {
+        let Some(journaling) = self.journaling.as_deref().filter(|journaling| journaling.is_up) else {
+            return Err(JOURNAL_FAILED);
+        };
+        if journaling.log_bytes + journaling.pending_bytes > self.durable_log_bytes_max() {
+            return Err(LOGS_FULL);
+        }
+        // One event of any size is always taken.
+        let bytes = if journaling.pending_bytes == 0 { 0 } else { journaling.pending_bytes + bytes };
+        if bytes > self.limits.journal_pending_bytes_max { Err(OVERLOADED) } else { Ok(()) }
+    }
+
+    /// An event that was published before under the same key: acknowledged when that one is.
+    fn wait_like_the_first(&mut self, id: RoomId, waiting: Waiting) {
+        let seq = waiting.published.seq;
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        let acknowledged = home.seq;
+        let Some(durable) = home.durable.as_deref_mut() else { return };
+        if seq <= acknowledged {
+            let name = room.name.clone();
+            return self.answer(waiting.reply, name, Ok(waiting.published));
+        }
+        let Some(journaling) = self.journaling.as_deref_mut() else { return };
+        journaling.pending_bytes += WAITING_BYTES;
+        let pending = journaling.written.iter_mut().chain(&mut journaling.synced);
+        let sent = |pending: &&mut Pending| {
+            let seqs = pending.batch.events.first().zip(pending.batch.events.last());
+            pending.room == id && seqs.is_some_and(|(first, last)| (first.seq..=last.seq).contains(&seq))
+        };
+        match pending.rev().find(sent) {
+            Some(pending) => pending.waiting.push(waiting),
+            None => durable.waiting.push(waiting),
+        }
+    }
+
+    // ---- to the journal and back ----
+
+    /// Sends a sealed batch on its way.
+    pub(super) fn hand_to_journal(&mut self, id: RoomId, batch: Arc<Batch>) {
+        let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
+        let (epoch, log_from) = (home.epoch, home.log.first_seq().unwrap_or(home.seq + 1));
+        let place = home.rules;
+        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let Some(journaling) = self.journaling.as_deref_mut() else { return };
+        let waiting = std::mem::take(&mut durable.waiting);
+        if !journaling.is_up {
+            // It failed between the event and the end of the turn.
+            self.refuse_waiting(&batch, waiting);
+            return self.roll_back(id);
+        }
+        if durable.pending == 0 {
+            // Within a room acknowledgements keep their order, whatever a reload says.
+            durable.ack = self.rules.durable(place).unwrap_or(durable.ack);
+        }
+        durable.pending += 1;
+        journaling.number += 1;
+        let (number, failures) = (journaling.number, journaling.failures);
+        let first_seq = batch.events.first().map_or(1, |event| event.seq);
+        let key = |waiting: &Waiting| Some(((waiting.published.seq - first_seq) as u32, waiting.key.clone()?));
+        let keys = waiting.iter().filter_map(key).collect();
+        let when_written = durable.ack == DurableAck::Written;
+        let sealed = Sealed { number, failures, when_written, epoch, log_from, batch: batch.clone(), keys };
+        journaling.out.push(Entry::Events(Box::new(sealed)));
+        let queue = if when_written { &mut journaling.written } else { &mut journaling.synced };
+        queue.push_back(Pending { number, room: id, batch, waiting });
+    }
+
+    /// Takes in how far the journal is: what it has goes out, what it lost is taken back.
+    pub fn journaled(&mut self, progress: Progress) {
+        while let Some(pending) = self.next_acknowledged(&progress) {
+            self.acknowledged(pending);
+        }
+        let Some(journaling) = self.journaling.as_deref_mut() else { return };
+        journaling.is_up = progress.is_up;
+        if progress.failures > journaling.failures {
+            journaling.failures = progress.failures;
+            self.take_back_all();
+        }
+    }
+
+    fn next_acknowledged(&mut self, progress: &Progress) -> Option<Pending> {
+        let journaling = self.journaling.as_deref_mut()?;
+        let written = journaling.written.pop_front_if(|pending| pending.number <= progress.written);
+        written.or_else(|| journaling.synced.pop_front_if(|pending| pending.number <= progress.synced))
+    }
+
+    fn acknowledged(&mut self, pending: Pending) {
+        let Pending { room: id, batch, waiting, .. } = pending;
+        self.no_longer_pending(&batch, &waiting);
+        let Some(home) = self.home_mut(id) else { return };
+        home.seq = batch.events.last().map_or(home.seq, |event| event.seq);
+        if let Some(durable) = home.durable.as_deref_mut() {
+            durable.pending = durable.pending.saturating_sub(1);
+        }
+        let (delivered, queued) = home.audience();
+        self.send_out(id, batch.clone());
+        for Waiting { reply, published, .. } in waiting {
+            self.answer(reply, batch.room.clone(), Ok(Published { delivered, queued, ..published }));
+        }
+    }
+
+    /// The journal failed: nothing that was on its way was published.
+    fn take_back_all(&mut self) {
+        let Some(journaling) = self.journaling.as_deref_mut() else { return };
+        let written = std::mem::take(&mut journaling.written);
+        let synced = std::mem::take(&mut journaling.synced);
+        journaling.out.retain(|entry| !matches!(entry, Entry::Events(_)));
+        let mut rooms = Vec::with_capacity(written.len() + synced.len());
+        for Pending { room, batch, waiting, .. } in written.into_iter().chain(synced) {
+            rooms.push(room);
+            self.refuse_waiting(&batch, waiting);
+        }
+        for id in rooms {
+            self.roll_back(id);
+        }
+    }
+
+    /// Has a room go on from its last acknowledged event. What it has in its open batch followed on what was lost.
+    fn roll_back(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        let Some(durable) = home.durable.as_deref_mut().filter(|durable| durable.given > home.seq) else { return };
+        durable.given = home.seq;
+        durable.pending = 0;
+        let waiting = std::mem::take(&mut durable.waiting);
+        if let Some(keys) = &mut home.keys {
+            keys.forget_after(home.seq);
+        }
+        home.keys.take_if(|keys| keys.is_empty());
+        if let Some(open) = home.open.take() {
+            let lost = Arc::new(open.seal(room.name.clone(), &self.memory, self.now.unix_ms));
+            self.unsealed.retain(|one| *one != id);
+            self.refuse_waiting(&lost, waiting);
+        }
+        self.rooms.forget_if_idle(id);
+    }
+
+    fn refuse_waiting(&mut self, batch: &Batch, waiting: Vec<Waiting>) {
+        self.no_longer_pending(batch, &waiting);
+        if let Some(journaling) = self.journaling.as_deref_mut() {
+            journaling.refused += waiting.len() as u64;
+        }
+        for Waiting { reply, .. } in waiting {
+            self.answer(reply, batch.room.clone(), Err(JOURNAL_FAILED));
+        }
+    }
+
+    fn no_longer_pending(&mut self, batch: &Batch, waiting: &[Waiting]) {
+        let duplicates = waiting.iter().filter(|waiting| waiting.published.duplicate).count();
+        if let Some(journaling) = self.journaling.as_deref_mut() {
+            let bytes = batch.bytes.len() + duplicates * WAITING_BYTES;
+            journaling.pending_bytes = journaling.pending_bytes.saturating_sub(bytes);
+        }
+    }
+
+    // ---- the memory of logs ----
+
+    /// Durable rooms' logs are not given up for others: a publisher was told that they are kept. They may have half of the
+    /// memory for logs, and past it their publishes are refused.
+    fn durable_log_bytes_max(&self) -> usize {
+        self.limits.log_bytes_max / 2
+    }
+
+    /// Whether logs that are not durable have to give way.
+    pub(super) fn logs_are_too_large(&self) -> bool {
+        let durable = self.journaling.as_ref().map_or(0, |journaling| journaling.log_bytes);
+        let others = self.log_bytes.saturating_sub(durable);
+        others + durable.min(self.durable_log_bytes_max()) > self.limits.log_bytes_max
+    }
+
+    /// Notes how large a durable room's log was and is.
+    pub(super) fn durable_log_changed(&mut self, before: usize, after: usize) {
+        if let Some(journaling) = self.journaling.as_deref_mut() {
+            journaling.log_bytes = (journaling.log_bytes + after).saturating_sub(before);
+        }
+    }
+
+    /// What was swept from a durable room's log needs to be in the journal no longer.
+    pub(super) fn sweep_durable(&mut self, id: RoomId, freed: usize) {
+        let now_ms = self.now.monotonic_us / 1000;
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        let Some(durable) = home.durable.as_deref_mut() else { return };
+        if durable.held_until_ms <= now_ms {
+            durable.held_until_ms = 0;
+        }
+        let (epoch, log_from) = (home.epoch, home.log.first_seq().unwrap_or(home.seq + 1));
+        let room = room.name.clone();
+        if freed > 0 {
+            self.durable_log_changed(freed, 0);
+            if let Some(journaling) = self.journaling.as_deref_mut() {
+                journaling.out.push(Entry::Trimmed { room, epoch, log_from });
+            }
+        }
+    }
+
+    /// Whether something waits for the journal.
+    pub fn awaits_journal(&self) -> bool {
+        self.journal_pending_bytes() > 0
+    }
+}
