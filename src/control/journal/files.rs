@@ -81,8 +81,9 @@ pub fn open(folder: &Path, now_ms: u64, bounds: impl Fn(&str) -> Option<LogBound
         let bytes = fs::read(&path).map_err(failed(&path))?;
         let is_last = place + 1 == numbers.len();
         rebuild.file(*number);
-        let given = bytes.len().min(FILE_HEAD.len());
-        if bytes.get(..given) != FILE_HEAD.get(..given) {
+        // Blocks that never got to the disk are zeros.
+        let is_head = |(byte, expected): (&u8, &u8)| byte == expected || (is_last && *byte == 0);
+        if !bytes.iter().zip(FILE_HEAD).all(is_head) {
             return Err(OpenError::Foreign(path));
         }
         let mut found = read_file(&path, &bytes, is_last, &mut rebuild, &bounds);
@@ -146,9 +147,11 @@ fn read_file(
         let (path, at, bytes) = (path.to_owned(), at as u64, (end - at) as u64);
         unread.push(Unread { path, at, bytes, damage, is_cut, saved: None });
     };
-    if bytes.len() < at {
-        // It had just been begun.
-        not_read(0, bytes.len(), Damage::Short, is_last);
+    if !bytes.starts_with(FILE_HEAD) {
+        // It had just been begun. What was cut off to nothing before is no news.
+        if !bytes.is_empty() {
+            not_read(0, bytes.len(), Damage::Short, is_last);
+        }
         return unread;
     }
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
@@ -260,8 +263,12 @@ mod tests {
         for end in 0..FILE_HEAD.len() {
             fs::write(path_of(&folder.0, 2), &FILE_HEAD[..end]).expect("written");
             let opened = folder.open().expect("opened");
-            assert_eq!((seqs(&opened), opened.unread.len()), (vec![1, 2], 1));
+            assert_eq!((seqs(&opened), opened.unread.len()), (vec![1, 2], usize::from(end > 0)));
+            assert!(folder.open().expect("opened").unread.is_empty(), "what was cut is told once");
         }
+        fs::write(path_of(&folder.0, 2), [&FILE_HEAD[..5], &[0; 40]].concat()).expect("written");
+        let opened = folder.open().expect("a block that never came");
+        assert_eq!((seqs(&opened), opened.unread.len()), (vec![1, 2], 1));
     }
 
     #[test]

@@ -126,12 +126,11 @@ impl Rebuild {
         rooms.retain(|name, room| room.seq > 0 && bounds(name).is_some());
         rebuilt.left_out = before - rooms.len();
         for (name, room) in &mut rooms {
-            if room.close_holes() {
+            let Some(bounds) = bounds(name) else { continue };
+            if room.close_holes(bounds, now_ms) {
                 rebuilt.shortened.push(name.clone());
             }
-            if let Some(bounds) = bounds(name) {
-                room.trim(bounds, now_ms);
-            }
+            room.trim(bounds, now_ms);
         }
         let mut placed: BTreeMap<u64, Vec<(&str, u64, u64, u64)>> = BTreeMap::new();
         let mut newest: BTreeMap<u64, Vec<(&str, u64, u64)>> = BTreeMap::new();
@@ -164,6 +163,10 @@ impl Room {
         self.batches.values().map(|placed| placed.batch.events.len()).sum()
     }
 
+    fn bytes(&self) -> usize {
+        self.batches.values().map(|placed| placed.batch.bytes.len()).sum()
+    }
+
     /// Lets go of what is beyond the bounds already, so that reading takes the memory of what is kept. Twice as much may
     /// be there, so that not every record has all counted.
     fn keep_at_most(&mut self, events_max: usize) {
@@ -180,8 +183,8 @@ impl Room {
         }
     }
 
-    /// A log has no holes: what stands before one is let go of. True where there was one.
-    fn close_holes(&mut self) -> bool {
+    /// A log has no holes: what stands before one is let go of. True where the log would have kept that.
+    fn close_holes(&mut self, bounds: LogBounds, now_ms: u64) -> bool {
         let mut next = self.seq + 1;
         let mut from = next;
         for (first, placed) in self.batches.iter().rev() {
@@ -191,12 +194,14 @@ impl Room {
             (next, from) = (*first, *first);
         }
         let kept = self.batches.split_off(&from);
-        !std::mem::replace(&mut self.batches, kept).is_empty()
+        let before_hole = std::mem::replace(&mut self.batches, kept);
+        let newest = before_hole.values().next_back().map(|placed| placed.batch.unix_ms);
+        let is_young = newest.is_some_and(|unix_ms| unix_ms.saturating_add(bounds.age_ms) >= now_ms);
+        is_young && self.events() < bounds.events_max && self.bytes() < bounds.bytes_max
     }
 
     fn trim(&mut self, bounds: LogBounds, now_ms: u64) {
-        let bytes = |room: &Room| room.batches.values().map(|placed| placed.batch.bytes.len()).sum::<usize>();
-        let (mut events, mut bytes) = (self.events(), bytes(self));
+        let (mut events, mut bytes) = (self.events(), self.bytes());
         // The hub cuts within the oldest batch where it has to; here only what is not needed at all goes.
         while let Some(first) = self.batches.first_entry() {
             let batch = &first.get().batch;
