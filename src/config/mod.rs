@@ -10,6 +10,7 @@
 pub mod advice;
 pub mod credentials;
 pub mod finding;
+pub mod folder;
 pub mod host;
 pub mod kinds;
 pub mod load;

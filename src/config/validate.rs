@@ -41,13 +41,17 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         }
     }
     if config.journal.bytes_max < config.journal.segment_bytes.saturating_mul(8) {
-        let message = format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);
+        let message =
+            format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);
         report("journal.bytes_max", message);
     }
     for kind in &config.kinds {
         let own = |rule: &JoinRule| matches!(rule, JoinRule::OwnUser | JoinRule::OwnSession);
         if kind.durable && config.journal.path.is_none() {
-            report(&format!("rooms.{}.durable", kind.name), "needs journal.path, the folder for the journal".to_owned());
+            report(
+                &format!("rooms.{}.durable", kind.name),
+                "needs journal.path, the folder for the journal".to_owned(),
+            );
         }
         if kind.durable && kind.name == "session" {
             // Whose session it was is not kept: whoever took its name next would get what was not for him.

@@ -44,8 +44,8 @@ mod tests;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness};
 pub use figures::{Figures, ShardFigures, Snapshot};
-pub use journal::JournalSnapshot;
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
+pub use journal::JournalSnapshot;
 
 use api::Api;
 use cors::Cors;

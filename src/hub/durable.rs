@@ -35,8 +35,10 @@ use crate::wire::native::Refused;
 const JOURNAL_FAILED: Refused =
     Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the event was not published");
 /// The answer where the logs of durable rooms have all the memory that they may have.
-const LOGS_FULL: Refused =
-    Refused::new(ErrorCode::Unavailable, "the logs of durable rooms are full; try again when older events have expired");
+const LOGS_FULL: Refused = Refused::new(
+    ErrorCode::Unavailable,
+    "the logs of durable rooms are full; try again when older events have expired",
+);
 
 /// Counted for each publisher that waits for an event of another one's (the same key): nearly nothing, but not nothing.
 const WAITING_BYTES: usize = 256;
@@ -416,5 +418,215 @@ impl Core {
     /// Whether something waits for the journal.
     pub fn awaits_journal(&self) -> bool {
         self.journal_pending_bytes() > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use super::super::batch::Address;
+    use super::super::core::CoreLimits;
+    use super::super::message::{HistoryAsked, Join, JoinClaim, Message, Ticket};
+    use super::super::name::{NameHasher, ShardId};
+    use super::super::rules::Rules;
+    use super::*;
+    use crate::config::Config;
+    use crate::ring::ConnKey;
+
+    const UP: Progress = Progress { written: 0, synced: 0, failures: 0, is_up: true };
+    const ME: Address = Address { shard: ShardId(0), conn: ConnKey { slot: 1, generation: 1 } };
+
+    fn at(ms: u64) -> Now {
+        Now { monotonic_us: ms * 1000, unix_ms: 1_700_000_000_000 + ms }
+    }
+
+    fn config() -> Config {
+        let mut config = Config::default();
+        config.journal.path = Some("/j".into());
+        for kind in config.kinds.iter_mut().filter(|kind| kind.name == "project") {
+            kind.durable = true;
+        }
+        config
+    }
+
+    fn core(config: &Config, rooms: Vec<StoredRoom>) -> Core {
+        let limits = CoreLimits::new(config);
+        let mut core = Core::new(ShardId(0), 1, NameHasher::new(1), [1, 2], limits, Rules::new(config));
+        core.begin_journaling(UP, rooms, at(0));
+        core
+    }
+
+    type Answers = mpsc::Receiver<Result<Published, Refused>>;
+
+    fn publish(core: &mut Core, room: &str, key: Option<&str>, bytes: usize) -> Answers {
+        let (sender, answers) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let tell = move |outcome| drop(sender.lock().expect("one thread").send(outcome));
+        let publish = Publish {
+            room: core.hasher().room(room),
+            kind: "k".into(),
+            data: format!("\"{}\"", "x".repeat(bytes)).into(),
+            key: key.map(Into::into),
+            exclude: None,
+            reply: ReplyTo::Handle(Box::new(tell)),
+        };
+        assert!(core.handle(Message::Publish(Box::new(publish)), at(1)).is_none());
+        answers
+    }
+
+    /// The numbers of the batches that were handed over since, by the numbers of their events.
+    fn handed_over(core: &mut Core) -> Vec<(u64, Vec<u64>)> {
+        core.seal_all();
+        let batch = |entry| match entry {
+            Entry::Events(sealed) => Some((sealed.number, sealed.batch.events.iter().map(|event| event.seq).collect())),
+            Entry::Trimmed { .. } | Entry::Forgotten { .. } => None,
+        };
+        core.journal_out().expect("a journal").drain(..).filter_map(batch).collect()
+    }
+
+    fn answer(answers: &Answers) -> Option<Result<(u64, bool), ErrorCode>> {
+        let answer = answers.try_recv().ok()?;
+        Some(answer.map(|published| (published.seq, published.duplicate)).map_err(|refused| refused.code))
+    }
+
+    fn told_of(core: &mut Core, room: &str) -> String {
+        let room = core.hasher().room(room);
+        let ask =
+            HistoryAsked { room, address: ME, ticket: Ticket::Single(None), since: None, limit: 100, reverse: false };
+        core.handle(Message::History(Box::new(ask)), at(1));
+        std::iter::from_fn(|| core.next_local())
+            .find_map(|message| match message {
+                Message::HistoryTold(told) => Some(String::from_utf8(told.body).expect("text")),
+                _ => None,
+            })
+            .expect("told")
+    }
+
+    fn joined_at(core: &mut Core, room: &str) -> u64 {
+        let room = core.hasher().room(room);
+        let (claim, ticket) = (JoinClaim::None, Ticket::Single(None));
+        let join = Join { room, address: ME, claim, selection: None, since: None, ticket };
+        core.handle(Message::Join(Box::new(join)), at(1));
+        match core.next_local() {
+            Some(Message::Joined(joined)) => joined.outcome.expect("joined").seq,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nobody_hears_of_an_event_before_the_journal_has_it() {
+        let mut core = core(&config(), Vec::new());
+        let (first, second) = (publish(&mut core, "project:1", None, 1), publish(&mut core, "project:1", None, 1));
+        assert_eq!(handed_over(&mut core), [(1, vec![1, 2])]);
+        assert_eq!(joined_at(&mut core, "project:1"), 0);
+        let room = core.hasher().room("project:1");
+        assert!(core.add_member(&room, ME.conn, None).is_some());
+        assert!(told_of(&mut core, "project:1").contains("\"events\":[],\"seq\":0"));
+        core.journaled(Progress { written: 1, ..UP });
+        assert_eq!(answer(&first), None, "written is not synced");
+        core.journaled(Progress { written: 1, synced: 1, ..UP });
+        assert_eq!((answer(&first), answer(&second)), (Some(Ok((1, false))), Some(Ok((2, false)))));
+        assert!(core.has_deliveries());
+        assert!(told_of(&mut core, "project:1").contains("\"seq\":2"));
+        assert!(!core.awaits_journal());
+    }
+
+    #[test]
+    fn a_failure_takes_back_what_was_under_way_and_no_number_is_missing() {
+        let mut core = core(&config(), Vec::new());
+        let first = publish(&mut core, "project:1", Some("a"), 1);
+        handed_over(&mut core);
+        core.journaled(Progress { synced: 1, ..UP });
+        assert_eq!(answer(&first), Some(Ok((1, false))));
+        let under_way = publish(&mut core, "project:1", Some("b"), 1);
+        assert_eq!(handed_over(&mut core), [(2, vec![2])]);
+        let open = publish(&mut core, "project:1", Some("c"), 1);
+        let again = publish(&mut core, "project:1", Some("b"), 1);
+        let down = Progress { synced: 1, failures: 1, is_up: false, ..UP };
+        core.journaled(down);
+        let refused = Some(Err(ErrorCode::Unavailable));
+        assert_eq!(
+            (answer(&under_way), answer(&open), answer(&again)),
+            (refused.clone(), refused.clone(), refused.clone())
+        );
+        assert!(!core.awaits_journal());
+        assert_eq!(answer(&publish(&mut core, "project:1", None, 1)), refused, "while it is down");
+        assert_eq!(answer(&publish(&mut core, "quote:1", None, 1)), Some(Ok((1, false))), "others go on");
+        assert_eq!(handed_over(&mut core), []);
+        core.journaled(Progress { is_up: true, ..down });
+        let next = publish(&mut core, "project:1", Some("b"), 1);
+        assert_eq!(handed_over(&mut core), [(3, vec![2])]);
+        core.journaled(Progress { synced: 3, is_up: true, ..down });
+        assert_eq!(answer(&next), Some(Ok((2, false))), "its key was forgotten with it");
+        assert_eq!(core.journal_refused(), 4);
+    }
+
+    #[test]
+    fn a_key_that_is_under_way_is_answered_with_the_first() {
+        let mut core = core(&config(), Vec::new());
+        let first = publish(&mut core, "project:1", Some("a"), 1);
+        let in_open = publish(&mut core, "project:1", Some("a"), 1);
+        handed_over(&mut core);
+        let behind = publish(&mut core, "project:1", Some("a"), 1);
+        assert_eq!(handed_over(&mut core), []);
+        assert_eq!((answer(&in_open), answer(&behind)), (None, None));
+        core.journaled(Progress { synced: 1, ..UP });
+        let duplicate = Some(Ok((1, true)));
+        assert_eq!((answer(&first), answer(&in_open)), (Some(Ok((1, false))), duplicate.clone()));
+        assert_eq!(answer(&behind), duplicate.clone());
+        assert_eq!(answer(&publish(&mut core, "project:1", Some("a"), 1)), duplicate);
+        assert!(!core.awaits_journal());
+    }
+
+    #[test]
+    fn what_waits_and_what_is_kept_is_bounded() {
+        let mut config = config();
+        config.journal.pending_bytes_max = 2000;
+        config.history.shard_bytes_max = 40_000;
+        let mut core = core(&config, Vec::new());
+        let large = publish(&mut core, "project:1", None, 5000);
+        let refused = Some(Err(ErrorCode::Unavailable));
+        assert_eq!(answer(&publish(&mut core, "project:2", None, 1)), refused, "behind one of any size");
+        handed_over(&mut core);
+        core.journaled(Progress { synced: 1, ..UP });
+        assert_eq!(answer(&large), Some(Ok((1, false))));
+        let mut number = 1;
+        let full = loop {
+            let answers = publish(&mut core, "project:3", None, 5000);
+            handed_over(&mut core);
+            number += 1;
+            core.journaled(Progress { synced: number, ..UP });
+            if let Some(Err(code)) = answer(&answers) {
+                break code;
+            }
+        };
+        assert_eq!((full, number), (ErrorCode::Unavailable, 5), "half of the memory for logs");
+        for count in 0..50 {
+            assert!(matches!(answer(&publish(&mut core, &format!("quote:{count}"), None, 5000)), Some(Ok(_))));
+            core.seal_all();
+        }
+        assert!(core.figures().logs_evicted > 40 && core.log_bytes() <= 40_000);
+        assert!(told_of(&mut core, "project:3").contains("\"seq\":3"), "nothing of it gave way");
+    }
+
+    #[test]
+    fn a_room_that_was_read_is_held_for_its_members_and_forgotten_without_them() {
+        let room = StoredRoom { room: "project:1".into(), epoch: 7, seq: 9, batches: Vec::new() };
+        let mut core = core(&config(), vec![room]);
+        core.sweep(at(1000));
+        assert!(told_of(&mut core, "project:1").contains("\"seq\":9,\"epoch\":\"0000000000000007\""));
+        let next = publish(&mut core, "project:1", None, 1);
+        assert_eq!(handed_over(&mut core), [(1, vec![10])]);
+        core.journaled(Progress { synced: 1, ..UP });
+        assert_eq!(answer(&next), Some(Ok((10, false))));
+        // Its event grows old, and nobody is there.
+        core.sweep(at(3_700_000));
+        let out: Vec<Entry> = core.journal_out().expect("a journal").drain(..).collect();
+        assert!(
+            matches!(&out[..], [Entry::Trimmed { log_from: 11, .. }, Entry::Forgotten { epoch: 7, .. }]),
+            "{out:?}"
+        );
+        assert!(core.rooms().is_empty());
     }
 }

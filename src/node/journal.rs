@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
+use crate::control;
 use crate::control::journal::rebuild::Rebuilt;
 use crate::control::journal::{self, Bounds, Intake, Journal, JournalFigures, Link, files};
-use crate::control;
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;

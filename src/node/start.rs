@@ -304,7 +304,8 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
             panic!("the system's random numbers are gone: {error}");
         }
     }));
-    let start = Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy, journal };
+    let start =
+        Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy, journal };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
     for (place, listener) in listeners.into_iter().enumerate() {

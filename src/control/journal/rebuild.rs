@@ -326,7 +326,8 @@ mod tests {
 
     #[test]
     fn the_book_knows_where_events_stand_after_a_start() {
-        let rebuilt = rebuilt(&[&[events(1..=2), events(3..=4)], &[events(3..=3)], &[(1, What::State { seq: 3 })], &[]]);
+        let rebuilt =
+            rebuilt(&[&[events(1..=2), events(3..=4)], &[events(3..=3)], &[(1, What::State { seq: 3 })], &[]]);
         assert!(rebuilt.book.is_needed(1, "a:a", 1, 2) && !rebuilt.book.is_needed(1, "a:a", 1, 4));
         assert!(rebuilt.book.is_needed(2, "a:a", 1, 3));
         assert_eq!(rebuilt.book.newest_in(3), [("a:a".into(), 1, 3)]);

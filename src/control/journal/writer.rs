@@ -178,7 +178,10 @@ impl<D: Disk> Writer<D> {
         while self.shared.has_entries() && self.is_open {
             self.cycle().await;
         }
-        if self.is_open && self.is_dirty && let Err(error) = self.sync().await {
+        if self.is_open
+            && self.is_dirty
+            && let Err(error) = self.sync().await
+        {
             tracing::error!(%error, "the end of the journal could not be synced");
         }
     }
