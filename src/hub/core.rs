@@ -405,7 +405,9 @@ impl Core {
         if let Some(id) = id
             && self.home_mut(id).is_some_and(|home| home.durable.is_some())
         {
-            return self.publish_durable(id, publish);
+            // Answered when the journal has it, or at once where it is refused.
+            drop(self.publish_durable(id, publish));
+            return;
         }
         let Publish { room, kind, data, key, exclude, reply } = publish;
         let outcome = match id {
@@ -415,7 +417,8 @@ impl Core {
         self.answer(reply, room, outcome);
     }
 
-    /// Gives an event of a room homed here its number and puts it behind the turn's others.
+    /// Gives an event of a room homed here its number and puts it behind the turn's others. Nobody is told what becomes of
+    /// it in the journal, where the room is durable.
     pub fn publish_here(
         &mut self,
         room: &RoomName,
@@ -427,6 +430,11 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
+        if self.home_mut(id).is_some_and(|home| home.durable.is_some()) {
+            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
+            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
+            return self.publish_durable(id, Publish { room, kind, data, key, exclude, reply });
+        }
         self.publish_at(id, room, kind, data, key, exclude)
     }
 

@@ -169,8 +169,9 @@ impl Core {
 
     // ---- publishing ----
 
-    /// Gives an event of a durable room its number; it is answered when the journal has it.
-    pub(super) fn publish_durable(&mut self, id: RoomId, publish: Publish) {
+    /// Gives an event of a durable room its number; it is answered when the journal has it. What it gives back is what is
+    /// known before that, or why it was not taken.
+    pub(super) fn publish_durable(&mut self, id: RoomId, publish: Publish) -> Result<Published, Refused> {
         let now_ms = self.now.unix_ms;
         let Publish { room, kind, data, key, exclude, reply } = publish;
         if let Some(key) = &key
@@ -178,24 +179,25 @@ impl Core {
             && let Some(published) = keys.find(key, now_ms)
         {
             self.figures.duplicates += 1;
-            let waiting = Waiting { reply, published: Published { duplicate: true, ..published }, key: None };
-            return self.wait_like_the_first(id, waiting);
+            let published = Published { duplicate: true, ..published };
+            self.wait_like_the_first(id, Waiting { reply, published, key: None });
+            return Ok(published);
         }
         if let Err(refused) = self.may_take(data.len()) {
             if let Some(journaling) = self.journaling.as_deref_mut() {
                 journaling.refused += 1;
             }
-            self.answer(reply, room, Err(refused));
+            self.answer(reply, room, Err(refused.clone()));
             self.rooms.forget_if_idle(id);
-            return;
+            return Err(refused);
         }
         if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
             self.seal(id);
         }
         let stamp = self.ids.stamp(now_ms);
-        let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
+        let home = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()).ok_or(OVERLOADED)?;
         let (epoch, before) = (home.epoch, home.open_bytes());
-        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let durable = home.durable.as_deref_mut().ok_or(OVERLOADED)?;
         durable.given += 1;
         let seq = durable.given;
         let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered: 0, queued: 0 };
@@ -216,6 +218,7 @@ impl Core {
             journaling.pending_bytes += bytes;
         }
         self.figures.publishes += 1;
+        Ok(published)
     }
 
     fn may_take(&self, bytes: usize) -> Result<(), Refused> {
@@ -546,10 +549,7 @@ mod tests {
         let down = Progress { synced: 1, failures: 1, is_up: false, ..UP };
         core.journaled(down);
         let refused = Some(Err(ErrorCode::Unavailable));
-        assert_eq!(
-            (answer(&under_way), answer(&open), answer(&again)),
-            (refused.clone(), refused.clone(), refused.clone())
-        );
+        assert_eq!((answer(&under_way), answer(&open), answer(&again)), (refused, refused, refused));
         assert!(!core.awaits_journal());
         assert_eq!(answer(&publish(&mut core, "project:1", None, 1)), refused, "while it is down");
         assert_eq!(answer(&publish(&mut core, "quote:1", None, 1)), Some(Ok((1, false))), "others go on");
@@ -573,8 +573,8 @@ mod tests {
         assert_eq!((answer(&in_open), answer(&behind)), (None, None));
         core.journaled(Progress { synced: 1, ..UP });
         let duplicate = Some(Ok((1, true)));
-        assert_eq!((answer(&first), answer(&in_open)), (Some(Ok((1, false))), duplicate.clone()));
-        assert_eq!(answer(&behind), duplicate.clone());
+        assert_eq!((answer(&first), answer(&in_open)), (Some(Ok((1, false))), duplicate));
+        assert_eq!(answer(&behind), duplicate);
         assert_eq!(answer(&publish(&mut core, "project:1", Some("a"), 1)), duplicate);
         assert!(!core.awaits_journal());
     }

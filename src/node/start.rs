@@ -51,6 +51,9 @@ pub enum StartError {
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
+    /// The journal.
+    #[error("{0}")]
+    Journal(control::StartError),
     /// Threads, queues or randomness can't be had.
     #[error("can't start: {0}")]
     System(#[from] io::Error),
@@ -72,7 +75,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let shards = config.shard_count() as u16;
     let settings = Arc::new(Settings::new(config)?);
     let config = &settings.config;
-    let mut journal = journal::open(config, shards)?;
+    let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
     let mut seeds = [0u64; 65 * 2];
     fill(&mut seeds)?;
@@ -113,7 +116,8 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
         doorbells.push(one.doorbell()?);
     }
     let mesh = Arc::new(Mesh::new(doorbells));
-    let journal = journal.map(|journal| journal.start(config, mesh.clone())).transpose()?;
+    let journal =
+        journal.map(|journal| journal.start(config, mesh.clone())).transpose().map_err(StartError::Journal)?;
     for one in &starting {
         // A shard that ended meanwhile is noticed by the watch.
         drop(one.go.send(mesh.clone()));

@@ -6,6 +6,7 @@ mod admission;
 mod answers;
 mod commands;
 mod connection;
+mod journal;
 mod lag;
 mod members;
 pub mod mesh;

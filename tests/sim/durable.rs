@@ -31,7 +31,7 @@ use crate::disk::{Crash, SimDisk, Trouble};
 use crate::model::seeds;
 use crate::node::{Node, config};
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 120;
 const STEPS: usize = 250;
 const ROOMS: [&str; 3] = ["project:1", "project:2", "workflow:3"];
 const READERS: usize = 3;

@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_cut_takes_back_what_was_not_acknowledged() {
         let cut = (1, What::Cut { from_seq: 3 });
-        assert_eq!(room(&[&[events(1..=2), events(3..=5)], &[cut.clone()]]), Some((1, 2, vec![1, 2])));
+        assert_eq!(room(&[&[events(1..=2), events(3..=5)], std::slice::from_ref(&cut)]), Some((1, 2, vec![1, 2])));
         assert_eq!(room(&[&[events(1..=2), events(3..=5)], &[cut, events(3..=3)]]), Some((1, 3, vec![1, 2, 3])));
         assert_eq!(room(&[&[events(1..=2)], &[(1, What::Cut { from_seq: 1 })]]), None);
         let of_another_life = (2, What::Cut { from_seq: 1 });

@@ -81,6 +81,7 @@ pub struct Writer<D> {
     unreadable: u64,
     /// What was lost and may stand in a file: by room and epoch, the first number.
     lost: BTreeMap<(Box<str>, u64), u64>,
+    first_shard: u16,
     group: Group,
 }
 
@@ -141,6 +142,7 @@ impl<D: Disk> Writer<D> {
             retry_ms: RETRY_MS_MIN,
             unreadable: 0,
             lost: BTreeMap::new(),
+            first_shard: 0,
             group: Group::default(),
         }
     }
@@ -194,7 +196,10 @@ impl<D: Disk> Writer<D> {
     // ---- a group ----
 
     fn gather(&mut self) {
-        for shard in 0..self.shared.shards() {
+        // Another shard first each time, so that one which fills the group does not keep the others out.
+        let shards = self.shared.shards();
+        self.first_shard = (self.first_shard + 1) % shards.max(1);
+        for shard in (self.first_shard..shards).chain(0..self.first_shard) {
             while self.group.bytes.len() < GROUP_BYTES_MAX
                 && let Some(entries) = self.shared.pop(shard)
             {
