@@ -79,6 +79,8 @@ struct Run {
     returned: BTreeSet<u64>,
     epochs: BTreeMap<String, String>,
     readers: Vec<Reader>,
+    /// Is in the room that may have no history, which would be forgotten without anybody there.
+    anchor: Client,
 }
 
 #[derive(Default)]
@@ -105,6 +107,10 @@ impl Run {
         let crash = if rng.bool() { Crash::Kill } else { Crash::Power };
         for kind in config.kinds.iter_mut().filter(|kind| kind.name == "project" || kind.name == "workflow") {
             kind.durable = true;
+            // Of a room without history its last number is kept.
+            if kind.name == "workflow" && rng.u8(..3) == 0 {
+                kind.history_events_max = Some(0);
+            }
             // What was only written is gone when the power fails.
             if crash == Crash::Kill && rng.bool() {
                 kind.durable_ack = DurableAck::Written;
@@ -114,10 +120,27 @@ impl Run {
         let folder = std::env::temp_dir().join(format!("ringhub-sim-journal-{}-{seed}", std::process::id()));
         drop(std::fs::remove_dir_all(&folder));
         std::fs::create_dir_all(&folder).expect("a folder");
-        let (node, journal) = start(seed, rng.u16(1..=4), &config, &disk, Rebuilt::default());
+        let (mut node, journal) = start(seed, rng.u16(1..=4), &config, &disk, Rebuilt::default());
+        let anchor = anchor(&mut node);
         let readers = (0..READERS).map(|_| Reader::default()).collect();
         let (asked, given, returned, epochs) = Default::default();
-        Run { rng, seed, config, disk, folder, node, journal, crash, life: 0, asked, given, returned, epochs, readers }
+        Run {
+            rng,
+            seed,
+            config,
+            disk,
+            folder,
+            node,
+            journal,
+            crash,
+            life: 0,
+            asked,
+            given,
+            returned,
+            epochs,
+            readers,
+            anchor,
+        }
     }
 
     fn run(mut self) {
@@ -262,7 +285,7 @@ impl Run {
                 reader.is_member = true;
                 let epoch = data["epoch"].as_str().expect("an epoch").to_owned();
                 let seq = data["seq"].as_u64().expect("a number");
-                let oldest = seq.saturating_sub(u64::from(self.config.history.events_max));
+                let oldest = seq.saturating_sub(events_max(&self.config, &reader.room));
                 let (cursor, missed) = match &reader.cursor {
                     Some((cursor, of)) if *of == epoch => {
                         // Whatever it was given is there: nothing goes out that could be lost.
@@ -321,6 +344,7 @@ impl Run {
         let (node, journal) = start(seed, shards, &self.config, &self.disk, opened.rebuilt);
         self.node = node;
         self.journal = journal;
+        self.anchor = anchor(&mut self.node);
     }
 
     /// What was read from the disk, against what publishers and readers were told.
@@ -380,14 +404,14 @@ impl Run {
             if let Some(key) = &asked.key {
                 // Across a crash keys are known as far as their events are.
                 let (former, life) = keys.insert((&asked.room, key), (seq, asked.life)).unwrap_or((seq, asked.life));
-                let is_forgotten = life < asked.life && seq > former + u64::from(self.config.history.events_max);
+                let is_forgotten = life < asked.life && seq > former + events_max(&self.config, &asked.room);
                 assert!(former == seq || is_forgotten, "{asked:?} was published before as {former:?}");
             }
             if !published.duplicate {
                 let former = firsts.insert((&asked.room, seq), *number);
                 assert_eq!(former, None, "a number was given twice: {asked:?}");
             }
-            let expected = seq + u64::from(self.config.history.events_max) > last;
+            let expected = seq + events_max(&self.config, &asked.room) > last;
             match there.get(&(asked.room.as_str(), seq)) {
                 Some(found) => assert!(published.duplicate || found == number, "{asked:?} is {found}"),
                 None => assert!(!expected, "{asked:?} is gone; the last is {last}"),
@@ -420,6 +444,19 @@ impl Run {
         }
         self.check_events(&there, |room| lasts.get(room).copied().unwrap_or(0), true);
     }
+}
+
+fn anchor(node: &mut Node) -> Client {
+    let mut client = node.client(0, "");
+    client.send("subscribe", json!({"room": "workflow:3"}));
+    node.settle();
+    client
+}
+
+/// How many events are kept of a room.
+fn events_max(config: &Config, room: &str) -> u64 {
+    let kind = config.kind(room.split_once(':').map_or(room, |(kind, _)| kind)).expect("a kind");
+    config.history_events_max(kind).into()
 }
 
 /// A process: its shards, and its journal, which has begun its first file.

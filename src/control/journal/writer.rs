@@ -11,6 +11,8 @@
 //! only. What was not acknowledged is cut off where nothing acknowledged stands behind it, and the next file begins with a
 //! record for every room of which something was lost, so that it does not come back. Batches that shards sent before they
 //! knew are not written: the numbers of their events are given anew.
+//!
+//! Larger than most files because what is safe after a failure can only be seen with what was done before it in view.
 
 use std::collections::BTreeMap;
 use std::io;
