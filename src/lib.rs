@@ -9,6 +9,7 @@
 //!                                       other shards
 //!                                          ▲
 //!     control plane (one glommio executor): HTTP API, health, metrics
+//!     journal (another one): what durable rooms keep beyond the process
 //! ```
 //!
 //! # The life of an event
@@ -19,7 +20,8 @@
 //! 4. [`shard`] sends the publish to the room's *home*, over the mesh where that is another shard.
 //! 5. [`hub`], at home: the event gets its `seq` and is encoded once, its data spliced in as it came, behind the other
 //!    events of the room in this turn. At the turn's end they are sealed as one batch, which goes into the room's log and
-//!    to every shard with members.
+//!    to every shard with members. That of a durable room waits until the journal has it ([`hub::durable`],
+//!    [`control::journal`]), and its publishers with it.
 //! 6. [`hub`], at each of those shards: the batch is fanned out in slices; every member's outbox gets the same bytes, or
 //!    those that its selection chose.
 //! 7. [`shard`]: each outbox that has something sends one chunk. [`ring`] keeps its memory until the kernel is done.

@@ -14,6 +14,7 @@
 mod api;
 mod backend;
 mod inspect;
+mod journal;
 mod locks;
 mod start;
 mod wait;
@@ -35,6 +36,7 @@ pub use locks::LockInfo;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
+use crate::control::journal::{Journal, JournalFigures};
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -93,6 +95,8 @@ struct Inner {
     internal_address: Mutex<Option<SocketAddr>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     control: Mutex<Option<ControlPlane>>,
+    journal: Mutex<Option<Journal>>,
+    journal_figures: Option<Arc<JournalFigures>>,
     failed: AtomicBool,
 }
 
@@ -180,6 +184,11 @@ impl Hub {
             if thread.join().is_err() {
                 self.inner.failed.store(true, Ordering::Relaxed);
             }
+        }
+        // Last, with all that the shards gave it.
+        let journal = lock(&self.inner.journal).take();
+        if journal.is_some_and(|journal| journal.shutdown().is_err()) {
+            self.inner.failed.store(true, Ordering::Relaxed);
         }
         if self.inner.failed.load(Ordering::Relaxed) { Err(Failed) } else { Ok(()) }
     }

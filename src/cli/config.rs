@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::sources::SourceArgs;
 use crate::auth::Verifier;
-use crate::config::{Config, reference};
+use crate::config::folder::journal_folder;
+use crate::config::{Config, Level, reference};
 
 /// Flags of `ringhub config`.
 #[derive(Args, Clone, Debug)]
@@ -15,7 +16,7 @@ pub struct ConfigArgs {
     /// Where the configuration comes from; values that differ from the default are shown.
     #[command(flatten)]
     pub sources: SourceArgs,
-    /// Check a file, and the key files it names, and list nothing.
+    /// Check a file, the key files it names and the journal's folder, and list nothing.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "reference", "config", "set", "profile"])]
     pub check: Option<PathBuf>,
     /// Print JSON.
@@ -33,6 +34,10 @@ pub fn run(args: ConfigArgs) -> ExitCode {
             Ok(config) => config,
             Err(error) => return super::fail(error),
         };
+        let journal = journal_folder(&config).filter(|finding| finding.level == Level::Fail);
+        if let Some(finding) = journal {
+            return super::fail(finding);
+        }
         return match Verifier::new(&config) {
             Ok(_) => super::print(&format!("{}: no problem found\n", path.display())),
             Err(error) => super::fail(error),

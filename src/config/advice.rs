@@ -4,7 +4,6 @@ use jsonwebtoken::Algorithm;
 
 use super::Config;
 use super::finding::Finding;
-use super::kinds::KindConfig;
 use super::net::TrustedProxies;
 
 /// Every unwise thing in `config`.
@@ -13,7 +12,6 @@ pub fn advice(config: &Config) -> Vec<Finding> {
     findings.extend(cookie_without_origins(config));
     findings.extend(short_secrets(config));
     findings.extend(no_keys(config));
-    findings.extend(without_effect(config));
     findings
 }
 
@@ -44,23 +42,6 @@ fn short_secrets(config: &Config) -> Option<Finding> {
             format!("auth.secret is shorter than {bytes_min} bytes"),
             "whoever has one token can try secrets until one fits",
             format!("openssl rand -hex {}", bytes_min / 2),
-        )
-    })
-}
-
-/// Options of kinds that are known by name and that nothing goes by in this version.
-fn without_effect(config: &Config) -> Option<Finding> {
-    let set = |name: &str, is_set: fn(&KindConfig) -> bool| {
-        let kinds = config.kinds.iter().filter(|kind| is_set(kind));
-        kinds.map(|kind| format!("rooms.{}.{name}", kind.name)).collect::<Vec<_>>()
-    };
-    let keys = set("durable", |kind| kind.durable);
-    (!keys.is_empty()).then(|| {
-        Finding::warn(
-            "rooms",
-            format!("without effect in this version: {}", keys.join(", ")),
-            "rooms are not written to disk",
-            "remove these lines",
         )
     })
 }
@@ -112,15 +93,6 @@ mod tests {
     }
 
     const SECRET: &str = "auth.secret=0123456789abcdef0123456789abcdef";
-
-    #[test]
-    fn options_without_effect_are_pointed_out() {
-        let mut config = Config::default();
-        assert_eq!(without_effect(&config), None);
-        config.kinds[0].durable = true;
-        let finding = without_effect(&config).expect("found");
-        assert!(finding.what.contains("rooms.project.durable"), "{}", finding.what);
-    }
 
     #[test]
     fn a_good_configuration_needs_no_advice() {

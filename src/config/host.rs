@@ -8,6 +8,7 @@ use std::io;
 use super::Config;
 use super::advice;
 use super::finding::Finding;
+use super::folder::journal_folder;
 use crate::ring::host::probe_ring;
 
 /// The oldest kernel with all that the ring uses: deferred task work, multishot receive and rings of buffers.
@@ -24,6 +25,7 @@ const MEMLOCK_MIN: u64 = 512 << 10;
 pub fn check_host(config: &Config) -> Vec<Finding> {
     let mut findings = judge(config, &Facts::gather(config));
     findings.extend(advice::advice(config));
+    findings.extend(journal_folder(config));
     findings
 }
 

@@ -24,6 +24,16 @@ word_values!(
     Disconnect = "disconnect"
 );
 
+/// When the publish to a durable room is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DurableAck {
+    /// When the kernel has it: it outlives the process, not the machine.
+    Written,
+    /// When the disk has it.
+    Synced,
+}
+word_values!(DurableAck, "synced or written", Written = "written", Synced = "synced");
+
 /// One way to be allowed into the rooms of a kind; an administrator may join every room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinRule {
@@ -44,6 +54,8 @@ pub struct KindConfig {
     pub name: String,
     /// Whether the rooms' logs outlive the process.
     pub durable: bool,
+    /// When a publish to such a room is acknowledged.
+    pub durable_ack: DurableAck,
     /// What happens to subscribers that read too slowly.
     pub policy: Policy,
     /// Whether the rooms tell their members who comes and goes.
@@ -66,6 +78,7 @@ impl KindConfig {
         Self {
             name: name.to_owned(),
             durable: false,
+            durable_ack: DurableAck::Synced,
             policy: Policy::CatchUp,
             presence_events: false,
             history_events_max: None,
@@ -134,8 +147,12 @@ kind_options! {
     presence_events: bool, Rule::Any, "";
     /// Events kept per room; without it `history.events_max` counts.
     history_events_max: Option<u32>, range(0, 1_000_000), "events";
-    /// Keep the rooms' logs beyond the process.
+    /// Keep the rooms' logs beyond the process, in the journal (`journal.path`): publishes are acknowledged and delivered
+    /// once it has them. A change for a kind that exists needs a restart.
     durable: bool, Rule::Any, "";
+    /// When the publish to a durable room is acknowledged: `synced`, once the disk has it; or `written`, once the kernel
+    /// has it, which is quicker and outlives the process, but not a power failure.
+    durable_ack: DurableAck, Rule::Any, "";
     /// Send these events ahead of others that wait for a connection. Where a kind is urgent, events of the others take at
     /// most seven eighths of `limits.outbox_bytes_max`: the last eighth is for urgent ones.
     urgent: bool, Rule::Any, "";

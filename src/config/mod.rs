@@ -10,6 +10,7 @@
 pub mod advice;
 pub mod credentials;
 pub mod finding;
+pub mod folder;
 pub mod host;
 pub mod kinds;
 pub mod load;
@@ -30,7 +31,7 @@ mod tests;
 pub use credentials::{KeySource, PublicKey, Secret};
 pub use finding::{Finding, Level};
 pub use host::check_host;
-pub use kinds::{JoinRule, KindConfig, Policy};
+pub use kinds::{DurableAck, JoinRule, KindConfig, Policy};
 pub use load::Sources;
 pub use log::{LogFormat, LogLevel};
 pub use net::{IpNet, Listen, TrustedProxies};

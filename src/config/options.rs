@@ -171,9 +171,23 @@ options! {
         /// Bytes kept per room.
         bytes_max: usize = 1 << 20, range(0, GIB), "bytes", Live;
         /// Bytes kept for all rooms of one shard; beyond it the rooms that were not used for the longest time give way.
+        /// Durable rooms give way to nobody: they may have half of it, and publishes to them are refused beyond.
         shard_bytes_max: usize = 256 << 20, range(MIB, 64 * GIB), "bytes", Live;
         /// Age up to which events are kept.
         age_s: u64 = 3600, range(1, 2_592_000), "s", Live;
+    }
+
+    /// Where the logs of durable rooms (`rooms.KIND.durable`) are kept beyond the process.
+    journal: JournalConfig {
+        /// The folder; made where it is missing, and used by one hub at a time. Durable kinds need it.
+        path: Option<PathBuf> = None, Rule::Any, "", Restart;
+        /// Size of one file; a file goes when no log needs any of it.
+        segment_bytes: u64 = 64 * MIB, range(64 * KIB, GIB), "bytes", Restart;
+        /// Size of all files; past it, and where older ones can't go, publishes to durable rooms are refused as
+        /// `unavailable`. Twice what the logs of durable rooms hold is enough.
+        bytes_max: u64 = 4 * GIB, range(MIB, 1024 * GIB), "bytes", Restart;
+        /// Bytes of events of one shard that may wait for the disk; beyond it publishes to durable rooms are refused.
+        pending_bytes_max: usize = 32 << 20, range(64 * KIB, GIB), "bytes", Live;
     }
 
     /// Sessions whose connection is gone.

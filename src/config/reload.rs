@@ -10,7 +10,17 @@ impl Config {
     /// The mixture is checked again, since kept and new values may not go together.
     pub fn reloaded(&self, mut new: Config) -> Result<(Config, Vec<&'static str>), ConfigError> {
         let restart = OPTIONS.iter().filter(|option| option.reload == Reload::Restart);
-        let kept = restart.filter(|option| (option.keep)(self, &mut new)).map(|option| option.key).collect();
+        let mut kept: Vec<_> =
+            restart.filter(|option| (option.keep)(self, &mut new)).map(|option| option.key).collect();
+        // What rooms of a kind have in memory and in the journal can't be made the same afterwards.
+        let mut durable_kept = false;
+        for kind in &mut new.kinds {
+            if let Some(old) = self.kind(&kind.name).filter(|old| old.durable != kind.durable) {
+                kind.durable = old.durable;
+                durable_kept = true;
+            }
+        }
+        kept.extend(durable_kept.then_some("rooms.KIND.durable"));
         let problems = validate::problems(&new);
         if problems.is_empty() { Ok((new, kept)) } else { Err(ConfigError { problems }) }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::load::key_of_env;
 use super::value::Input;
-use super::{Config, ConfigError, JoinRule, Listen, OPTIONS, Policy, Sources, profiles};
+use super::{Config, ConfigError, DurableAck, JoinRule, Listen, OPTIONS, Policy, Sources, profiles};
 
 fn set(assignments: &[&str]) -> Result<Config, ConfigError> {
     let set = assignments.iter().map(|text| text.to_string()).collect();
@@ -144,7 +144,7 @@ fn an_assignment_without_a_value_is_refused_without_quoting_it() {
 
 #[test]
 fn features_of_other_versions_are_refused_by_name() {
-    for assignment in ["store.path=/x", "journal.path=/x", "broker.kind=redis", "broker.redis.url=redis://x"] {
+    for assignment in ["store.path=/x", "broker.kind=redis", "broker.redis.url=redis://x"] {
         assert!(complaint(set(&[assignment])).contains("not available in this version"), "{assignment}");
     }
     assert!(complaint(file("[broker.redis]\nurl = \"redis://x\"\n")).contains("not available"));
@@ -260,4 +260,31 @@ fn a_reload_keeps_what_needs_a_restart_and_names_it() {
     assert_eq!((config.shards.count, config.limits.rooms_max, kept), (2, 5, vec!["shards.count"]));
     let same = running.reloaded(running.clone()).expect("valid");
     assert_eq!(same, (running, vec![]));
+}
+
+#[test]
+fn durable_kinds_need_a_journal_and_sessions_are_none() {
+    let error = Config::from_toml("rooms.project.durable = true").expect_err("no journal").to_string();
+    assert!(error.contains("rooms.project.durable") && error.contains("journal.path"), "{error}");
+    let text = "journal.path = \"/j\"\nrooms.project = { durable = true, durable_ack = \"written\" }";
+    let config = Config::from_toml(text).expect("valid");
+    let kind = config.kind("project").expect("built in");
+    assert_eq!((kind.durable, kind.durable_ack), (true, DurableAck::Written));
+    let error = Config::from_toml("journal.path = \"/j\"\nrooms.session.durable = true").expect_err("no durable kind");
+    assert!(error.to_string().contains("sessions end with the process"), "{error}");
+    let error = Config::from_toml("journal.bytes_max = 67108864").expect_err("too small").to_string();
+    assert!(error.contains("eight times journal.segment_bytes"), "{error}");
+}
+
+#[test]
+fn whether_a_kind_is_durable_changes_with_a_restart_only() {
+    let old = Config::from_toml("journal.path = \"/j\"\nrooms.project.durable = true").expect("valid");
+    let new = Config::from_toml("journal.path = \"/k\"\nrooms.quote.durable = true").expect("valid");
+    let (config, kept) = old.reloaded(new).expect("reloaded");
+    assert_eq!(kept, ["journal.path", "rooms.KIND.durable"]);
+    assert!(config.kind("project").is_some_and(|kind| kind.durable));
+    assert!(config.kind("quote").is_some_and(|kind| !kind.durable));
+    let without = Config::default();
+    let new = Config::from_toml("journal.path = \"/k\"\nrooms.note.durable = true").expect("valid");
+    assert!(without.reloaded(new).is_err(), "there is no journal to write to");
 }

@@ -40,8 +40,24 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             report(key, format!("{pattern:?}: expected SCHEME://HOST[:PORT], SCHEME://*.HOST[:PORT] or *"));
         }
     }
+    if config.journal.bytes_max < config.journal.segment_bytes.saturating_mul(8) {
+        let message =
+            format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);
+        report("journal.bytes_max", message);
+    }
     for kind in &config.kinds {
         let own = |rule: &JoinRule| matches!(rule, JoinRule::OwnUser | JoinRule::OwnSession);
+        if kind.durable && config.journal.path.is_none() {
+            report(
+                &format!("rooms.{}.durable", kind.name),
+                "needs journal.path, the folder for the journal".to_owned(),
+            );
+        }
+        if kind.durable && kind.name == "session" {
+            // Whose session it was is not kept: whoever took its name next would get what was not for him.
+            let message = "sessions end with the process, and their rooms with them; user rooms can be durable";
+            report("rooms.session.durable", message.to_owned());
+        }
         if kind.name == "global" && kind.join.iter().any(own) {
             report("rooms.global.join", "the room global belongs to no user and no session".to_owned());
         }

@@ -18,6 +18,7 @@ use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
+use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
 use super::process::{self, Process};
@@ -124,6 +125,7 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             process: process::read(),
+            journal: self.backend.journal(),
             total,
             shards: &shards.shards,
         }
@@ -139,6 +141,10 @@ pub(crate) struct Page<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
     process: Process,
+    /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<JournalSnapshot>,
     /// All shards together.
     #[schema(value_type = Object)]
     total: &'a ShardFigures,

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
+use super::journal::JournalSnapshot;
 use crate::hub::reply::{HubError, Pending};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{Sent, Target};
@@ -83,6 +84,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What every shard has counted so far, read without asking the shards.
     fn figures(&self) -> Snapshot;
+
+    /// What the journal has counted so far; none where there is no journal.
+    fn journal(&self) -> Option<JournalSnapshot> {
+        None
+    }
 
     /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
     fn ready(&self) -> Pending<Readiness>;

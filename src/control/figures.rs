@@ -221,6 +221,8 @@ figures! {
     deliveries: Counter "deliveries" false "Events put into the outboxes of clients";
     outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
     log_bytes: Gauge "log" true "Bytes kept in the logs of rooms whose home is this shard";
+    journal_pending: Gauge "journal_pending" true "Bytes of events of durable rooms that wait for the journal";
+    journal_refused: Counter "journal_refused" false "Publishes to durable rooms that were refused for the journal's sake";
     logs_evicted: Counter "logs_evicted" false "Logs that gave way because all of a shard's were beyond their bound";
     locks: Gauge "locks" false "Field locks that are held in rooms whose home is this shard";
     locks_acquired: Counter "locks_acquired" false "Field locks granted";

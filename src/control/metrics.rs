@@ -18,6 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::backend::Backend;
 use super::figures::{DESCRIPTIONS, Kind, ShardFigures};
+use super::journal::JournalSnapshot;
 use super::process;
 
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
@@ -173,6 +174,12 @@ impl<B: Backend> Collector for Shards<B> {
         )?;
         labelled(&mut encoder, &shards, "errors", "Errors told to clients", "code", |f| &f.errors)?;
         labelled(&mut encoder, &shards, "closes", "Connections closed, by close code", "code", |f| &f.closes)?;
+        for (name, help, only_grows, value) in self.0.journal().iter().flat_map(JournalSnapshot::list) {
+            let kind = if only_grows { Kind::Counter } else { Kind::Gauge };
+            let of_kind = if only_grows { MetricType::Counter } else { MetricType::Gauge };
+            let sample = encoder.encode_descriptor(name, help, None, of_kind)?;
+            number_of(kind, value, sample)?;
+        }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         let help = "The running program; always 1";
         let mut metric = encoder.encode_descriptor("build", help, None, MetricType::Info)?;

@@ -34,6 +34,7 @@ mod door;
 pub mod figures;
 mod github;
 mod inbox;
+pub mod journal;
 mod lines;
 mod listener;
 mod messages;
@@ -53,6 +54,7 @@ mod tests;
 pub use backend::{Backend, PublishRequest, Published, Readiness};
 pub use figures::{Figures, ShardFigures, Snapshot};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
+pub use journal::JournalSnapshot;
 
 use api::Api;
 use cors::Cors;
@@ -153,6 +155,9 @@ pub enum StartError {
         /// As it has to be.
         needed_bytes: u64,
     },
+    /// The journal can't be used.
+    #[error("journal: {0}")]
+    Journal(#[from] journal::OpenError),
     /// The thread can't be started.
     #[error("the control plane's thread can't be started: {0}")]
     Thread(std::io::Error),

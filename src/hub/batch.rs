@@ -35,10 +35,10 @@ pub struct EventMeta {
     pub exclude: Option<Address>,
     /// A hash of the key it was published under; 0 for none.
     pub key: u64,
-    start: u32,
-    end: u32,
-    data_at: u32,
-    kind: Range<u32>,
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) data_at: u32,
+    pub(super) kind: Range<u32>,
 }
 
 /// Events of one room that are not sealed yet.
@@ -59,7 +59,7 @@ pub struct Batch {
     pub events: Vec<EventMeta>,
     /// When they were sealed, in milliseconds since 1970.
     pub unix_ms: u64,
-    has_exclusions: bool,
+    pub(super) has_exclusions: bool,
 }
 
 /// Counts the memory of frames that are alive, whoever holds them.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::batch::{Address, Batch, FrameMemory};
 use super::directory::{Directory, PeerLimits};
+use super::durable::{Durable, Journaling};
 use super::ids::Ids;
 use super::keys::Keys;
 use super::locks::LockDesk;
@@ -55,6 +56,8 @@ pub struct CoreLimits {
     pub depth_max: usize,
     /// Bytes of all logs.
     pub log_bytes_max: usize,
+    /// Bytes of events that may wait for the journal.
+    pub journal_pending_bytes_max: usize,
     /// Connections of one user; 0 is no limit.
     pub connections_per_user_max: u32,
     /// Per network address.
@@ -75,6 +78,7 @@ impl CoreLimits {
             session_away_ms: config.session.resume_window_s * 1000,
             depth_max: config.limits.depth_max,
             log_bytes_max: config.history.shard_bytes_max,
+            journal_pending_bytes_max: config.journal.pending_bytes_max,
             connections_per_user_max: count(config.limits.connections_per_user_max),
             peer: PeerLimits {
                 connections_max: count(config.limits.connections_per_address_max),
@@ -104,15 +108,15 @@ pub struct CoreFigures {
 /// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
 const OPEN_BATCH_BYTES_MAX: usize = 256 * 1024;
 /// A batch is not made larger than this, whatever a turn brings: its offsets have 32 bits.
-const BATCH_BYTES_MAX: usize = 64 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 64 << 20;
 /// Calls of `receive` that may wait for one session.
 const WAITING_MAX: usize = 16;
 
 /// A shard's core.
 pub struct Core {
     me: ShardId,
-    shards: u16,
-    hasher: NameHasher,
+    pub(super) shards: u16,
+    pub(super) hasher: NameHasher,
     pub(super) limits: CoreLimits,
     pub(super) rules: Rules,
     pub(super) rooms: Rooms,
@@ -125,13 +129,15 @@ pub struct Core {
     pub(super) locks: LockDesk,
     directory: Directory,
     /// Rooms with an open batch.
-    unsealed: Vec<RoomId>,
+    pub(super) unsealed: Vec<RoomId>,
     jobs: VecDeque<Job>,
+    /// What waits for the journal; none where there is no journal.
+    pub(super) journaling: Option<Box<Journaling>>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
     /// Until when something is known of sessions that left rooms.
     pub(super) presence_away: VecDeque<(u64, RoomName, Arc<Who>)>,
-    ids: Ids,
+    pub(super) ids: Ids,
     pub(super) scratch: Scratch,
     pub(super) memory: FrameMemory,
     local: VecDeque<Message>,
@@ -166,6 +172,7 @@ impl Core {
             directory: Directory::new(seed[0]),
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
+            journaling: None,
             away: VecDeque::new(),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
@@ -351,7 +358,7 @@ impl Core {
         self.answer(direct.reply, room, Err(Refused::new(ErrorCode::NotFound, "there is no such client")));
     }
 
-    fn answer(&mut self, reply: ReplyTo, room: RoomName, outcome: Result<Published, Refused>) {
+    pub(super) fn answer(&mut self, reply: ReplyTo, room: RoomName, outcome: Result<Published, Refused>) {
         match reply {
             ReplyTo::Client { address, ticket } => {
                 // A client that gave no id hears of failures only.
@@ -369,10 +376,16 @@ impl Core {
             return None;
         }
         let id = self.rooms.ensure(room);
-        let (ids, shards, rules) = (&mut self.ids, self.shards, &self.rules);
+        let (ids, shards, rules, journaling) = (&mut self.ids, self.shards, &self.rules, &self.journaling);
         if let Some(room) = self.rooms.get_mut(id) {
             let Room { name, home, .. } = room;
-            home.get_or_insert_with(|| Box::new(Home::new(ids.epoch(), shards, rules.place(name.as_str()))));
+            home.get_or_insert_with(|| {
+                let place = rules.place(name.as_str());
+                let mut home = Box::new(Home::new(ids.epoch(), shards, place));
+                let ack = journaling.as_ref().and_then(|_| rules.durable(place));
+                home.durable = ack.map(|ack| Box::new(Durable::new(ack)));
+                home
+            });
         }
         Some(id)
     }
@@ -432,12 +445,25 @@ impl Core {
     }
 
     fn publish(&mut self, publish: Publish, now: Now) {
+        self.now = now;
+        let id = self.ensure_home(&publish.room);
+        if let Some(id) = id
+            && self.home_mut(id).is_some_and(|home| home.durable.is_some())
+        {
+            // Answered when the journal has it, or at once where it is refused.
+            drop(self.publish_durable(id, publish));
+            return;
+        }
         let Publish { room, kind, data, key, exclude, reply } = publish;
-        let outcome = self.publish_here(&room, &kind, &data, key.as_deref(), exclude, now);
+        let outcome = match id {
+            Some(id) => self.publish_at(id, &room, &kind, &data, key.as_deref(), exclude),
+            None => Err(OVERLOADED),
+        };
         self.answer(reply, room, outcome);
     }
 
-    /// Gives an event of a room homed here its number and puts it behind the turn's others.
+    /// Gives an event of a room homed here its number and puts it behind the turn's others. Nobody is told what becomes of
+    /// it in the journal, where the room is durable.
     pub fn publish_here(
         &mut self,
         room: &RoomName,
@@ -449,6 +475,24 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
+        if self.home_mut(id).is_some_and(|home| home.durable.is_some()) {
+            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
+            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
+            return self.publish_durable(id, Publish { room, kind, data, key, exclude, reply });
+        }
+        self.publish_at(id, room, kind, data, key, exclude)
+    }
+
+    fn publish_at(
+        &mut self,
+        id: RoomId,
+        room: &RoomName,
+        kind: &str,
+        data: &[u8],
+        key: Option<&str>,
+        exclude: Option<Address>,
+    ) -> Result<Published, Refused> {
+        let now = self.now;
         if let Some(key) = key
             && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
             && let Some(published) = keys.find(key, now.unix_ms)
@@ -462,11 +506,8 @@ impl Core {
         let stamp = self.ids.stamp(now.unix_ms);
         let home = self.home_mut(id).ok_or(OVERLOADED)?;
         home.seq += 1;
-        let delivered = home.members_total();
         let (seq, epoch) = (home.seq, home.epoch);
-        // What goes to a session that is away waits in its log until it is resumed.
-        let away = home.session.as_ref().is_some_and(|session| session.live.is_none() && session.kept.is_some());
-        let queued = u32::from(away && delivered == 0);
+        let (delivered, queued) = home.audience();
         let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued };
         if let Some(key) = key {
             let seed = home.epoch;
@@ -603,6 +644,16 @@ impl Core {
         let unix_ms = self.now.unix_ms;
         let Some(open) = home.open.take() else { return };
         let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
+        if home.durable.is_some() {
+            return self.hand_to_journal(id, batch);
+        }
+        self.send_out(id, batch);
+    }
+
+    /// Puts a batch into its room's log and on its way to the members.
+    pub(super) fn send_out(&mut self, id: RoomId, batch: Arc<Batch>) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
         let mut here = false;
         for (shard, count) in home.members.iter().enumerate() {
             let shard = ShardId(shard as u16);

@@ -140,6 +140,7 @@ impl Core {
         home.log.clear();
         home.keys = None;
         self.log_bytes = self.log_bytes.saturating_sub(bytes);
+        self.sweep_durable(id, bytes);
         self.rooms.forget_if_idle(id);
         events as u64
     }
@@ -155,9 +156,12 @@ impl Core {
         let before = home.log.bytes();
         home.log.push(batch.clone(), bounds);
         home.log_is_fresh = true;
-        let after = home.log.bytes();
+        let (after, is_durable) = (home.log.bytes(), home.durable.is_some());
         self.log_bytes = (self.log_bytes + after).saturating_sub(before);
-        if self.log_bytes > self.limits.log_bytes_max {
+        if is_durable {
+            self.durable_log_changed(before, after);
+        }
+        if self.logs_are_too_large() {
             self.make_room(id);
         }
     }
@@ -167,12 +171,16 @@ impl Core {
     fn make_room(&mut self, newest: RoomId) {
         let places = self.rooms.places();
         let mut looked_at = 0;
-        while self.log_bytes > self.limits.log_bytes_max && looked_at < places.saturating_mul(2) {
+        while self.logs_are_too_large() && looked_at < places.saturating_mul(2) {
             let id = RoomId(self.hand % places.max(1));
             self.hand = self.hand.wrapping_add(1);
             looked_at += 1;
             let Some(home) = self.home_mut(id) else { continue };
             if std::mem::take(&mut home.log_is_fresh) && looked_at <= places || home.log.is_empty() || id == newest {
+                continue;
+            }
+            // Those of durable rooms have a bound of their own, which their publishers are told of.
+            if home.durable.is_some() {
                 continue;
             }
             let bytes = home.log.bytes();
@@ -205,6 +213,7 @@ impl Core {
                 home.keys = None;
             }
             self.log_bytes = self.log_bytes.saturating_sub(freed);
+            self.sweep_durable(id, freed);
             self.rooms.forget_if_idle(id);
         }
     }

@@ -51,6 +51,17 @@ impl Keys {
         }
     }
 
+    /// Forgets what was published after `seq`, since it came to nothing. Keys are remembered in the order of their events.
+    pub fn forget_after(&mut self, seq: u64) {
+        while let Some((_, key)) = self.oldest.back() {
+            if self.published.get(key).is_some_and(|published| published.seq <= seq) {
+                return;
+            }
+            self.published.remove(key);
+            self.oldest.pop_back();
+        }
+    }
+
     /// Whether none are remembered.
     pub fn is_empty(&self) -> bool {
         self.oldest.is_empty()
@@ -74,6 +85,19 @@ mod tests {
         assert_eq!(keys.find("a", 300_000), None);
         assert_eq!(keys.find("b", 300_000).map(|p| p.seq), Some(2));
         assert_eq!(keys.find("b", 500_000), None);
+        assert!(keys.is_empty());
+    }
+
+    #[test]
+    fn what_came_to_nothing_may_be_published_again() {
+        let mut keys = Keys::new(1);
+        for seq in 1..=4 {
+            keys.remember(&seq.to_string(), published(seq), seq);
+        }
+        keys.forget_after(2);
+        assert_eq!(keys.find("2", 5).map(|p| p.seq), Some(2));
+        assert_eq!((keys.find("3", 5), keys.find("4", 5)), (None, None));
+        keys.forget_after(0);
         assert!(keys.is_empty());
     }
 

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod core;
 pub mod directory;
+pub mod durable;
 pub mod history;
 pub mod ids;
 pub mod keys;
@@ -25,4 +26,5 @@ pub mod rules;
 pub mod schema;
 pub mod selection;
 pub mod session_home;
+pub mod stored;
 pub mod view;

@@ -4,6 +4,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::batch::OpenBatch;
+use super::durable::Durable;
 use super::keys::Keys;
 use super::locks::Locks;
 use super::log::Log;
@@ -54,6 +55,8 @@ pub struct Home {
     pub session: Option<Box<SessionHome>>,
     /// What is known of who is there.
     pub presence: Option<Box<Presence>>,
+    /// For rooms whose events go through the journal; `seq` is then the last number that the journal has.
+    pub durable: Option<Box<Durable>>,
 }
 
 impl Home {
@@ -71,7 +74,16 @@ impl Home {
             locks: None,
             session: None,
             presence: None,
+            durable: None,
         }
+    }
+
+    /// How many connections an event goes to now, and for how many absent sessions it waits.
+    pub fn audience(&self) -> (u32, u32) {
+        let delivered = self.members_total();
+        // What goes to a session that is away waits in its log until it is resumed.
+        let away = self.session.as_ref().is_some_and(|session| session.live.is_none() && session.kept.is_some());
+        (delivered, u32::from(away && delivered == 0))
     }
 
     /// Bytes of this turn's events.
@@ -99,6 +111,7 @@ impl Home {
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
             && self.presence.is_none()
+            && self.durable.as_ref().is_none_or(|durable| durable.is_idle())
     }
 }
 
@@ -108,6 +121,8 @@ pub struct Rooms {
     slots: Vec<Option<Room>>,
     free: Vec<u32>,
     index: HashTable<u32>,
+    /// Durable rooms that were forgotten since the journal was told last: name and epoch.
+    pub(super) vanished: Vec<(RoomName, u64)>,
 }
 
 impl Rooms {
@@ -163,12 +178,19 @@ impl Rooms {
     /// Forgets a room that has neither members here, nor fan-outs, nor a home part worth keeping.
     pub fn forget_if_idle(&mut self, id: RoomId) {
         let Some(room) = self.get_mut(id) else { return };
+        let mut vanished = None;
         if room.home.as_ref().is_some_and(|home| home.is_idle()) {
-            room.home = None;
+            let home = room.home.take();
+            // What never was in the journal needs no word there.
+            vanished = home.filter(|home| home.durable.is_some() && home.seq > 0);
         }
-        if room.jobs > 0 || room.home.is_some() || !room.members.is_empty() {
+        let vanished = vanished.map(|home| (room.name.clone(), home.epoch));
+        let stays = room.jobs > 0 || room.home.is_some() || !room.members.is_empty();
+        self.vanished.extend(vanished);
+        if stays {
             return;
         }
+        let Some(room) = self.get_mut(id) else { return };
         let hash = room.name.hash();
         if let Ok(entry) = self.index.find_entry(hash, |slot| *slot == id.0) {
             entry.remove();

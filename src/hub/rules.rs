@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::log::LogBounds;
 use super::outbox::{Lane, OutboxBounds};
-use crate::config::{Config, Policy};
+use crate::config::{Config, DurableAck, Policy};
 
 /// The rules of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct KindRules {
     pub lane: Lane,
     /// Whether members are told who comes and goes.
     pub tells_presence: bool,
+    /// Whether its events go through the journal, and when they are acknowledged then.
+    pub durable: Option<DurableAck>,
 }
 
 /// The rules of all kinds.
@@ -48,6 +50,7 @@ impl Rules {
                 policy: kind.policy,
                 lane: if kind.urgent { Lane::Urgent } else { Lane::Ordinary },
                 tells_presence: kind.presence_events,
+                durable: (kind.durable && config.journal.path.is_some()).then_some(kind.durable_ack),
             }
         });
         Rules { kinds: rules.collect(), has_urgent: config.kinds.iter().any(|kind| kind.urgent) }
@@ -63,6 +66,11 @@ impl Rules {
     pub fn log(&self, place: u16) -> LogBounds {
         let nothing = LogBounds { events_max: 0, bytes_max: 0, age_ms: 0 };
         self.kinds.get(usize::from(place)).map_or(nothing, |rules| rules.log)
+    }
+
+    /// Whether the events of a room of that kind go through the journal.
+    pub fn durable(&self, place: u16) -> Option<DurableAck> {
+        self.kinds.get(usize::from(place)).and_then(|rules| rules.durable)
     }
 
     /// What happens to members who read too slowly.

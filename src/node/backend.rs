@@ -145,6 +145,10 @@ impl Backend for Hub {
         self.stats()
     }
 
+    fn journal(&self) -> Option<control::JournalSnapshot> {
+        self.inner.journal_figures.as_ref().map(|figures| figures.read())
+    }
+
     fn ready(&self) -> Pending<Readiness> {
         let watch = &self.inner.watch;
         Pending::ready(Ok(Readiness { shards: watch.shards(), answering: watch.answering() }))

@@ -11,11 +11,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::watch::{self, Watch};
-use super::{Hub, Inner, lock};
+use super::{Hub, Inner, journal, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
+use crate::control::journal::Link;
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::stored::StoredRoom;
 use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, host, listeners};
 use crate::shard::mesh::Mesh;
@@ -49,6 +51,9 @@ pub enum StartError {
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
+    /// The journal.
+    #[error("{0}")]
+    Journal(control::StartError),
     /// Threads, queues or randomness can't be had.
     #[error("can't start: {0}")]
     System(#[from] io::Error),
@@ -70,12 +75,14 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let shards = config.shard_count() as u16;
     let settings = Arc::new(Settings::new(config)?);
     let config = &settings.config;
+    let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
     let mut seeds = [0u64; 65 * 2];
     fill(&mut seeds)?;
     let hasher = NameHasher::new(seeds[0]);
     let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
     let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
+    let mut restored = journal.as_mut().map(|journal| journal.rooms_by_home(&hasher, shards)).unwrap_or_default();
 
     let cpus = if config.shards.pin { cpus() } else { Vec::new() };
     let mut starting = Vec::new();
@@ -97,6 +104,9 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             hasher: hasher.clone(),
             seed: [seeds[2 + usize::from(shard) * 2], seeds[3 + usize::from(shard) * 2]],
             watch: watch.clone(),
+            journal: journal.as_ref().map(|journal| {
+                (journal.link.clone(), restored.get_mut(usize::from(shard)).map(std::mem::take).unwrap_or_default())
+            }),
         };
         starting.push(spawn(plan)?);
     }
@@ -106,6 +116,8 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
         doorbells.push(one.doorbell()?);
     }
     let mesh = Arc::new(Mesh::new(doorbells));
+    let journal =
+        journal.map(|journal| journal.start(config, mesh.clone())).transpose().map_err(StartError::Journal)?;
     for one in &starting {
         // A shard that ended meanwhile is noticed by the watch.
         drop(one.go.send(mesh.clone()));
@@ -123,6 +135,8 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             internal_address: Mutex::new(None),
             threads: Mutex::new(threads),
             control: Mutex::new(None),
+            journal_figures: journal.as_ref().map(|journal| journal.figures().clone()),
+            journal: Mutex::new(journal),
             failed: AtomicBool::new(false),
         }),
     };
@@ -234,6 +248,7 @@ struct Plan {
     hasher: NameHasher,
     seed: [u64; 2],
     watch: Watch,
+    journal: Option<(Link, Vec<StoredRoom>)>,
 }
 
 /// A shard whose thread runs and waits for the mesh.
@@ -274,7 +289,7 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, hasher, seed, .. } = plan;
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, hasher, seed, journal, .. } = plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }
@@ -294,7 +309,8 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
             panic!("the system's random numbers are gone: {error}");
         }
     }));
-    let start = Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy };
+    let start =
+        Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy, journal };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
     for (place, listener) in listeners.into_iter().enumerate() {
@@ -333,7 +349,8 @@ fn watch_over(hub: &Hub) -> io::Result<()> {
         let draining = inner.mesh.draining.load(std::sync::atomic::Ordering::Relaxed);
         let ended = (0..inner.mesh.shards()).any(|shard| watch.has_ended(shard));
         let control_ended = lock(&inner.control).as_ref().is_some_and(|control| !control.is_running());
-        if !draining && (ended || control_ended) {
+        let journal_ended = lock(&inner.journal).as_ref().is_some_and(|journal| !journal.is_running());
+        if !draining && (ended || control_ended || journal_ended) {
             tracing::error!("a part of the hub ended unexpectedly; the hub ends");
             inner.failed.store(true, std::sync::atomic::Ordering::Relaxed);
             return;

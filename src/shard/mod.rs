@@ -7,6 +7,7 @@ mod answers;
 mod commands;
 mod connection;
 mod inspect;
+mod journal;
 mod lag;
 mod locks;
 mod members;

@@ -165,6 +165,8 @@ pub enum Request {
     },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),
+    /// The journal has something to tell: how far it is stands in its link.
+    Journaled,
     /// New settings.
     Reload(Arc<Settings>),
     /// No new connections, and an end to those that are there.

@@ -67,6 +67,8 @@ impl State {
             }
             Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
+            // Looked at in every turn that there is.
+            Request::Journaled => {}
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
                 self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
@@ -126,6 +128,8 @@ impl State {
     /// Whether a drain is over: until the node's last connection is gone, this shard is home to rooms and names of others.
     pub fn is_done(&self) -> bool {
         let others_are_gone = self.stopping || self.mesh.connections.load(Ordering::Relaxed) == 0;
-        self.drain.is_some() && self.connections.is_empty() && others_are_gone
+        // Who publishes over HTTP waits for the journal's answer too, unless all is to end at once.
+        let is_journaled = self.stopping || !self.core.awaits_journal();
+        self.drain.is_some() && self.connections.is_empty() && others_are_gone && is_journaled
     }
 }

@@ -4,12 +4,12 @@
 //!
 //! 1. *Completions*: what the kernel did since. Receives are decoded in place, their buffers go back at once.
 //! 2. *Mesh*: what other shards and the handle sent. Joins and publishes of this turn's receives are among it where this
-//!    shard is home, so that they are part of the same batch.
+//!    shard is home, so that they are part of the same batch. What the journal has by now goes on its way here too.
 //! 3. *Time*: heartbeats, deadlines, tokens.
 //! 4. *Seal*: each room's events of the turn become one batch and one delivery per shard.
 //! 5. *Fan out*: a crowd is served in slices of `shards.turn_deliveries_max`, and others get their turn in between.
 //! 6. *Flush*: one send per dirty connection.
-//! 7. *Mesh out*: one batch and one ring of the bell per shard.
+//! 7. *Mesh out*: one batch and one ring of the bell per shard, and what durable rooms have for the journal.
 //!
 //! Then the driver enters the kernel once: it submits all that and, if nothing is left to do, waits.
 
@@ -45,8 +45,7 @@ pub struct Shard<D: Driver> {
 impl<D: Driver> Shard<D> {
     /// A shard; it listens once [`Shard::listen`] was called and works when [`Shard::turn`] is.
     pub fn new(driver: D, start: Start) -> Shard<D> {
-        let mut state = State::new(start);
-        state.now = driver.now();
+        let state = State::new(start, driver.now());
         Shard { driver, state, completions: Vec::with_capacity(1024) }
     }
 
@@ -73,6 +72,7 @@ impl<D: Driver> Shard<D> {
         self.gather()?;
         self.state.drain_local();
         self.take_messages();
+        self.state.look_at_journal();
         self.state.tick();
         self.act();
         self.state.core.seal_all();
@@ -80,6 +80,7 @@ impl<D: Driver> Shard<D> {
         self.flush();
         self.act();
         self.send_messages();
+        self.state.send_to_journal();
         self.count();
         Ok(!self.state.is_done())
     }
@@ -322,6 +323,8 @@ impl<D: Driver> Shard<D> {
         figures.locks_expired.set(locks.expired);
         figures.presence_forgotten.set(counted.presence_forgotten);
         figures.log_bytes.set(core.log_bytes() as u64);
+        figures.journal_pending.set(core.journal_pending_bytes() as u64);
+        figures.journal_refused.set(core.journal_refused());
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);
         figures.outbox_bytes.set(core.memory().bytes() as u64);

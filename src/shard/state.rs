@@ -11,6 +11,7 @@ use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
+use crate::control::journal::Link;
 use crate::control::{ConnectionOrigin, Inbox};
 use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
@@ -18,6 +19,7 @@ use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
+use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
 use crate::wire::codes::close;
 use crate::wire::json::Scratch;
@@ -53,6 +55,8 @@ pub struct Start {
     pub seed: [u64; 2],
     /// Unguessable bytes.
     pub entropy: Entropy,
+    /// The way to the journal, and the rooms at home here that it has already; none where there is no journal.
+    pub journal: Option<(Link, Vec<StoredRoom>)>,
 }
 
 /// What is to be done with a socket.
@@ -78,6 +82,7 @@ pub(super) struct State {
     pub settings: Arc<Settings>,
     pub figures: Arc<Figures>,
     pub inbox: Option<Inbox>,
+    pub journal: Option<Link>,
     pub core: Core,
     pub connections: Connections,
     pub timers: Timers,
@@ -117,15 +122,20 @@ pub(super) struct Orphan {
 }
 
 impl State {
-    pub fn new(start: Start) -> State {
-        let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
+    pub fn new(start: Start, now: Now) -> State {
+        let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy, journal } = start;
         let rules = Rules::new(&settings.config);
-        let core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
+        let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
+        let journal = journal.map(|(link, rooms)| {
+            core.begin_journaling(link.progress(me), rooms, now);
+            link
+        });
         State {
             me,
             mesh,
             figures,
             inbox,
+            journal,
             core,
             connections: Connections::default(),
             timers: Timers::default(),
@@ -138,7 +148,7 @@ impl State {
             draining_local: false,
             admissions: 0,
             entropy,
-            now: Now::default(),
+            now,
             drain: None,
             stopping: false,
             swept_ms: 0,

@@ -36,6 +36,8 @@ pub struct Spliced {
 
 /// Where an event's type begins in its payload.
 pub const KIND_AT: usize = HEAD.len();
+/// How far behind the end of an event's type its id begins.
+pub const ID_BEHIND_KIND: usize = ID.len();
 
 const HEAD: &[u8] = br#"{"type":""#;
 const ID: &[u8] = br#"","id":""#;

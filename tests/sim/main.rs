@@ -2,6 +2,8 @@
 
 mod bounds;
 mod client;
+mod disk;
+mod durable;
 mod locks;
 mod logs;
 mod model;

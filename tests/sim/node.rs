@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringhub::config::Config;
+use ringhub::control::journal::Link;
 use ringhub::control::{Figures, ShardFigures, Snapshot};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
+use ringhub::hub::stored::StoredRoom;
 use ringhub::ring::Driver;
 use ringhub::ring::sim::{Faults, SimDriver, SimWorld};
 use ringhub::shard::mesh::Mesh;
@@ -34,8 +36,25 @@ pub fn config() -> Config {
     config
 }
 
+/// Those of the rooms that have their home on one shard.
+fn take_rooms(rooms: &mut Vec<StoredRoom>, hasher: &NameHasher, me: u16, shards: u16) -> Vec<StoredRoom> {
+    rooms.extract_if(.., |room| hasher.room(&room.room).home(shards).0 == me).collect()
+}
+
 impl Node {
     pub fn new(seed: u64, shards: u16, faults: Faults, config: Config) -> Node {
+        Node::with_journal(seed, shards, faults, config, None)
+    }
+
+    /// A node whose durable rooms go through a journal, and that begins with the rooms it had.
+    pub fn with_journal(
+        seed: u64,
+        shards: u16,
+        faults: Faults,
+        config: Config,
+        mut journal: Option<(Link, Vec<StoredRoom>)>,
+    ) -> Node {
+        let count = shards;
         let world = SimWorld::new(seed, faults);
         let drivers: Vec<SimDriver> = (0..shards).map(|_| world.driver_with(2048, 4096)).collect();
         let mesh = Arc::new(Mesh::new(drivers.iter().map(Driver::doorbell).collect()));
@@ -44,6 +63,7 @@ impl Node {
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
+                journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
                 me: ShardId(me),
                 mesh: mesh.clone(),
                 settings: settings.clone(),
