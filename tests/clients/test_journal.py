@@ -198,6 +198,26 @@ async def test_files_go_when_no_log_needs_them(start, folder):
         assert (told["seq"], told["epoch"], len(told["events"])) == (1, quiet["epoch"], 1)
 
 
+async def test_a_room_with_members_keeps_its_number_when_its_events_are_too_old(start, folder):
+    more = {"journal.segment_bytes": 65536, "journal.bytes_max": 1 << 20, "history.age_s": 1, "rooms.project.history_events_max": 10}
+    hub = start(durable(folder, **more))
+    async with joined(hub, admin()) as peer:
+        room = "workflow:silent"
+        await peer.subscribe(room)
+        last = [await peer.done("publish", {"room": room, "type": "n", "data": {}}) for _ in range(3)][-1]
+        async with asyncio.timeout(10):
+            while (await history(peer, room))["events"]:
+                await asyncio.sleep(0.1)
+        async with asyncio.timeout(20):
+            while journal(hub)["moved_bytes"] == 0:
+                await peer.done("publish", {"room": "project:busy", "type": "n", "data": {"filling": "x" * 5000}})
+        hub.kill()
+    hub = start(durable(folder, **more))
+    async with joined(hub, admin()) as peer:
+        told = await history(peer, room)
+        assert (told["seq"], told["epoch"], told["events"]) == (3, last["epoch"], [])
+
+
 async def fails_and_recovers(hub, fill, free):
     """Publishes to a durable room until the disk won't take more, then again when it does."""
     async with joined(hub, admin()) as peer:

@@ -81,6 +81,8 @@ pub struct Writer<D> {
     retry_ms: u64,
     /// The last file that could not be read again; it is not tried at every turn.
     unreadable: u64,
+    /// The last file that could not be removed.
+    unremovable: u64,
     /// What was lost and may stand in a file: by room and epoch, the first number.
     lost: BTreeMap<(Box<str>, u64), u64>,
     first_shard: u16,
@@ -143,6 +145,7 @@ impl<D: Disk> Writer<D> {
             failures: 0,
             retry_ms: RETRY_MS_MIN,
             unreadable: 0,
+            unremovable: 0,
             lost: BTreeMap::new(),
             first_shard: 0,
             group: Group::default(),
@@ -432,7 +435,10 @@ impl<D: Disk> Writer<D> {
             && let Some(number) = self.book.oldest()
         {
             if let Err(error) = self.disk.remove(number).await {
-                tracing::warn!(number, %error, "a file of the journal that is not needed any more could not be removed");
+                // Tried again with every group, and told once.
+                if std::mem::replace(&mut self.unremovable, number) != number {
+                    tracing::warn!(number, %error, "a file of the journal that nobody needs could not be removed");
+                }
                 return;
             }
             self.book.removed_oldest();
