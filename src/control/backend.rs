@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::figures::Snapshot;
+use super::figures::{ShardTimes, Snapshot};
 use super::inbox::Adopted;
 use crate::hub::reply::{HubError, Pending};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
@@ -80,6 +80,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// What every shard has counted so far, read without asking the shards.
     fn figures(&self) -> Snapshot;
+
+    /// The times that every shard has measured so far, read without asking the shards.
+    fn times(&self) -> Vec<ShardTimes>;
 
     /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
     fn ready(&self) -> Pending<Readiness>;

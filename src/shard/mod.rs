@@ -8,6 +8,7 @@ mod commands;
 mod connection;
 mod inspect;
 mod lag;
+mod latency;
 mod members;
 pub mod mesh;
 pub mod request;

@@ -60,6 +60,8 @@ impl State {
             Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
+                // Kinds may change their places.
+                self.count_kinds();
                 self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
                 self.settings = settings;
             }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
+use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
@@ -103,6 +104,9 @@ pub(super) struct State {
     pub orphans: Vec<Orphan>,
     /// The number of the last question to a home about what a slow reader missed.
     pub catch_ups: u64,
+    pub latency: Latency,
+    /// Connections with a chunk at the driver.
+    pub sending: usize,
 }
 
 /// What a connection had asked for when it went.
@@ -145,6 +149,8 @@ impl State {
             has_backlog: false,
             orphans: Vec::new(),
             catch_ups: 0,
+            latency: Latency::default(),
+            sending: 0,
         }
     }
 
@@ -177,6 +183,24 @@ impl State {
         }
     }
 
+    /// Counts what changes slowly or costs more than a look; to be called once a second.
+    pub fn count_slowly(&mut self) {
+        let memberships = self.figures.subscriptions.value() as usize;
+        self.figures.connection_bytes.set(self.connections.memory_bytes() as u64);
+        self.figures.room_bytes.set(self.core.rooms().memory_bytes(memberships) as u64);
+        self.count_kinds();
+        while let Some(conn) = self.latency.stale(self.now.monotonic_us) {
+            let Some(connection) = self.connections.get_mut(conn) else { break };
+            self.latency.forget(&mut connection.followed);
+        }
+    }
+
+    /// Counts the events of each kind of room.
+    pub fn count_kinds(&mut self) {
+        let State { core, figures, .. } = self;
+        figures.kinds.try_add(|| core.take_kind_publishes().collect());
+    }
+
     // ---- sockets ----
 
     /// A new socket, from a listener or from the control plane with the bytes it has read.
@@ -196,6 +220,7 @@ impl State {
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
             is_behind: false,
+            followed: Followed::default(),
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
@@ -273,7 +298,11 @@ impl State {
             self.abandon(conn);
             return;
         }
+        self.sending = self.sending.saturating_sub(1);
         connection.outbox.sent();
+        if !connection.followed.is_none() {
+            self.latency.sent(&mut connection.followed, self.now.monotonic_us, &self.figures.latency);
+        }
         if connection.outbox.events_bytes() == 0
             && let Phase::Open(client) = &connection.phase
             && client.has_lag()
@@ -308,7 +337,9 @@ impl State {
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
         self.release(conn);
-        if let Some(connection) = self.connections.remove(conn) {
+        if let Some(mut connection) = self.connections.remove(conn) {
+            self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
+            self.latency.forget(&mut connection.followed);
             self.actions.push(Action::Close(conn, connection.socket));
         }
     }
@@ -347,7 +378,10 @@ impl State {
                 self.control(conn, Opcode::Pong, payload);
                 self.is_open(conn)
             }
-            ws::Message::Pong(_) => true,
+            ws::Message::Pong(_) => {
+                self.pong(conn);
+                true
+            }
             ws::Message::Close(said) => {
                 let code = said.map_or(0, |(code, _)| code);
                 self.close_answered(conn, code);
