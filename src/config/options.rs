@@ -208,6 +208,12 @@ options! {
         level: LogLevel = LogLevel::Info, Rule::Any, "", Live;
     }
 
+    /// What other services send.
+    webhooks: WebhooksConfig {
+        /// The secret of GitHub's webhooks to `/webhooks/github`; a list while it is being changed. Empty: no such path.
+        github_secret: Vec<Secret> = Vec::new(), Rule::Any, "", Restart;
+    }
+
     /// Browsers that call the HTTP API from other sites.
     cors: CorsConfig {
         /// Origins that are answered with CORS headers, written as in `auth.origins`; empty answers none.

@@ -54,6 +54,10 @@ impl ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, "bad_command", message)
     }
 
+    pub(crate) fn conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "conflict", message)
+    }
+
     pub(crate) fn forbidden(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
     }

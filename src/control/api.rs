@@ -17,6 +17,7 @@ use super::answer::{ApiError, json};
 use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
+use super::github::{Hook, github};
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
 use super::process::{self, Process};
@@ -33,6 +34,7 @@ pub(crate) struct Api<B> {
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
     pub(crate) events_max: usize,
+    pub(crate) github: Option<Hook>,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -55,6 +57,7 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/metrics", get(metrics::<B>))
         .route("/openapi.json", get(openapi::document))
         .route("/api/v1/publish", post(publish::<B>))
+        .route("/webhooks/github", post(github::<B>))
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
         .route("/ws/broadcast/test", post(broadcast::test::<B>))
         .route("/api/v1/websocket/stats", get(stats::<B>))

@@ -78,6 +78,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         None
     }
 
+    /// The hub itself, for what it publishes on its own account.
+    fn itself(&self) -> Arc<Self::Identity>;
+
     /// What every shard has counted so far, read without asking the shards.
     fn figures(&self) -> Snapshot;
 

@@ -100,7 +100,7 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
     match end {
         End::Leaves => give_back(&app, parts.io, &parts.read_buf, origin, &progress),
         End::Closed if progress.body_left() => linger(parts.io, app.options.linger).await,
-        End::Closed | End::TimedOut(Phase::Idle | Phase::Busy | Phase::Writing) => {}
+        End::Closed | End::TimedOut(Phase::Idle | Phase::Busy | Phase::Streaming | Phase::Writing) => {}
         End::TimedOut(Phase::Head) => {
             let mut stream = parts.io;
             let mut answer = Vec::new();

@@ -32,8 +32,10 @@ mod connections;
 mod cors;
 mod door;
 pub mod figures;
+mod github;
 pub mod histogram;
 mod inbox;
+mod lines;
 mod listener;
 mod messages;
 mod metrics;
@@ -58,12 +60,13 @@ pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 use api::Api;
 use cors::Cors;
 use door::Door;
+use github::Hook;
 use metrics::{ControlFigures, HttpRequests, Metrics};
 use progress::Patience;
 use service::App;
 use windows::Windows;
 
-use crate::config::Listen;
+use crate::config::{Listen, Secret};
 
 /// glommio allocates at least this much for direct I/O and locks it; the control plane's sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -95,6 +98,8 @@ pub struct Options {
     pub linger: Duration,
     /// How long requests in flight are waited for at the end.
     pub stop_grace: Duration,
+    /// `webhooks.github_secret`.
+    pub github_secrets: Vec<Secret>,
     /// `cors.origins`.
     pub cors_origins: Vec<String>,
 }
@@ -113,6 +118,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(30),
             linger: Duration::from_secs(2),
             stop_grace: Duration::from_secs(1),
+            github_secrets: Vec::new(),
             cors_origins: Vec::new(),
         }
     }
@@ -262,6 +268,7 @@ fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, fi
         started: Instant::now(),
         body_bytes_max: options.body_bytes_max,
         events_max: options.publish_events_max,
+        github: Hook::new(&options.github_secrets),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

@@ -13,6 +13,8 @@ pub(crate) enum Phase {
     Head,
     /// The answer by the service, which limits its own time.
     Busy,
+    /// Either side, to go on with an answer that comes piece by piece.
+    Streaming,
     /// The peer, to take the answer.
     Writing,
 }
@@ -66,8 +68,10 @@ impl Progress {
 
     /// Bytes came.
     pub(crate) fn received(&self) {
-        if self.phase.get() == Phase::Idle {
-            self.enter(Phase::Head);
+        match self.phase.get() {
+            Phase::Idle => self.enter(Phase::Head),
+            Phase::Streaming => self.goes_on(),
+            _ => {}
         }
     }
 
@@ -86,6 +90,16 @@ impl Progress {
 
     pub(crate) fn is_waiting(&self) -> bool {
         self.waits.get()
+    }
+
+    /// The answer has begun and goes on for as long as something happens.
+    pub(crate) fn streams(&self) {
+        self.enter(Phase::Streaming);
+    }
+
+    /// Something has happened.
+    pub(crate) fn goes_on(&self) {
+        self.since.set(Instant::now());
     }
 
     /// The service has answered.
@@ -132,7 +146,7 @@ impl Progress {
         let allowed = match self.phase.get() {
             Phase::Idle => patience.idle,
             Phase::Head => patience.head,
-            Phase::Writing => patience.writing,
+            Phase::Writing | Phase::Streaming => patience.writing,
             Phase::Busy => return None,
         };
         Some(self.since.get() + allowed)

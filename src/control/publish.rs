@@ -18,6 +18,7 @@ use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, Published};
 use super::body::{parse, read, refused, require_json};
+use super::lines::{is_lines, publish_lines};
 use super::openapi::{OneOrMany, PublishedOneOrMany, Refusals};
 use crate::hub::reply::{HubError, Pending};
 
@@ -54,6 +55,9 @@ pub(crate) async fn publish<B: Backend>(
 ) -> Result<Response, ApiError> {
     // Before the body is read, so that strangers can't make the hub keep one.
     let identity = api.identify(&headers)?;
+    if is_lines(&headers) {
+        return Ok(publish_lines(api, identity, body));
+    }
     require_json(&headers)?;
     let body = read(body, api.body_bytes_max).await?;
     if body.trim_ascii_start().first() != Some(&b'[') {

@@ -55,10 +55,14 @@ pub(crate) struct Service<B> {
     pub(crate) side: Side,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>>>>;
+type Answer = Pin<Box<dyn Future<Output = Result<hyper::Response<Answered>, Infallible>>>>;
+
+/// Marks a response whose body goes on for as long as something happens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streams;
 
 impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
-    type Response = Response;
+    type Response = hyper::Response<Answered>;
     type Error = Infallible;
     type Future = Answer;
 
@@ -77,16 +81,21 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
             progress.waits();
         }
         Box::pin(async move {
-            let (response, body_left) = app.respond(request, side).await;
-            progress.answered(body_left);
-            Ok(response)
+            let (mut response, read) = app.respond(request, side).await;
+            let streams = response.extensions_mut().remove::<Streams>().is_some();
+            if streams {
+                progress.streams();
+            } else {
+                progress.answered(!read.load(Ordering::Relaxed));
+            }
+            Ok(response.map(|body| Answered { body, read, progress: streams.then_some(progress) }))
         })
     }
 }
 
 impl<B: Backend> App<B> {
-    /// The answer, and whether a part of the request's body was not read for it.
-    async fn respond(&self, request: Request<Incoming>, side: Side) -> (Response, bool) {
+    /// The answer, and what tells whether the request's body was read to its end.
+    async fn respond(&self, request: Request<Incoming>, side: Side) -> (Response, Arc<AtomicBool>) {
         let method = request.method().clone();
         let origin = request.headers().get(header::ORIGIN).cloned();
         // RFC 9112 section 6.1: a request with both framings may be an attempt at smuggling, and hyper has dropped the
@@ -113,7 +122,7 @@ impl<B: Backend> App<B> {
         // The route and not the target, which may hold a token.
         tracing::debug!(%method, route, status = response.status().as_u16(), "http request");
         self.requests.count(route, &method, response.status());
-        (response, !read.load(Ordering::Relaxed))
+        (response, read)
     }
 
     async fn route(&self, mut request: Request<Watched>, read: &AtomicBool) -> Response {
@@ -152,6 +161,40 @@ impl<B: Backend> App<B> {
 fn panicked() -> Response {
     tracing::error!("a request's handler panicked");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "internal error").into_response()
+}
+
+/// A response's body. One that streams tells how it goes on.
+pub(crate) struct Answered {
+    body: axum::body::Body,
+    read: Arc<AtomicBool>,
+    progress: Option<Rc<Progress>>,
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(progress) = &self.progress {
+            match frame {
+                Some(Ok(_)) => progress.goes_on(),
+                _ => progress.answered(!self.read.load(Ordering::Relaxed)),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// A request's body that tells when it was read to its end.

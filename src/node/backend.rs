@@ -1,7 +1,7 @@
 //! The hub as its control plane sees it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -134,6 +134,11 @@ impl Backend for Hub {
     fn anonymous(&self) -> Option<Arc<Identity>> {
         let settings = lock(&self.inner.settings);
         (!settings.config.auth.enabled).then(|| settings.anonymous.clone())
+    }
+
+    fn itself(&self) -> Arc<Identity> {
+        static HUB: LazyLock<Arc<Identity>> = LazyLock::new(|| Arc::new(Identity::anonymous("ringhub".to_owned())));
+        HUB.clone()
     }
 
     fn figures(&self) -> Snapshot {

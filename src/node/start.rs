@@ -170,6 +170,7 @@ fn control_options(config: &Config) -> control::Options {
         internal_connections_max: HTTP_CONNECTIONS_MAX,
         header_bytes_max: config.limits.header_bytes_max,
         body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
+        github_secrets: config.webhooks.github_secret.clone(),
         cors_origins: config.cors.origins.clone(),
         ..control::Options::default()
     }

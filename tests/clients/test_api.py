@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import concurrent.futures
 import json
 import time
@@ -182,8 +183,6 @@ async def test_what_a_client_says_is_received_once_and_in_order(hub, backend):
 
 
 def _give_up(hub, path, headers):
-    import http.client
-
     connection = http.client.HTTPConnection(hub.host, hub.port, timeout=5)
     connection.request("GET", f"{path}?timeout_s=20", headers=headers)
     time.sleep(0.3)
@@ -253,3 +252,47 @@ def test_calls_need_a_token_and_the_permission(hub):
     stats = member.done("GET", "/api/v1/websocket/stats")
     assert stats["total"]["connections"] == sum(shard["connections"] for shard in stats["shards"]) and len(stats["shards"]) == 2
     assert stats["process"]["resident_bytes"] > 0
+
+
+def test_events_are_streamed_a_line_each_and_answered_a_line_each(hub, room):
+    """The answers come while the request goes on."""
+    connection = http.client.HTTPConnection(hub.host, hub.port, timeout=10)
+    connection.putrequest("POST", "/api/v1/publish")
+    for name, value in [("Authorization", f"Bearer {admin()}"), ("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]:
+        connection.putheader(name, value)
+    connection.endheaders()
+    # http.client gives the socket up once it sees that the answer is the connection's last.
+    socket = connection.sock.dup()
+
+    def chunk(data: bytes) -> None:
+        socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def line(number: int) -> bytes:
+        return json.dumps({"room": room, "type": "a", "data": {"n": number}}).encode() + b"\n"
+
+    chunk(line(1))
+    answer = connection.getresponse()
+    assert answer.status == 200 and answer.headers["Content-Type"] == "application/x-ndjson"
+    assert json.loads(answer.readline())["seq"] == 1, "answered before the request has ended"
+    chunk(line(2)[:10])
+    chunk(line(2)[10:] + b"\n  \nnonsense\n[]\n" + line(3))
+    answers = [json.loads(answer.readline()) for _ in range(4)]
+    assert [one.get("seq") or one["error"]["code"] for one in answers] == [2, "bad_json", "bad_command", 3]
+    for number in range(4, 2004):
+        chunk(line(number))
+        if number % 100 == 0:
+            assert [json.loads(answer.readline())["seq"] for _ in range(100 if number > 100 else 97)][-1] == number
+    chunk(line(2004).rstrip())
+    socket.sendall(b"0\r\n\r\n")
+    rest = [json.loads(one)["seq"] for one in answer.read().splitlines()]
+    assert rest == [2001, 2002, 2003, 2004], "the last line needs no end"
+    socket.close()
+
+
+def test_a_line_without_an_end_is_refused_and_a_silent_stream_ends(start, room):
+    hub = start({"limits.message_bytes_max": 4096})
+    backend = {"Authorization": f"Bearer {admin()}", "Content-Type": "application/x-ndjson"}
+    status, _, body = hub.get("/api/v1/publish", backend, method="POST", body=b"x" * (5 << 20))
+    assert status == 413 or json.loads(body)["error"]["code"] == "too_large", (status, body)
+    status, _, body = hub.get("/api/v1/publish", backend, method="POST", body=b"")
+    assert (status, body) == (200, b"")
