@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringhub::config::Config;
-use ringhub::control::{Figures, ShardFigures, Snapshot};
+use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::ring::Driver;
 use ringhub::ring::sim::{Faults, SimDriver, SimWorld};
@@ -136,6 +136,11 @@ impl Node {
         )
     }
 
+    /// The times that each shard has measured.
+    pub fn times(&self) -> Vec<ShardTimes> {
+        self.figures.iter().map(|figures| figures.times()).collect()
+    }
+
     /// Nothing is left of anybody.
     pub fn assert_empty(&mut self) {
         self.pass(Duration::from_secs(3));
@@ -146,6 +151,7 @@ impl Node {
         assert_eq!(self.world.sockets_open(), 0, "sockets");
         assert_eq!((figures.connections, figures.handshakes), (0, 0), "connections, handshakes");
         assert_eq!((figures.subscriptions, figures.rooms), (0, 0), "subscriptions, rooms");
+        assert_eq!(figures.sending, 0, "sends under way");
         assert_eq!(self.mesh.connections.load(std::sync::atomic::Ordering::Relaxed), 0, "the node's connections");
     }
 }
