@@ -6,6 +6,7 @@ mod admission;
 mod answers;
 mod commands;
 mod connection;
+mod count;
 mod inspect;
 mod lag;
 mod latency;

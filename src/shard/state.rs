@@ -183,24 +183,6 @@ impl State {
         }
     }
 
-    /// Counts what changes slowly or costs more than a look; to be called once a second.
-    pub fn count_slowly(&mut self) {
-        let memberships = self.figures.subscriptions.value() as usize;
-        self.figures.connection_bytes.set(self.connections.memory_bytes() as u64);
-        self.figures.room_bytes.set(self.core.rooms().memory_bytes(memberships) as u64);
-        self.count_kinds();
-        while let Some(conn) = self.latency.stale(self.now.monotonic_us) {
-            let Some(connection) = self.connections.get_mut(conn) else { break };
-            self.latency.forget(&mut connection.followed);
-        }
-    }
-
-    /// Counts the events of each kind of room.
-    pub fn count_kinds(&mut self) {
-        let State { core, figures, .. } = self;
-        figures.kinds.try_add(|| core.take_kind_publishes().collect());
-    }
-
     // ---- sockets ----
 
     /// A new socket, from a listener or from the control plane with the bytes it has read.

@@ -61,19 +61,6 @@ impl State {
         }
     }
 
-    /// A pong came.
-    pub fn pong(&mut self, conn: ConnKey) {
-        let now = self.now;
-        let round_trip_us = match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
-            Some(Phase::Open(client)) => client.heartbeat.pong(now),
-            Some(Phase::Echo(client)) => client.heartbeat.pong(now),
-            _ => None,
-        };
-        if let Some(us) = round_trip_us {
-            self.figures.round_trip.add(us);
-        }
-    }
-
     /// Heartbeat, the token's end, and a drain.
     pub fn look_after(&mut self, conn: ConnKey) {
         let (now, now_ms) = (self.now, self.now_ms());
