@@ -23,6 +23,7 @@ use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
 use super::process::{self, Process};
 use super::publish::publish;
+use super::windows::{Lately, Windows};
 use super::{broadcast, connections, messages, rooms};
 
 /// What handlers need.
@@ -30,6 +31,7 @@ pub(crate) struct Api<B> {
     pub(crate) backend: B,
     pub(crate) door: Arc<Door>,
     pub(crate) metrics: Metrics,
+    pub(crate) windows: Arc<Windows>,
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
     pub(crate) events_max: usize,
@@ -153,6 +155,15 @@ pub(crate) struct Page<'a> {
     shards: &'a [ShardFigures],
 }
 
+/// What the health pages tell, and what happened lately.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Stats<'a> {
+    #[serde(flatten)]
+    page: Page<'a>,
+    /// Rates and percentiles over the last seconds.
+    lately: Lately,
+}
+
 #[derive(Serialize)]
 struct About {
     name: &'static str,
@@ -228,20 +239,25 @@ pub(crate) async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Respon
     json(StatusCode::OK, &api.page(status, &figures.total(), &figures))
 }
 
-/// Figures for backends and dashboards that have a token.
+/// Figures for backends and dashboards that have a token: those of the health pages, and rates and percentiles of the last
+/// seconds.
 #[utoipa::path(
     operation_id = "stats",
     get,
     path = "/api/v1/websocket/stats",
     tag = "health",
-    responses((status = 200, body = Page), Refusals),
+    responses((status = 200, body = Stats), Refusals),
 )]
 pub(crate) async fn stats<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     api.identify(&headers)?;
-    Ok(health(State(api)).await)
+    let status = if api.backend.draining() { "draining" } else { "ok" };
+    let figures = api.backend.figures();
+    let lately = api.windows.lately(Instant::now(), &figures, api.backend.times());
+    let total = figures.total();
+    Ok(json(StatusCode::OK, &Stats { page: api.page(status, &total, &figures), lately }))
 }
 
 /// Figures for Prometheus.

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::figures::Snapshot;
+use super::figures::{ShardTimes, Snapshot};
 use super::inbox::Adopted;
 use super::journal::JournalSnapshot;
 use crate::hub::reply::{HubError, Pending};
@@ -89,6 +89,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn journal(&self) -> Option<JournalSnapshot> {
         None
     }
+    /// The times that every shard has measured so far, read without asking the shards.
+    fn times(&self) -> Vec<ShardTimes>;
 
     /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
     fn ready(&self) -> Pending<Readiness>;

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 use serde::Serialize;
 
+use super::histogram::{Counts, Histogram};
 use crate::wire::codes::ErrorCode;
 
 /// The codes under which errors are counted: the protocol's error codes (section 5).
@@ -110,6 +112,35 @@ impl<const N: usize> Labelled<N> {
     }
 }
 
+/// Events by the kind of their room. The kinds are those of the configuration, so that there are few.
+#[derive(Debug, Default)]
+pub struct KindFigures(Mutex<BTreeMap<Box<str>, u64>>);
+
+impl KindFigures {
+    /// Adds what came since the last call, unless somebody is reading: the owner does not wait, and calls again with it.
+    /// Only the owner may call this.
+    pub fn try_add<'k>(&self, more: impl FnOnce() -> Vec<(&'k str, u64)>) {
+        let mut kinds = match self.0.try_lock() {
+            Ok(kinds) => kinds,
+            // A thread that ended while it read left them as they were.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        for (kind, count) in more() {
+            match kinds.get_mut(kind) {
+                Some(sum) => *sum = sum.saturating_add(count),
+                None => {
+                    kinds.insert(kind.into(), count);
+                }
+            }
+        }
+    }
+
+    fn values(&self) -> BTreeMap<Box<str>, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// How a figure behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -147,6 +178,16 @@ macro_rules! figures {
             pub errors: Labelled<{ ERROR_CODES.len() }>,
             /// Connections closed, by [`CLOSE_CODES`].
             pub closes: Labelled<{ CLOSE_CODES.len() }>,
+            /// Events taken in, by the kind of their room; a second old at most.
+            pub kinds: KindFigures,
+            /// From receiving a publish to the completion of a subscriber's send.
+            pub latency: Histogram,
+            /// From the hub's ping to the client's pong.
+            pub round_trip: Histogram,
+            /// What a turn of the shard's loop took, waiting left out.
+            pub turn_time: Histogram,
+            /// Microseconds that the shard had nothing to do.
+            pub idle_us: Figure,
         }
 
         impl Default for Figures {
@@ -156,6 +197,11 @@ macro_rules! figures {
                     refused: Labelled::new(&REFUSALS),
                     errors: Labelled::new(&ERROR_CODES),
                     closes: Labelled::new(&CLOSE_CODES),
+                    kinds: KindFigures::default(),
+                    latency: Histogram::default(),
+                    round_trip: Histogram::default(),
+                    turn_time: Histogram::default(),
+                    idle_us: Figure::default(),
                 }
             }
         }
@@ -168,6 +214,17 @@ macro_rules! figures {
                     refused: self.refused.values(),
                     errors: self.errors.values(),
                     closes: self.closes.values(),
+                    publishes_by_kind: self.kinds.values(),
+                }
+            }
+
+            /// The times at this moment, likewise.
+            pub fn times(&self) -> ShardTimes {
+                ShardTimes {
+                    latency: self.latency.read(),
+                    round_trip: self.round_trip.read(),
+                    turn_time: self.turn_time.read(),
+                    idle_us: self.idle_us.value(),
                 }
             }
         }
@@ -182,6 +239,8 @@ macro_rules! figures {
             pub errors: BTreeMap<&'static str, u64>,
             /// Connections closed, by code.
             pub closes: BTreeMap<&'static str, u64>,
+            /// Events taken in, by the kind of their room.
+            pub publishes_by_kind: BTreeMap<Box<str>, u64>,
         }
 
         impl ShardFigures {
@@ -191,6 +250,7 @@ macro_rules! figures {
                 merge(&mut self.refused, &other.refused);
                 merge(&mut self.errors, &other.errors);
                 merge(&mut self.closes, &other.closes);
+                merge(&mut self.publishes_by_kind, &other.publishes_by_kind);
             }
         }
 
@@ -219,7 +279,8 @@ figures! {
     publishes: Counter "publishes" false "Events that rooms at home on this shard took in";
     duplicates: Counter "duplicates" false "Publishes answered from their idempotency key";
     deliveries: Counter "deliveries" false "Events put into the outboxes of clients";
-    outbox_bytes: Gauge "outbox" true "Bytes waiting in outboxes";
+    outbox_bytes: Gauge "outbox" true "Bytes of events that wait in outboxes or are on their way, besides the logs";
+    sending: Gauge "sends_under_way" false "Connections with bytes that the kernel has not taken yet";
     log_bytes: Gauge "log" true "Bytes kept in the logs of rooms whose home is this shard";
     journal_pending: Gauge "journal_pending" true "Bytes of events of durable rooms that wait for the journal";
     journal_refused: Counter "journal_refused" false "Publishes to durable rooms that were refused for the journal's sake";
@@ -229,6 +290,11 @@ figures! {
     locks_refused: Counter "locks_refused" false "Field locks asked for while another session held them";
     locks_expired: Counter "locks_expired" false "Field locks that ended because they were not renewed";
     presence_forgotten: Counter "presence_forgotten" false "Sessions forgotten in a room before their resume window was over, because too many were away";
+    connection_bytes: Gauge "connection_memory" true "Estimated memory of the connections, outboxes left out";
+    room_bytes: Gauge "room_memory" true "Estimated memory of the rooms and memberships, logs left out";
+    rate_limited: Counter "rate_limited" false "Messages refused because their client sent too many";
+    latency_followed: Counter "latency_followed" false "Deliveries that were followed to measure the latency";
+    latency_lost: Counter "latency_lost" false "Followed deliveries whose end was not seen: closed, or too many at a time";
     replayed: Counter "replayed" false "Events replayed to subscribers that asked for them";
     slow_readers: Counter "slow_readers" false "Times that a connection fell behind in a room";
     gaps: Counter "gaps" false "Gaps told to connections that could not have all events";
@@ -237,18 +303,36 @@ figures! {
     enters: Counter "enters" false "System calls into the ring";
     completions: Counter "completions" false "Completions taken from the ring";
     buffers_exhausted: Counter "buffers_exhausted" false "Receives that found no free buffer";
+    submissions_full: Counter "submissions_full" false "Times that the ring had to be entered in the middle of a turn";
     accept_failures: Counter "accept_failures" false "Connections that could not be accepted";
     mesh_sent: Counter "mesh_sent" false "Messages sent to other shards";
     mesh_received: Counter "mesh_received" false "Messages received from other shards";
+    mesh_backlog: Gauge "mesh_backlog" false "Messages that other shards could not take yet";
+    mesh_waiting: Gauge "mesh_waiting" false "Batches of messages from other shards that wait for this one";
+    requests_waiting: Gauge "requests_waiting" false "Requests of the control plane that wait for this shard";
     handed_over: Counter "handed_over" false "Connections handed over to the control plane";
     adopted: Counter "adopted" false "Connections that came back from the control plane";
 }
 
-fn merge(into: &mut BTreeMap<&'static str, u64>, from: &BTreeMap<&'static str, u64>) {
+fn merge<K: Clone + Ord>(into: &mut BTreeMap<K, u64>, from: &BTreeMap<K, u64>) {
     for (label, value) in from {
-        let sum = into.entry(label).or_default();
+        let sum = into.entry(label.clone()).or_default();
         *sum = sum.saturating_add(*value);
     }
+}
+
+/// The times that one shard had measured at some moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardTimes {
+    /// From receiving a publish to the completion of a subscriber's send, each followed delivery counted for all that it
+    /// stands for.
+    pub latency: Counts,
+    /// From the hub's ping to the client's pong.
+    pub round_trip: Counts,
+    /// Turns of the shard's loop, waiting left out.
+    pub turn_time: Counts,
+    /// Microseconds that the shard had nothing to do.
+    pub idle_us: u64,
 }
 
 /// What all shards had counted at some moment; the position is the shard's number.
@@ -290,7 +374,14 @@ mod tests {
         assert_eq!(read.closes["4408"], 1);
         assert_eq!(read.closes["other"], 1);
 
+        figures.kinds.try_add(|| vec![("project", 2), ("other", 0)]);
+        figures.kinds.try_add(|| vec![("project", 1)]);
+        figures.latency.add(90);
+        assert_eq!(figures.times().latency.count(), 1);
+
+        let read = figures.read();
         let total = Snapshot { shards: vec![read.clone(), read] }.total();
+        assert_eq!((total.publishes_by_kind["project"], total.publishes_by_kind["other"]), (6, 0));
         assert_eq!((total.connections, total.bytes_sent, total.closes["4408"]), (4, 200, 2));
     }
 

@@ -17,7 +17,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::backend::Backend;
-use super::figures::{DESCRIPTIONS, Kind, ShardFigures};
+use super::figures::{DESCRIPTIONS, Kind, ShardFigures, ShardTimes};
+use super::histogram::Counts;
 use super::journal::JournalSnapshot;
 use super::process;
 
@@ -180,6 +181,8 @@ impl<B: Backend> Collector for Shards<B> {
             let sample = encoder.encode_descriptor(name, help, None, of_kind)?;
             number_of(kind, value, sample)?;
         }
+        kinds(&mut encoder, &shards)?;
+        times(&mut encoder, &self.0.times())?;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         let help = "The running program; always 1";
         let mut metric = encoder.encode_descriptor("build", help, None, MetricType::Info)?;
@@ -205,6 +208,66 @@ fn labelled(
     }
     Ok(())
 }
+
+fn kinds(encoder: &mut DescriptorEncoder<'_>, shards: &[(String, ShardFigures)]) -> fmt::Result {
+    let help = "Events that rooms took in, by the kind of the room";
+    let mut metric = encoder.encode_descriptor("kind_publishes", help, None, MetricType::Counter)?;
+    for (number, figures) in shards {
+        for (kind, count) in &figures.publishes_by_kind {
+            let labels = [("shard", number.as_str()), ("kind", kind)];
+            number_of(Kind::Counter, *count, metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The limits of the histograms' buckets: every power of two from 64 µs to 16.8 s. At these, and no round ones, the shards'
+/// finer buckets end as well, so that the counts are exact.
+const LIMITS: std::ops::RangeInclusive<u32> = 6..=24;
+
+fn times(encoder: &mut DescriptorEncoder<'_>, shards: &[ShardTimes]) -> fmt::Result {
+    let numbers: Vec<String> = (0..shards.len()).map(|number| number.to_string()).collect();
+    let seconds = Some(&Unit::Seconds);
+    for (name, help, read) in TIMES {
+        let mut metric = encoder.encode_descriptor(name, help, seconds, MetricType::Histogram)?;
+        for (number, times) in numbers.iter().zip(shards) {
+            let counts = read(times);
+            let mut below = 0;
+            let mut buckets: Vec<(f64, u64)> = Vec::new();
+            for limit in LIMITS {
+                let limit_us = 1u64 << limit;
+                let upto = counts.below(limit_us);
+                buckets.push((limit_us as f64 / 1e6, upto - below));
+                below = upto;
+            }
+            buckets.push((f64::INFINITY, counts.count() - below));
+            let labels = [("shard", number.as_str())];
+            let mut sample = metric.encode_family(&labels)?;
+            let sum = counts.sum_us as f64 / 1e6;
+            sample.encode_histogram::<NoLabelSet>(sum, counts.count(), &buckets, None)?;
+        }
+    }
+    let help = "Time that the shard had nothing to do";
+    let mut metric = encoder.encode_descriptor("idle", help, seconds, MetricType::Counter)?;
+    for (number, times) in numbers.iter().zip(shards) {
+        let labels = [("shard", number.as_str())];
+        let idle = times.idle_us as f64 / 1e6;
+        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(&idle, None)?;
+    }
+    Ok(())
+}
+
+type Read = fn(&ShardTimes) -> &Counts;
+
+const TIMES: [(&str, &str, Read); 3] = [
+    (
+        "publish_latency",
+        "From receiving a publish to the completion of a subscriber's send; estimated from followed deliveries",
+        |times| &times.latency,
+    ),
+    ("round_trip", "From a ping of the hub to the client's pong", |times| &times.round_trip),
+    ("turn", "Turns of the shard's loop, waiting left out", |times| &times.turn_time),
+];
 
 fn number_of(kind: Kind, value: u64, mut sample: prometheus_client::encoding::MetricEncoder<'_>) -> fmt::Result {
     match kind {

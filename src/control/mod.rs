@@ -33,6 +33,7 @@ mod cors;
 mod door;
 pub mod figures;
 mod github;
+pub mod histogram;
 mod inbox;
 pub mod journal;
 mod lines;
@@ -50,9 +51,11 @@ mod service;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness};
-pub use figures::{Figures, ShardFigures, Snapshot};
+pub use figures::{Figures, ShardFigures, ShardTimes, Snapshot};
+pub use histogram::{Counts, Histogram};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 pub use journal::JournalSnapshot;
 
@@ -63,6 +66,7 @@ use github::Hook;
 use metrics::{ControlFigures, HttpRequests, Metrics};
 use progress::Patience;
 use service::App;
+use windows::Windows;
 
 use crate::config::{Listen, Secret};
 
@@ -260,10 +264,12 @@ fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, fi
     let requests = HttpRequests::default();
     let open = Arc::clone(shared);
     let metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    let windows = Arc::new(Windows::new(Instant::now(), &backend.figures(), backend.times()));
     let api = Api {
         backend: backend.clone(),
         door: Arc::clone(&shared.door),
         metrics,
+        windows: Arc::clone(&windows),
         started: Instant::now(),
         body_bytes_max: options.body_bytes_max,
         events_max: options.publish_events_max,
@@ -271,7 +277,7 @@ fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, fi
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());
-    App { backend, options, router, cors, requests }
+    App { backend, options, router, cors, requests, windows }
 }
 
 fn start_error(error: GlommioError<()>) -> StartError {

@@ -17,6 +17,7 @@ use super::listener::{Bound, accept};
 use super::metrics::ControlFigures;
 use super::service::App;
 use super::stream::stream_of;
+use super::windows;
 
 /// How often the end of the last connections is looked for.
 const STOP_POLL: Duration = Duration::from_millis(5);
@@ -33,6 +34,8 @@ pub(crate) async fn run<B: Backend>(
     let connections = Rc::new(RefCell::new(Connections::default()));
     let listening = internal
         .map(|bound| glommio::spawn_local(accept(bound, Rc::clone(&app), Rc::clone(&connections), figures)).detach());
+
+    let reading = glommio::spawn_local(read_figures(Rc::clone(&app))).detach();
 
     let mut bell = stream_of(inside);
     let mut bytes = [0; 64];
@@ -53,6 +56,7 @@ pub(crate) async fn run<B: Backend>(
     }
 
     shared.door.close();
+    reading.cancel();
     if let Some(listening) = listening {
         listening.cancel();
     }
@@ -62,6 +66,14 @@ pub(crate) async fn run<B: Backend>(
         // Requests in flight may still be waiting for answers from other threads.
         attend(&app, &shared, &connections);
         sleep(STOP_POLL).await;
+    }
+}
+
+/// Reads the shards' figures every second, for what is told of the last ones.
+async fn read_figures<B: Backend>(app: Rc<App<B>>) {
+    loop {
+        sleep(windows::INTERVAL).await;
+        app.windows.take(Instant::now(), &app.backend.figures(), app.backend.times());
     }
 }
 

@@ -27,6 +27,7 @@ use super::cors::Cors;
 use super::metrics::HttpRequests;
 use super::poll;
 use super::progress::Progress;
+use super::windows::Windows;
 
 /// Where a connection came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub(crate) struct App<B> {
     pub(crate) router: Router,
     pub(crate) cors: Cors,
     pub(crate) requests: HttpRequests,
+    pub(crate) windows: Arc<Windows>,
 }
 
 /// One connection's service.

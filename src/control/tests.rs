@@ -131,6 +131,13 @@ impl Backend for FakeHub {
         Snapshot { shards: vec![figures.read(), Figures::default().read()] }
     }
 
+    fn times(&self) -> Vec<ShardTimes> {
+        let figures = Figures::default();
+        figures.latency.add_many(250, 10);
+        figures.idle_us.add(1_500_000);
+        vec![figures.times(), Figures::default().times()]
+    }
+
     fn ready(&self) -> Pending<Readiness> {
         if self.silent.load(Ordering::SeqCst) {
             let (answer, pending) = pending();
@@ -607,6 +614,15 @@ fn metrics_come_in_the_format_asked_for() {
         "ringhub_sent_bytes_total{shard=\"0\"} 70",
         "ringhub_errors_total{shard=\"0\",code=\"bad_json\"} 1",
         "ringhub_http_requests_total{route=\"/live\",method=\"GET\",status=\"2xx\"} 1",
+        "# TYPE ringhub_publish_latency_seconds histogram",
+        "ringhub_publish_latency_seconds_bucket{le=\"0.000128\",shard=\"0\"} 0",
+        "ringhub_publish_latency_seconds_bucket{le=\"0.000256\",shard=\"0\"} 10",
+        "ringhub_publish_latency_seconds_bucket{le=\"+Inf\",shard=\"0\"} 10",
+        "ringhub_publish_latency_seconds_sum{shard=\"0\"} 0.0025",
+        "ringhub_publish_latency_seconds_count{shard=\"0\"} 10",
+        "ringhub_turn_seconds_count{shard=\"1\"} 0",
+        "# TYPE ringhub_idle_seconds_total counter",
+        "ringhub_idle_seconds_total{shard=\"0\"} 1.5",
         "# TYPE process_cpu_seconds_total counter",
         "# TYPE process_resident_memory_bytes gauge",
     ] {

@@ -46,6 +46,8 @@ pub struct EventMeta {
 pub struct OpenBatch {
     bytes: Vec<u8>,
     events: Vec<EventMeta>,
+    /// When the first of them was received, in microseconds of the monotonic clock.
+    pub received_us: u64,
 }
 
 /// Sealed events of one room.
@@ -59,6 +61,8 @@ pub struct Batch {
     pub events: Vec<EventMeta>,
     /// When they were sealed, in milliseconds since 1970.
     pub unix_ms: u64,
+    /// When the first of them was received, in microseconds of the monotonic clock; the same on all shards.
+    pub received_us: u64,
     pub(super) has_exclusions: bool,
 }
 
@@ -138,9 +142,9 @@ impl OpenBatch {
 
     /// Ends it; the batch can be shared from here on.
     pub fn seal(self, room: RoomName, memory: &FrameMemory, unix_ms: u64) -> Batch {
-        let OpenBatch { bytes, events } = self;
+        let OpenBatch { bytes, events, received_us } = self;
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
-        Batch { room, bytes: memory.share(bytes), events, unix_ms, has_exclusions }
+        Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions }
     }
 }
 
@@ -178,7 +182,8 @@ impl Batch {
         let bytes = whole.bytes.slice(first.start as usize..last.end as usize);
         let events: Vec<EventMeta> = events.iter().map(|event| event.moved(shift)).collect();
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
-        Some(Arc::new(Batch { room: whole.room.clone(), bytes, events, unix_ms: whole.unix_ms, has_exclusions }))
+        let (room, unix_ms, received_us) = (whole.room.clone(), whole.unix_ms, whole.received_us);
+        Some(Arc::new(Batch { room, bytes, events, unix_ms, received_us, has_exclusions }))
     }
 
     /// One event's frame, sharing the batch's memory.
@@ -242,8 +247,8 @@ impl Batch {
             events.push(event.moved(shift));
         }
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
-        let (room, unix_ms) = (self.room.clone(), self.unix_ms);
-        Some(Arc::new(Batch { room, bytes: memory.share(bytes), events, unix_ms, has_exclusions }))
+        let (room, unix_ms, received_us) = (self.room.clone(), self.unix_ms, self.received_us);
+        Some(Arc::new(Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions }))
     }
 }
 

@@ -105,10 +105,31 @@ pub struct CoreFigures {
     pub presence_forgotten: u64,
 }
 
+/// Events that got a number, by their room's kind. Its place is that of the kind's rules; the last is for rooms whose kind
+/// is not configured any more.
+#[derive(Debug, Default)]
+pub(super) struct KindPublishes(Vec<u64>);
+
+impl KindPublishes {
+    fn new(rules: &Rules) -> KindPublishes {
+        KindPublishes(vec![0; rules.len() + 1])
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, rules: u16) {
+        let place = usize::from(rules).min(self.0.len().saturating_sub(1));
+        if let Some(count) = self.0.get_mut(place) {
+            *count += 1;
+        }
+    }
+}
+
 /// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
 const OPEN_BATCH_BYTES_MAX: usize = 256 * 1024;
 /// A batch is not made larger than this, whatever a turn brings: its offsets have 32 bits.
 pub(super) const BATCH_BYTES_MAX: usize = 64 << 20;
+/// Stands for kinds that are not configured any more.
+const OTHER_KIND: &str = "other";
 /// Calls of `receive` that may wait for one session.
 const WAITING_MAX: usize = 16;
 
@@ -143,6 +164,9 @@ pub struct Core {
     local: VecDeque<Message>,
     outgoing: Vec<Vec<Message>>,
     pub(super) figures: CoreFigures,
+    pub(super) kind_publishes: KindPublishes,
+    /// When the publish that is being handled was received, in microseconds of the monotonic clock; 0 is now.
+    received_us: u64,
 }
 
 /// A batch on its way to a list of members.
@@ -157,6 +181,7 @@ struct Job {
 impl Core {
     /// The core of shard `me` of `shards`; all shards of a node share the seed of `hasher`.
     pub fn new(me: ShardId, shards: u16, hasher: NameHasher, seed: [u64; 2], limits: CoreLimits, rules: Rules) -> Core {
+        let kind_publishes = KindPublishes::new(&rules);
         Core {
             me,
             shards,
@@ -181,6 +206,8 @@ impl Core {
             local: VecDeque::new(),
             outgoing: (0..shards).map(|_| Vec::new()).collect(),
             figures: CoreFigures::default(),
+            kind_publishes,
+            received_us: 0,
         }
     }
 
@@ -224,9 +251,17 @@ impl Core {
         &self.directory
     }
 
-    /// Goes by new limits from here on.
+    /// The events that got a number here since the last call, by their room's kind.
+    pub fn take_kind_publishes(&mut self) -> impl Iterator<Item = (&str, u64)> {
+        let rules = &self.rules;
+        let counts = self.kind_publishes.0.iter_mut().enumerate();
+        counts.map(|(place, count)| (rules.kind(place).unwrap_or(OTHER_KIND), std::mem::take(count)))
+    }
+
+    /// Goes by new limits from here on. What [`Core::take_kind_publishes`] was not asked for before is lost.
     pub fn set_limits(&mut self, limits: CoreLimits, rules: Rules) {
         self.limits = limits;
+        self.kind_publishes = KindPublishes::new(&rules);
         self.rules = rules;
         // Kinds may have changed places.
         for (name, home) in self.rooms.homes_mut() {
@@ -446,6 +481,7 @@ impl Core {
 
     fn publish(&mut self, publish: Publish, now: Now) {
         self.now = now;
+        self.received_us = publish.received_us;
         let id = self.ensure_home(&publish.room);
         if let Some(id) = id
             && self.home_mut(id).is_some_and(|home| home.durable.is_some())
@@ -454,7 +490,7 @@ impl Core {
             drop(self.publish_durable(id, publish));
             return;
         }
-        let Publish { room, kind, data, key, exclude, reply } = publish;
+        let Publish { room, kind, data, key, exclude, reply, .. } = publish;
         let outcome = match id {
             Some(id) => self.publish_at(id, &room, &kind, &data, key.as_deref(), exclude),
             None => Err(OVERLOADED),
@@ -478,7 +514,8 @@ impl Core {
         if self.home_mut(id).is_some_and(|home| home.durable.is_some()) {
             let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
             let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
-            return self.publish_durable(id, Publish { room, kind, data, key, exclude, reply });
+            let received_us = now.monotonic_us;
+            return self.publish_durable(id, Publish { room, kind, data, key, exclude, received_us, reply });
         }
         self.publish_at(id, room, kind, data, key, exclude)
     }
@@ -493,6 +530,10 @@ impl Core {
         exclude: Option<Address>,
     ) -> Result<Published, Refused> {
         let now = self.now;
+        let received_us = match std::mem::take(&mut self.received_us) {
+            0 => now.monotonic_us,
+            received_us => received_us,
+        };
         if let Some(key) = key
             && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
             && let Some(published) = keys.find(key, now.unix_ms)
@@ -519,14 +560,17 @@ impl Core {
             let home = self.home_mut(id).ok_or(OVERLOADED)?;
             let first = home.open.is_none();
             let event = Event { room: room.as_str(), kind, seq, data };
-            home.open.get_or_insert_default().push(&stamp, &event, exclude, key);
+            let open = home.open.get_or_insert_default();
+            open.push(&stamp, &event, exclude, key);
             if first {
+                open.received_us = received_us;
                 self.unsealed.push(id);
             }
         } else {
             self.rooms.forget_if_idle(id);
         }
         self.figures.publishes += 1;
+        self.kind_publishes.add(rules);
         Ok(published)
     }
 

@@ -173,7 +173,7 @@ impl Core {
     /// known before that, or why it was not taken.
     pub(super) fn publish_durable(&mut self, id: RoomId, publish: Publish) -> Result<Published, Refused> {
         let now_ms = self.now.unix_ms;
-        let Publish { room, kind, data, key, exclude, reply } = publish;
+        let Publish { room, kind, data, key, exclude, received_us, reply } = publish;
         if let Some(key) = &key
             && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
             && let Some(published) = keys.find(key, now_ms)
@@ -207,17 +207,21 @@ impl Core {
             home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch))).remember(key, published, now_ms);
         }
         durable.waiting.push(Waiting { reply, published, key });
-        if home.open.is_none() {
-            self.unsealed.push(id);
-        }
+        let first = home.open.is_none();
+        let rules = home.rules;
         let event = Event { room: room.as_str(), kind: &kind, seq, data: &data };
         let open = home.open.get_or_insert_default();
+        if first {
+            open.received_us = received_us;
+            self.unsealed.push(id);
+        }
         open.push(&stamp, &event, exclude, hash);
         let bytes = open.bytes() - before;
         if let Some(journaling) = self.journaling.as_deref_mut() {
             journaling.pending_bytes += bytes;
         }
         self.figures.publishes += 1;
+        self.kind_publishes.add(rules);
         Ok(published)
     }
 
@@ -472,6 +476,7 @@ mod tests {
             data: format!("\"{}\"", "x".repeat(bytes)).into(),
             key: key.map(Into::into),
             exclude: None,
+            received_us: 0,
             reply: ReplyTo::Handle(Box::new(tell)),
         };
         assert!(core.handle(Message::Publish(Box::new(publish)), at(1)).is_none());

@@ -464,6 +464,8 @@ pub struct Publish {
     pub key: Option<Box<str>>,
     /// Who must not get it.
     pub exclude: Option<Address>,
+    /// When it was received, in microseconds of the monotonic clock.
+    pub received_us: u64,
     /// Who is told of the outcome.
     pub reply: ReplyTo,
 }

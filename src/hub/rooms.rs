@@ -12,6 +12,7 @@ use super::members::Members;
 use super::name::{RoomName, ShardId};
 use super::presence::Presence;
 use super::session_home::SessionHome;
+use crate::ring::ConnKey;
 
 /// A room's place in its shard's table; valid as long as the room exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -211,6 +212,15 @@ impl Rooms {
         self.slots.len() as u32
     }
 
+    /// About how much memory the tables take, in bytes: the rooms, what their homes know, and `memberships` in their lists.
+    /// Logs are not in it.
+    pub fn memory_bytes(&self, memberships: usize) -> usize {
+        self.slots.capacity() * size_of::<Option<Room>>()
+            + self.index.capacity() * size_of::<u32>()
+            + self.len() * size_of::<Home>()
+            + memberships * size_of::<ConnKey>()
+    }
+
     /// All rooms.
     pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
         self.slots.iter().enumerate().filter_map(|(slot, room)| Some((RoomId(slot as u32), room.as_ref()?)))
@@ -234,7 +244,6 @@ fn hash_of(slots: &[Option<Room>], slot: u32) -> u64 {
 mod tests {
     use super::super::name::NameHasher;
     use super::*;
-    use crate::ring::ConnKey;
 
     #[test]
     fn rooms_are_found_until_they_are_idle() {

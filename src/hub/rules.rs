@@ -62,6 +62,21 @@ impl Rules {
         self.kinds.iter().position(|rules| *rules.name == *kind).unwrap_or(usize::from(u16::MAX)) as u16
     }
 
+    /// How many kinds there are.
+    pub fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// The name of the kind at a place.
+    pub fn kind(&self, place: usize) -> Option<&str> {
+        self.kinds.get(place).map(|rules| &*rules.name)
+    }
+
     /// How much is kept of the log of a room with its kind at that place; nothing where the kind is gone.
     pub fn log(&self, place: u16) -> LogBounds {
         let nothing = LogBounds { events_max: 0, bytes_max: 0, age_ms: 0 };

@@ -181,6 +181,6 @@ impl StoredBatch {
             meta
         });
         let events = metas.collect();
-        Some(Batch { room, bytes: memory.share(bytes), events, unix_ms, has_exclusions: false })
+        Some(Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us: 0, has_exclusions: false })
     }
 }

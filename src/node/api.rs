@@ -8,12 +8,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Hub, HubError, Pending, Published, Target, lock};
-use crate::control::Snapshot;
+use crate::control::{ShardFigures, ShardTimes, Snapshot};
 use crate::hub::message::{ClientRequest, Direct, OVERLOADED, Publish, ReplyTo};
 use crate::hub::name::{RoomName, ShardId, home_of, split};
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{Responder, pending};
 use crate::hub::schema;
+use crate::ring::uring::monotonic_us;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Refused, is_event_type};
@@ -218,7 +219,16 @@ impl Hub {
 
     /// What all shards have counted so far.
     pub fn stats(&self) -> Snapshot {
-        Snapshot { shards: self.inner.figures.iter().map(|figures| figures.read()).collect() }
+        let shards = self.inner.figures.iter().zip(0..).map(|(figures, shard)| {
+            let (mesh_waiting, requests_waiting) = self.inner.mesh.waiting(ShardId(shard));
+            ShardFigures { mesh_waiting, requests_waiting, ..figures.read() }
+        });
+        Snapshot { shards: shards.collect() }
+    }
+
+    /// The times that each shard has measured so far.
+    pub fn times(&self) -> Vec<ShardTimes> {
+        self.inner.figures.iter().map(|figures| figures.times()).collect()
     }
 
     /// Publishes after all checks; `may` says whether the publisher may write to a kind and name.
@@ -277,7 +287,8 @@ impl Hub {
         let room = self.inner.hasher.room(room);
         let home = room.home(self.inner.mesh.shards());
         let (kind, key) = (kind.into(), key.map(Into::into));
-        let publish = Publish { room, kind, data, key, exclude: None, reply: ReplyTo::Handle(tell) };
+        let (received_us, reply) = (monotonic_us(), ReplyTo::Handle(tell));
+        let publish = Publish { room, kind, data, key, exclude: None, received_us, reply };
         if let Err(Request::Publish(publish)) = self.inner.mesh.request(home, Request::Publish(Box::new(publish)))
             && let ReplyTo::Handle(tell) = publish.reply
         {

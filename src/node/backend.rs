@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
-use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, Snapshot};
+use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardTimes, Snapshot};
 use crate::hub::core::epoch_text;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
@@ -147,6 +147,10 @@ impl Backend for Hub {
 
     fn journal(&self) -> Option<control::JournalSnapshot> {
         self.inner.journal_figures.as_ref().map(|figures| figures.read())
+    }
+
+    fn times(&self) -> Vec<ShardTimes> {
+        Hub::times(self)
     }
 
     fn ready(&self) -> Pending<Readiness> {

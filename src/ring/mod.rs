@@ -126,6 +126,8 @@ pub struct DriverFigures {
     pub accept_failures: u64,
     /// Times the submission queue was full and had to be flushed in the middle of a turn.
     pub submission_full: u64,
+    /// Microseconds that it waited for something to happen, with nothing to submit.
+    pub idle_us: u64,
 }
 
 /// What a shard needs from the operating system.

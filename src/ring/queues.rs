@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
+use super::uring::monotonic_us;
+
 const IORING_REGISTER_RING_FDS: libc::c_uint = 20;
 const IORING_UNREGISTER_RING_FDS: libc::c_uint = 21;
 
@@ -27,6 +29,8 @@ pub(super) struct Queues {
     pub(super) enters: u64,
     /// How often the submission queue had to be flushed before the turn's end.
     pub(super) submission_full: u64,
+    /// Microseconds spent waiting.
+    pub(super) idle_us: u64,
 }
 
 /// `struct io_uring_getevents_arg`.
@@ -66,7 +70,7 @@ impl Queues {
             other => other?,
         };
         let registered = register(&ring);
-        Ok(Queues { ring, registered, backlog: VecDeque::new(), enters: 0, submission_full: 0 })
+        Ok(Queues { ring, registered, backlog: VecDeque::new(), enters: 0, submission_full: 0, idle_us: 0 })
     }
 
     /// Queues an entry; when the queue is full, what stands in it is submitted first.
@@ -98,9 +102,8 @@ impl Queues {
         self.unload_backlog();
         let wait = if self.backlog.is_empty() { wait } else { Some(Duration::ZERO) };
         let result = match wait {
-            None => self.call(1, EnterFlags::GETEVENTS, None),
             Some(Duration::ZERO) => self.call(0, EnterFlags::GETEVENTS, None),
-            Some(wait) => self.call(1, EnterFlags::GETEVENTS, Some(wait)),
+            wait => self.submit_and_wait(wait),
         };
         match result {
             Ok(()) => Ok(()),
@@ -111,6 +114,20 @@ impl Queues {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Work and waiting are told apart by submitting first: most sends are done by that, and there is nothing to wait for.
+    fn submit_and_wait(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        if !self.ring.submission().is_empty() {
+            self.call(0, EnterFlags::GETEVENTS, None)?;
+            if !self.ring.completion().is_empty() {
+                return Ok(());
+            }
+        }
+        let began_us = monotonic_us();
+        let result = self.call(1, EnterFlags::GETEVENTS, wait);
+        self.idle_us += monotonic_us().saturating_sub(began_us);
+        result
     }
 
     /// The next completion.

@@ -431,7 +431,8 @@ impl Driver for Uring {
     }
 
     fn figures(&self) -> DriverFigures {
-        DriverFigures { enters: self.queues.enters, submission_full: self.queues.submission_full, ..self.figures }
+        let Queues { enters, submission_full, idle_us, .. } = self.queues;
+        DriverFigures { enters, submission_full, idle_us, ..self.figures }
     }
 }
 
@@ -477,7 +478,8 @@ fn half_close(socket: Socket, how: Shutdown) {
     }
 }
 
-fn monotonic_us() -> u64 {
+/// Microseconds of the clock that [`Now::monotonic_us`] is of, for those who are not on a shard.
+pub fn monotonic_us() -> u64 {
     clock_us(libc::CLOCK_MONOTONIC)
 }
 

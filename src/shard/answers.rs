@@ -100,6 +100,7 @@ impl State {
     /// Tells that a message came too soon.
     pub fn refuse_rate(&mut self, conn: ConnKey, reference: Option<&Reference>, retry_after_ms: u64) {
         self.figures.errors.add(ErrorCode::RateLimited.as_str());
+        self.figures.rate_limited.add(1);
         self.tell(conn, "error", reference, |payload| {
             let message = "too many messages; this one was not taken";
             envelope::write_error_data(payload, ErrorCode::RateLimited, message, Some(retry_after_ms));

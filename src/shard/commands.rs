@@ -29,7 +29,10 @@ impl State {
         match client.session.take_message(&settings.config, now) {
             Ok(()) => {}
             Err(OverRate::Refuse(retry_after_ms)) => over_rate = Some(retry_after_ms),
-            Err(OverRate::Flood) => return self.close(conn, close::FLOOD, "sent too much for too long"),
+            Err(OverRate::Flood) => {
+                self.figures.rate_limited.add(1);
+                return self.close(conn, close::FLOOD, "sent too much for too long");
+            }
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
@@ -240,6 +243,7 @@ impl State {
             data: Bytes::copy_from_slice(data),
             key: key.map(Into::into),
             exclude: (!echo).then_some(address),
+            received_us: self.now.monotonic_us,
             reply: ReplyTo::Client { address, ticket: Ticket::Single(reference) },
         });
         Ok(())
@@ -300,7 +304,8 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(room);
         let reply = ReplyTo::Client { address, ticket };
-        self.core.route_publish(Publish { room, kind: kind.into(), data, key: None, exclude: None, reply });
+        let (kind, received_us) = (kind.into(), self.now.monotonic_us);
+        self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, received_us, reply });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::latency::Followed;
 use super::locks::ClientLocks;
 use super::timers::Alarm;
 use crate::auth::Identity;
@@ -38,6 +39,8 @@ pub struct Connection {
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
     /// it missed is read from the log from there on.
     pub is_behind: bool,
+    /// Deliveries to it whose latency is measured.
+    pub(super) followed: Followed,
     /// When it is to be looked at.
     pub due_ms: u64,
     /// When the calendar has it looked at, which may be earlier.
@@ -300,6 +303,9 @@ struct Slot {
     connection: Option<Connection>,
 }
 
+/// What the ids of a client and its session take, with their counters and the allocator's share.
+const IDS_BYTES: usize = 2 * 64;
+
 /// Generations are 24 bits wide in the driver's tokens.
 const GENERATION_MASK: u32 = 0xff_ffff;
 
@@ -307,6 +313,12 @@ impl Connections {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// About how much memory they take, in bytes: the table, and the clients behind it. Outboxes are not in it, nor what
+    /// several of them share.
+    pub fn memory_bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Slot>() + self.len() * (size_of::<Client>() + IDS_BYTES)
     }
 
     /// Whether there are none.
@@ -370,6 +382,7 @@ mod tests {
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
             is_behind: false,
+            followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),
             receiving: false,

@@ -307,7 +307,8 @@ impl State {
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
         let Direct { kind, data, reply } = direct;
-        self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, reply });
+        let received_us = self.now.monotonic_us;
+        self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, received_us, reply });
     }
 
     fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {

@@ -125,6 +125,13 @@ impl Mesh {
             .is_some_and(|port| !port.requests.is_empty() || port.batches.iter().any(|queue| !queue.is_empty()))
     }
 
+    /// Batches from other shards, and requests of the hub's handle, that wait for a shard.
+    pub fn waiting(&self, shard: ShardId) -> (u64, u64) {
+        let Some(port) = self.ports.get(usize::from(shard.0)) else { return (0, 0) };
+        let batches = port.batches.iter().map(|queue| queue.len()).sum::<usize>();
+        (batches as u64, port.requests.len() as u64)
+    }
+
     /// Counts one more connection of the node, unless there are as many as there may be (0: no limit).
     pub fn claim_connection(&self, connections_max: usize) -> bool {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);

@@ -71,6 +71,8 @@ impl State {
             Request::Journaled => {}
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
+                // Kinds may change their places.
+                self.count_kinds();
                 self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
                 self.settings = settings;
                 // A room whose kind has become urgent may have events among the ordinary ones.

@@ -40,13 +40,17 @@ pub struct Shard<D: Driver> {
     driver: D,
     state: State,
     completions: Vec<Completion>,
+    /// When this turn began, and how long the driver had waited by then.
+    began_us: u64,
+    idle_us: u64,
 }
 
 impl<D: Driver> Shard<D> {
     /// A shard; it listens once [`Shard::listen`] was called and works when [`Shard::turn`] is.
     pub fn new(driver: D, start: Start) -> Shard<D> {
         let state = State::new(start, driver.now());
-        Shard { driver, state, completions: Vec::with_capacity(1024) }
+        let (began_us, idle_us) = (state.now.monotonic_us, driver.figures().idle_us);
+        Shard { driver, state, completions: Vec::with_capacity(1024), began_us, idle_us }
     }
 
     /// Accepts connections from a listening socket.
@@ -67,6 +71,7 @@ impl<D: Driver> Shard<D> {
         self.driver.turn(wait, &mut self.completions)?;
         self.driver.doorbell().wake();
         self.state.now = self.driver.now();
+        self.measure();
 
         self.take_completions();
         self.gather()?;
@@ -118,9 +123,19 @@ impl<D: Driver> Shard<D> {
             if self.completions.is_empty() {
                 return Ok(());
             }
+            self.state.now = self.driver.now();
             self.take_completions();
         }
         Ok(())
+    }
+
+    /// A turn is measured from one look at the clock to the next, less the time that the driver waited: what its sends cost
+    /// is spent when the next one enters the kernel.
+    fn measure(&mut self) {
+        let (now_us, idle_us) = (self.state.now.monotonic_us, self.driver.figures().idle_us);
+        let turn_us = now_us.saturating_sub(self.began_us).saturating_sub(idle_us.saturating_sub(self.idle_us));
+        self.state.figures.turn_time.add(turn_us);
+        (self.began_us, self.idle_us) = (now_us, idle_us);
     }
 
     fn take_completions(&mut self) {
@@ -175,7 +190,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn fan_out(&mut self) {
-        let State { core, connections, dirty, slow, settings, .. } = &mut self.state;
+        let State { core, connections, dirty, slow, settings, latency, now, .. } = &mut self.state;
         if !core.has_deliveries() {
             return;
         }
@@ -187,6 +202,7 @@ impl<D: Driver> Shard<D> {
         let slice = settings.config.shards.turn_deliveries_max as usize;
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
+        latency.adapt(now.monotonic_us);
         core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
@@ -201,6 +217,10 @@ impl<D: Driver> Shard<D> {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
+            }
+            if latency.is_chosen() {
+                let waiting = connection.outbox.events_bytes();
+                latency.follow(&mut connection.followed, conn, waiting, batch.received_us, batch.events.len());
             }
             if connection.outbox.mark_dirty() {
                 dirty.push(conn);
@@ -218,11 +238,16 @@ impl<D: Driver> Shard<D> {
     }
 
     fn flush(&mut self) {
-        let State { core, connections, dirty, figures, .. } = &mut self.state;
+        let State { core, connections, dirty, figures, latency, sending, .. } = &mut self.state;
         let mut bytes = 0;
         for conn in dirty.drain(..) {
             let Some(connection) = connections.get_mut(conn) else { continue };
+            let waiting = connection.outbox.events_bytes();
             if let Some(chunk) = connection.outbox.take_chunk(core.memory()) {
+                if !connection.followed.is_none() {
+                    latency.taken(&connection.followed, waiting - connection.outbox.events_bytes());
+                }
+                *sending += 1;
                 bytes += chunk.len() as u64;
                 connection.sent_bytes += chunk.len() as u64;
                 self.driver.send(conn, connection.socket, chunk);
@@ -236,6 +261,7 @@ impl<D: Driver> Shard<D> {
     fn send_messages(&mut self) {
         let (me, shards) = (self.state.me, self.state.mesh.shards());
         self.state.has_backlog = false;
+        let mut backlog = 0;
         for to in 0..shards {
             let to = ShardId(to);
             let Some(queue) = self.state.core.outgoing(to) else { continue };
@@ -245,12 +271,14 @@ impl<D: Driver> Shard<D> {
             let messages = std::mem::take(queue);
             if let Err(messages) = self.state.mesh.push(me, to, messages) {
                 // Kept, in order, until that shard has caught up.
+                backlog += messages.len();
                 if let Some(queue) = self.state.core.outgoing(to) {
                     *queue = messages;
                 }
                 self.state.has_backlog = true;
             }
         }
+        self.state.figures.mesh_backlog.set(backlog as u64);
     }
 
     /// Does with sockets what was decided.
@@ -272,6 +300,7 @@ impl<D: Driver> Shard<D> {
 
     /// Gives a connection that is no WebSocket to the control plane.
     fn hand_over(&mut self, conn: ConnKey) {
+        // Nothing was sent on it, so that nothing is followed.
         let Some(connection) = self.state.connections.remove(conn) else { return };
         let Phase::HandOver(head) = connection.phase else { return };
         let socket = self.driver.detach(conn, connection.socket);
@@ -305,12 +334,14 @@ impl<D: Driver> Shard<D> {
     }
 
     fn count(&mut self) {
-        let State { figures, core, connections, .. } = &self.state;
+        let State { figures, core, connections, latency, sending, .. } = &self.state;
         let (counted, driver) = (core.figures(), self.driver.figures());
         figures.turns.add(1);
         figures.enters.set(driver.enters);
         figures.completions.set(driver.completions);
         figures.buffers_exhausted.set(driver.buffer_exhausted);
+        figures.submissions_full.set(driver.submission_full);
+        figures.idle_us.set(driver.idle_us);
         figures.accept_failures.set(driver.accept_failures);
         figures.publishes.set(counted.publishes);
         figures.deliveries.set(counted.deliveries);
@@ -327,7 +358,10 @@ impl<D: Driver> Shard<D> {
         figures.journal_refused.set(core.journal_refused());
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);
-        figures.outbox_bytes.set(core.memory().bytes() as u64);
+        figures.outbox_bytes.set(core.memory().bytes().saturating_sub(core.log_bytes()) as u64);
+        figures.sending.set(*sending as u64);
+        figures.latency_followed.set(latency.chosen_total);
+        figures.latency_lost.set(latency.lost_total);
         figures.handshakes.set((connections.len() as u64).saturating_sub(figures.connections.value()));
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
+use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
@@ -108,6 +109,9 @@ pub(super) struct State {
     pub orphans: Vec<Orphan>,
     /// The number of the last question to a home about what a slow reader missed.
     pub catch_ups: u64,
+    pub latency: Latency,
+    /// Connections with a chunk at the driver.
+    pub sending: usize,
 }
 
 /// What a connection had asked for when it went.
@@ -155,6 +159,8 @@ impl State {
             has_backlog: false,
             orphans: Vec::new(),
             catch_ups: 0,
+            latency: Latency::default(),
+            sending: 0,
         }
     }
 
@@ -206,6 +212,7 @@ impl State {
             phase: Phase::Head(Box::new(head)),
             heard_ms: self.now_ms(),
             is_behind: false,
+            followed: Followed::default(),
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
@@ -283,7 +290,11 @@ impl State {
             self.abandon(conn);
             return;
         }
+        self.sending = self.sending.saturating_sub(1);
         connection.outbox.sent();
+        if !connection.followed.is_none() {
+            self.latency.sent(&mut connection.followed, self.now.monotonic_us, &self.figures.latency);
+        }
         let has_drained = connection.outbox.events_bytes() == 0;
         if (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
@@ -323,7 +334,9 @@ impl State {
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
         self.release(conn);
-        if let Some(connection) = self.connections.remove(conn) {
+        if let Some(mut connection) = self.connections.remove(conn) {
+            self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
+            self.latency.forget(&mut connection.followed);
             self.actions.push(Action::Close(conn, connection.socket));
         }
     }
@@ -362,7 +375,10 @@ impl State {
                 self.control(conn, Opcode::Pong, payload);
                 self.is_open(conn)
             }
-            ws::Message::Pong(_) => true,
+            ws::Message::Pong(_) => {
+                self.pong(conn);
+                true
+            }
             ws::Message::Close(said) => {
                 let code = said.map_or(0, |(code, _)| code);
                 self.close_answered(conn, code);

@@ -25,6 +25,7 @@ impl State {
         if now_ms >= self.swept_ms + 1000 {
             self.swept_ms = now_ms;
             self.core.sweep(self.now);
+            self.count_slowly();
         }
         while let Some((tick, due)) = self.timers.pop(now_ms) {
             for conn in due {
@@ -62,7 +63,7 @@ impl State {
 
     /// Heartbeat, the token's end, and a drain.
     pub fn look_after(&mut self, conn: ConnKey) {
-        let now_ms = self.now_ms();
+        let (now, now_ms) = (self.now, self.now_ms());
         let settings = self.settings.clone();
         let (interval_ms, timeout_ms) =
             (settings.config.heartbeat.interval_s * 1000, settings.config.heartbeat.timeout_s * 1000);
@@ -88,7 +89,7 @@ impl State {
                 Phase::Echo(client) => &mut client.heartbeat,
                 _ => return,
             };
-            match heartbeat.poll(now_ms, heard_ms, interval_ms, timeout_ms) {
+            match heartbeat.poll(now, heard_ms, interval_ms, timeout_ms) {
                 Beat::WaitUntil(until_ms) => {
                     connection.due_ms = due_ms.min(until_ms);
                     let due_ms = connection.due_ms;

@@ -262,7 +262,7 @@ impl Run {
             life.insert(published.seq, event);
         }));
         let key = key.map(Into::into);
-        let publish = Publish { room: name, kind: kind.into(), data, key, exclude: None, reply };
+        let publish = Publish { room: name, kind: kind.into(), data, key, exclude: None, received_us: 0, reply };
         self.node.request(home, Request::Publish(Box::new(publish)));
     }
 
@@ -706,7 +706,15 @@ fn give_way(seed: u64) {
         let payload = payload_bytes(&event);
         log.frames.push(header_bytes(payload) + payload);
         let (name, data) = (node.hasher.room(&room), Bytes::from(data));
-        let publish = Publish { room: name, kind: "x".into(), data, key: None, exclude: None, reply: ReplyTo::Nobody };
+        let publish = Publish {
+            room: name,
+            kind: "x".into(),
+            data,
+            key: None,
+            exclude: None,
+            received_us: 0,
+            reply: ReplyTo::Nobody,
+        };
         node.request(home(&node, &room), Request::Publish(Box::new(publish)));
         node.settle();
         let asked: Vec<_> = rooms.iter().map(|one| (one, watcher.send("history", json!({"room": one})))).collect();

@@ -211,6 +211,7 @@ impl Run {
             data: Bytes::from(data.to_string()),
             key: key.as_deref().map(Into::into),
             exclude: None,
+            received_us: 0,
             reply,
         };
         self.asked.insert(number, Asked { room: room.to_owned(), key, outcome, life: self.life });

@@ -230,7 +230,8 @@ impl Run {
             assert_eq!(former, None, "a number was given twice");
         }));
         let data = Bytes::from(data.to_string());
-        let publish = Publish { room: name, kind: kind.as_str().into(), data, key: None, exclude: None, reply };
+        let publish =
+            Publish { room: name, kind: kind.as_str().into(), data, key: None, exclude: None, received_us: 0, reply };
         self.node.request(home, Request::Publish(Box::new(publish)));
     }
 

@@ -4,6 +4,7 @@ mod bounds;
 mod client;
 mod disk;
 mod durable;
+mod figures;
 mod locks;
 mod logs;
 mod model;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringhub::config::Config;
 use ringhub::control::journal::Link;
-use ringhub::control::{Figures, ShardFigures, Snapshot};
+use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::hub::stored::StoredRoom;
 use ringhub::ring::Driver;
@@ -156,6 +156,11 @@ impl Node {
         )
     }
 
+    /// The times that each shard has measured.
+    pub fn times(&self) -> Vec<ShardTimes> {
+        self.figures.iter().map(|figures| figures.times()).collect()
+    }
+
     /// Nothing is left of anybody.
     pub fn assert_empty(&mut self) {
         self.pass(Duration::from_secs(3));
@@ -166,6 +171,7 @@ impl Node {
         assert_eq!(self.world.sockets_open(), 0, "sockets");
         assert_eq!((figures.connections, figures.handshakes), (0, 0), "connections, handshakes");
         assert_eq!((figures.subscriptions, figures.rooms), (0, 0), "subscriptions, rooms");
+        assert_eq!(figures.sending, 0, "sends under way");
         assert_eq!(self.mesh.connections.load(std::sync::atomic::Ordering::Relaxed), 0, "the node's connections");
     }
 }

@@ -25,7 +25,15 @@ fn publish(node: &Node, room: &str, data: &str) {
     let name = node.hasher.room(room);
     let home = usize::from(name.home(node.shards() as u16).0);
     let data = Bytes::copy_from_slice(data.as_bytes());
-    let publish = Publish { room: name, kind: "x".into(), data, key: None, exclude: None, reply: ReplyTo::Nobody };
+    let publish = Publish {
+        room: name,
+        kind: "x".into(),
+        data,
+        key: None,
+        exclude: None,
+        received_us: 0,
+        reply: ReplyTo::Nobody,
+    };
     node.request(home, Request::Publish(Box::new(publish)));
 }
 

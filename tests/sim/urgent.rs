@@ -149,7 +149,15 @@ fn publish(node: &Node, room: &str, filling: usize) {
     let name = node.hasher.room(room);
     let home = usize::from(name.home(node.shards() as u16).0);
     let data = Bytes::from(json!({"filling": "x".repeat(filling)}).to_string());
-    let publish = Publish { room: name, kind: "x".into(), data, key: None, exclude: None, reply: ReplyTo::Nobody };
+    let publish = Publish {
+        room: name,
+        kind: "x".into(),
+        data,
+        key: None,
+        exclude: None,
+        received_us: 0,
+        reply: ReplyTo::Nobody,
+    };
     node.request(home, Request::Publish(Box::new(publish)));
 }
 
