@@ -33,7 +33,10 @@ impl Heartbeat {
             } else if now_ms >= self.pinged_ms + timeout_ms {
                 return Beat::Dead;
             } else {
-                return Beat::WaitUntil(self.pinged_ms + timeout_ms);
+                let timeout_ms = self.pinged_ms + timeout_ms;
+                // An answer is noticed when the next ping is due, which may be before the timeout.
+                let due_ms = if self.next_ping_ms > now_ms { timeout_ms.min(self.next_ping_ms) } else { timeout_ms };
+                return Beat::WaitUntil(due_ms);
             }
         }
         if now_ms >= self.next_ping_ms {
@@ -73,5 +76,15 @@ mod tests {
         assert_eq!(heartbeat.poll(1_000, 0, 1_000, 5_000), Beat::Ping);
         assert_eq!(heartbeat.poll(3_000, 0, 1_000, 5_000), Beat::WaitUntil(6_000));
         assert_eq!(heartbeat.poll(5_000, 4_900, 1_000, 5_000), Beat::Ping);
+    }
+
+    #[test]
+    fn a_living_peer_is_pinged_every_interval_however_long_the_timeout_is() {
+        let mut heartbeat = Heartbeat::new(0, 1_000);
+        for second in 1..5 {
+            let now_ms = second * 1_000;
+            assert_eq!(heartbeat.poll(now_ms, now_ms - 990, 1_000, 10_000), Beat::Ping);
+            assert_eq!(heartbeat.poll(now_ms, now_ms - 990, 1_000, 10_000), Beat::WaitUntil(now_ms + 1_000));
+        }
     }
 }

@@ -5,11 +5,20 @@ import functools
 import pytest
 
 from hub import Hub
-from proxies import Behind
+from proxies import NOT_THROUGH, Behind
 
 
 def pytest_addoption(parser):
     parser.addoption("--through", choices=["nginx", "haproxy", "caddy"], help="put this proxy in front of every hub")
+
+
+def pytest_collection_modifyitems(config, items):
+    proxy = config.getoption("--through")
+    without = tuple(name for name, (proxies, _) in NOT_THROUGH.items() if proxy in proxies)
+    left_out = [item for item in items if item.name.startswith(without)]
+    if proxy and left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

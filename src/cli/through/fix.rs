@@ -19,6 +19,8 @@ pub(super) enum Proxy {
 pub(super) enum Topic {
     /// The hub is not where the proxy looks for it.
     Hub,
+    /// The hub and the proxy do not agree on the PROXY protocol.
+    ProxyProtocol,
     /// The headers of the upgrade get lost.
     Upgrade,
     /// Header fields of the upgrade's answer get lost.
@@ -58,6 +60,11 @@ impl Proxy {
                 "proxy_pass http://127.0.0.1:8000;  with the hub's listen.public",
                 "server hub 127.0.0.1:8000  with the hub's listen.public",
                 "reverse_proxy 127.0.0.1:8000  with the hub's listen.public",
+            ),
+            Topic::ProxyProtocol => (
+                "listen.proxy_protocol = false in the hub's configuration: nginx speaks it in stream {} only",
+                "send-proxy-v2 behind the server line, or listen.proxy_protocol = false in the hub's configuration",
+                "listen.proxy_protocol = false in the hub's configuration",
             ),
             Topic::Upgrade => (
                 "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; \

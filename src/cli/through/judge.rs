@@ -10,6 +10,8 @@ use crate::config::finding::Finding;
 /// An address that the probe claims to come from; kept for documentation (RFC 5737), so that nobody has it.
 pub(super) const CLAIMED: &str = "192.0.2.66";
 
+const NOT_UNDERSTOOD: &str = "the hub does not understand what the proxy sends ahead of the request, or misses it";
+
 /// How a silence ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Silence {
@@ -46,6 +48,7 @@ pub(super) fn ready(answer: &Answer, proxy: Proxy) -> Finding {
                 "--through with the address that it leads to, and clients likewise",
             )
         }
+        (400, _, Some(_)) => Finding::fail(check, what, NOT_UNDERSTOOD, proxy.fix(Topic::ProxyProtocol)),
         (404, _, Some(_)) => Finding::ok(check, "the hub serves no HTTP API on this way (listen.internal)"),
         _ => Finding::warn(
             check,
@@ -63,6 +66,9 @@ pub(super) fn refused(answer: &Answer, proxy: Proxy, has_token: bool) -> Finding
     let what = format!("/ws answers {} {}", answer.status, code.as_deref().unwrap_or_default());
     let what = what.trim_end().to_owned();
     match (answer.status, code) {
+        (400, Some(code)) if code == "bad_request" => {
+            Finding::fail(check, what, NOT_UNDERSTOOD, proxy.fix(Topic::ProxyProtocol))
+        }
         (400 | 426, Some(_)) => {
             let why = "the request reaches the hub, but not as an upgrade: its headers are lost on the way";
             Finding::fail(check, what, why, proxy.fix(Topic::Upgrade))
@@ -229,6 +235,8 @@ mod tests {
     fn a_refused_upgrade_says_on_which_side_the_reason_is() {
         let finding = |answer: &Answer| refused(answer, Proxy::Nginx, false);
         assert!(finding(&hubs(400, "bad_upgrade")).fix.contains("$http_upgrade"));
+        assert!(finding(&hubs(400, "bad_request")).fix.contains("listen.proxy_protocol"));
+        assert!(ready(&hubs(400, "bad_request"), Proxy::Unknown).fix.contains("send-proxy-v2"));
         assert_eq!(finding(&hubs(401, "unauthorized")).level, Level::Warn);
         assert_eq!(refused(&hubs(401, "unauthorized"), Proxy::Nginx, true).level, Level::Fail);
         assert_eq!(finding(&hubs(503, "unavailable")).level, Level::Warn);

@@ -16,7 +16,7 @@ use tungstenite::http::Uri;
 /// Time for a connection, and for each answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer that is looked at; the hub's are a fraction of it.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// More header fields than any proxy adds.
 const HEADERS_MAX: usize = 64;
 /// Where a proxy on this machine sees the connections come from: an address that is neither its own nor the hub's.
@@ -93,11 +93,10 @@ impl Link {
         format!("{}{path}", self.base)
     }
 
-    /// The URI of the WebSocket endpoint, with the query that was given.
-    pub(super) fn websocket_uri(&self) -> String {
-        let scheme = if self.is_secure() { "wss" } else { "ws" };
+    /// The path of the WebSocket endpoint, with the query that was given; [`Link::request`] puts the base before it.
+    pub(super) fn websocket_path(&self) -> String {
         let query = self.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
-        format!("{scheme}://{}{}{query}", self.authority, self.path("/ws"))
+        format!("/ws{query}")
     }
 
     /// The `Host` header.
@@ -137,36 +136,12 @@ impl Link {
         body: &str,
     ) -> Result<Answer, String> {
         let (mut stream, _) = self.connect(&[HTTP_1]).map_err(|error| error.to_string())?;
-        self.request(&mut stream, method, path, headers, body).map_err(|error| error.to_string())?;
-        let mut bytes = Vec::new();
-        let deadline = Instant::now() + PATIENCE;
-        let mut chunk = [0; 16 << 10];
-        loop {
-            match stream.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-                // Many servers end TLS without a word of farewell; the length of the body tells whether all is there.
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Err("no answer in time".to_owned()),
-                Err(error) => return Err(error.to_string()),
-            }
-            // Not every proxy ends the connection when it is asked to.
-            if announces_its_end(&bytes)
-                && let Some(answer) = Answer::parse(&bytes)
-            {
-                return Ok(answer);
-            }
-            if bytes.len() as u64 > ANSWER_BYTES_MAX {
-                return Err(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes"));
-            }
-            if Instant::now() > deadline {
-                return Err("no whole answer in time".to_owned());
-            }
-        }
-        Answer::parse(&bytes).ok_or_else(|| "the answer is not HTTP/1.1".to_owned())
+        let headers: Vec<_> = headers.iter().copied().chain([("Connection", "close")]).collect();
+        self.request(&mut stream, method, path, &headers, body).map_err(|error| error.to_string())?;
+        answer(&mut stream).map(|(answer, _)| answer)
     }
 
-    /// Writes a request whose answer ends the connection.
+    /// Writes a request.
     pub(super) fn request(
         &self,
         stream: &mut Stream,
@@ -182,10 +157,49 @@ impl Link {
         if !body.is_empty() {
             head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
         }
-        head.push_str("User-Agent: ringhub-doctor\r\nConnection: close\r\n\r\n");
+        head.push_str("User-Agent: ringhub-doctor\r\n\r\n");
         stream.write_all(head.as_bytes())?;
         stream.write_all(body.as_bytes())?;
         stream.flush()
+    }
+}
+
+/// Reads a whole answer. Behind the head of an upgrade that was granted come frames: what of them was read already.
+pub(super) fn answer(stream: &mut Stream) -> Result<(Answer, Vec<u8>), String> {
+    let mut bytes = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    let mut chunk = [0; 16 << 10];
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+            // Many servers end TLS without a word of farewell; the length of the body tells whether all is there.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err("no answer in time".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        }
+        if let Some((answer, head)) = Answer::parse_head(&bytes)
+            && answer.status == 101
+        {
+            return Ok((answer, bytes.split_off(head)));
+        }
+        // Not every proxy ends the connection when it is asked to.
+        if announces_its_end(&bytes)
+            && let Some(answer) = Answer::parse(&bytes)
+        {
+            return Ok((answer, Vec::new()));
+        }
+        if bytes.len() > ANSWER_BYTES_MAX {
+            return Err(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes"));
+        }
+        if Instant::now() > deadline {
+            return Err("no whole answer in time".to_owned());
+        }
+    }
+    match Answer::parse(&bytes) {
+        Some(answer) => Ok((answer, Vec::new())),
+        None if bytes.is_empty() => Err("the connection ended without an answer".to_owned()),
+        None => Err("the answer is not HTTP/1.1".to_owned()),
     }
 }
 
@@ -269,13 +283,6 @@ impl Answer {
         Some((Answer { status: response.code?, headers: headers.collect(), body: Vec::new() }, head))
     }
 
-    /// The answer to an upgrade, as the WebSocket library gives it.
-    pub(super) fn of_upgrade<T>(response: &tungstenite::http::Response<T>, body: &[u8]) -> Answer {
-        let text = |value: &tungstenite::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let headers = response.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value)));
-        Answer { status: response.status().as_u16(), headers: headers.collect(), body: body.to_vec() }
-    }
-
     /// The first header of that name, which is in lower case.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(one, _)| one == name).map(|(_, value)| value.as_str())
@@ -314,17 +321,19 @@ mod tests {
 
     #[test]
     fn the_endpoint_and_what_is_above_it_are_the_same_way() {
-        for (url, websocket) in [
-            ("wss://127.0.0.1", "wss://127.0.0.1/ws"),
-            ("https://127.0.0.1:8443/", "wss://127.0.0.1:8443/ws"),
-            ("ws://127.0.0.1:8000/ws", "ws://127.0.0.1:8000/ws"),
-            ("http://127.0.0.1:8000/live/hub/", "ws://127.0.0.1:8000/live/hub/ws"),
-            ("ws://bob:secret@127.0.0.1/ws?session_id=a", "ws://127.0.0.1/ws?session_id=a"),
-            ("ws://[::1]:8000/ws", "ws://[::1]:8000/ws"),
+        for (url, authority, websocket, ready) in [
+            ("wss://127.0.0.1", "127.0.0.1", "/ws", "/ready"),
+            ("https://127.0.0.1:8443/", "127.0.0.1:8443", "/ws", "/ready"),
+            ("ws://127.0.0.1:8000/ws", "127.0.0.1:8000", "/ws", "/ready"),
+            ("http://127.0.0.1:8000/live/hub/", "127.0.0.1:8000", "/live/hub/ws", "/live/hub/ready"),
+            ("wss://127.0.0.1/hub/ws", "127.0.0.1", "/hub/ws", "/hub/ready"),
+            ("ws://bob:secret@127.0.0.1/ws?session_id=a", "127.0.0.1", "/ws?session_id=a", "/ready"),
+            ("ws://[::1]:8000/ws", "[::1]:8000", "/ws", "/ready"),
         ] {
-            assert_eq!(Link::new(url, None).expect(url).websocket_uri(), websocket);
+            let link = Link::new(url, None).expect(url);
+            assert_eq!(link.authority(), authority);
+            assert_eq!((link.path(&link.websocket_path()).as_str(), link.path("/ready").as_str()), (websocket, ready));
         }
-        assert_eq!(Link::new("wss://127.0.0.1/hub/ws", None).expect("a link").path("/ready"), "/hub/ready");
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl Probe {
         let check = "streamed answers";
         let text = |error: std::io::Error| error.to_string();
         let bearer = self.bearer();
-        let mut headers = vec![("Accept", "text/event-stream"), ("Accept-Encoding", "gzip")];
+        let mut headers = vec![("Accept", "text/event-stream"), ("Accept-Encoding", "gzip"), ("Connection", "close")];
         headers.extend(bearer.as_ref().map(|bearer| ("Authorization", bearer.as_str())));
         let (mut stream, _) = self.link.connect(&[HTTP_1]).map_err(text)?;
         self.link.request(&mut stream, "GET", &format!("/events?room={room}"), &headers, "").map_err(text)?;

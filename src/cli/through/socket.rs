@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tungstenite::error::{ProtocolError, SubProtocolError};
-use tungstenite::handshake::HandshakeError;
-use tungstenite::handshake::client::{Request, generate_key};
-use tungstenite::{Error, Message, WebSocket, client::client_with_config};
+use tungstenite::handshake::client::generate_key;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::Role;
+use tungstenite::{Error, Message, WebSocket};
 
 use super::judge::{CLAIMED, Silence};
-use super::link::{Answer, HTTP_1, Link, PATIENCE, Stream};
+use super::link::{self, Answer, HTTP_1, Link, PATIENCE, Stream};
 use crate::wire::upgrade::PROTOCOL_JSON;
 
 /// An open WebSocket.
@@ -60,36 +60,31 @@ impl Heard {
 impl Socket {
     /// Opens one. The request claims another address, as anybody's may.
     pub(super) fn open(link: &Link, token: Option<&str>, subprotocol: bool) -> Result<(Socket, Answer), NoSocket> {
-        let failed = |error: &dyn std::fmt::Display| NoSocket::Failed(error.to_string());
-        let mut request = Request::builder()
-            .uri(link.websocket_uri())
-            .header("Host", link.authority())
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", generate_key())
-            .header("X-Forwarded-For", CLAIMED)
-            .header("User-Agent", "ringhub-doctor");
-        if subprotocol {
-            request = request.header("Sec-WebSocket-Protocol", PROTOCOL_JSON);
+        let failed = |error: std::io::Error| NoSocket::Failed(error.to_string());
+        let key = generate_key();
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let mut headers = vec![
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", &key),
+            ("X-Forwarded-For", CLAIMED),
+        ];
+        headers.extend(subprotocol.then_some(("Sec-WebSocket-Protocol", PROTOCOL_JSON)));
+        headers.extend(bearer.as_ref().map(|bearer| ("Authorization", bearer.as_str())));
+        let (mut stream, _) = link.connect(&[HTTP_1]).map_err(failed)?;
+        link.request(&mut stream, "GET", &link.websocket_path(), &headers, "").map_err(failed)?;
+        let (answer, frames) = link::answer(&mut stream).map_err(NoSocket::Failed)?;
+        if answer.status != 101 {
+            return Err(NoSocket::Refused(answer));
         }
-        if let Some(token) = token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+        if answer.header("sec-websocket-accept") != Some(&derive_accept_key(key.as_bytes())) {
+            return Err(NoSocket::Failed("the answer is not one to this upgrade (Sec-WebSocket-Accept)".to_owned()));
         }
-        let request = request.body(()).map_err(|error| failed(&error))?;
-        let (stream, _) = link.connect(&[HTTP_1]).map_err(|error| failed(&error))?;
-        match client_with_config(request, stream, None) {
-            Ok((socket, response)) => Ok((Socket(socket), Answer::of_upgrade(&response, &[]))),
-            Err(HandshakeError::Failure(Error::Http(response))) => {
-                let body = response.body().clone().unwrap_or_default();
-                Err(NoSocket::Refused(Answer::of_upgrade(&response, &body)))
-            }
-            Err(HandshakeError::Failure(Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(
-                SubProtocolError::NoSubProtocol,
-            )))) => Err(NoSocket::SubprotocolLost),
-            Err(HandshakeError::Failure(error)) => Err(failed(&error)),
-            Err(HandshakeError::Interrupted(_)) => Err(NoSocket::Failed("no answer to the upgrade in time".to_owned())),
+        if subprotocol && answer.header("sec-websocket-protocol") != Some(PROTOCOL_JSON) {
+            return Err(NoSocket::SubprotocolLost);
         }
+        Ok((Socket(WebSocket::from_partially_read(stream, frames, Role::Client, None)), answer))
     }
 
     /// The address that this connection comes from, as this machine knows it.
