@@ -171,6 +171,14 @@ impl Hub {
         self.inner.failed.load(Ordering::Relaxed)
     }
 
+    /// Whether every shard gave a sign of life lately; one that has ended while the hub drains has done its part.
+    pub fn is_alive(&self) -> bool {
+        let watch = &self.inner.watch;
+        let draining = self.inner.mesh.draining.load(Ordering::Relaxed);
+        let ended = if draining { watch.ended() } else { 0 };
+        watch.answering() + ended >= watch.shards()
+    }
+
     fn end(&self) -> Result<(), Failed> {
         self.inner.mesh.draining.store(true, Ordering::Relaxed);
         self.to_every_shard(|| Request::Stop);

@@ -1,4 +1,4 @@
-//! `ringhub doctor`: what this machine and this configuration lack, and the lines that put it right.
+//! `ringhub doctor`: what this machine and this configuration lack, or the way to a hub, and the lines that put it right.
 
 use std::io;
 use std::net::TcpListener;
@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::sources::SourceArgs;
+use super::through::{self, ThroughArgs};
 use crate::config::advice::proxy_path;
 use crate::config::finding::{Finding, Level};
 use crate::config::host::{check_host, read_number, read_text};
@@ -19,10 +20,17 @@ pub struct DoctorArgs {
     /// Where the configuration comes from.
     #[command(flatten)]
     pub sources: SourceArgs,
+    /// The way to a running hub, instead.
+    #[command(flatten)]
+    pub through: ThroughArgs,
     /// Print one JSON array.
     #[arg(long)]
     pub json: bool,
 }
+
+/// How the verdict begins.
+const MACHINE: (&str, &str) = ("The hub runs here", "The hub does not run here");
+const WAY: (&str, &str) = ("Clients get through", "Clients do not get through well");
 
 /// Prints all findings; fails when one of them would keep the hub from running.
 pub fn run(args: DoctorArgs) -> ExitCode {
@@ -30,8 +38,14 @@ pub fn run(args: DoctorArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return super::fail(error),
     };
-    let findings = findings(&config);
-    let text = if args.json { json(&findings) } else { text(&findings) };
+    let (findings, verdict) = match &args.through.through {
+        None => (findings(&config), MACHINE),
+        Some(url) => match through::findings(url, &args.through, &config) {
+            Ok(findings) => (findings, WAY),
+            Err(error) => return super::fail(error),
+        },
+    };
+    let text = if args.json { json(&findings) } else { text(&findings, verdict) };
     let printed = super::print(&text);
     match findings.iter().any(|finding| finding.level == Level::Fail) {
         true => ExitCode::FAILURE,
@@ -50,11 +64,12 @@ fn findings(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn text(findings: &[Finding]) -> String {
+fn text(findings: &[Finding], (good, bad): (&str, &str)) -> String {
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     let lines = findings.iter().map(|finding| {
         let mark = match finding.level {
             Level::Ok => "ok  ",
+            Level::Skip => "skip",
             Level::Warn => "WARN",
             Level::Fail => "FAIL",
         };
@@ -62,8 +77,8 @@ fn text(findings: &[Finding]) -> String {
     });
     let summary = match (count(Level::Fail), count(Level::Warn)) {
         (0, 0) => "All is well.\n".to_owned(),
-        (0, warned) => format!("The hub runs here; {warned} to look at.\n"),
-        (failed, _) => format!("The hub does not run here; {failed} to put right first.\n"),
+        (0, warned) => format!("{good}; {warned} to look at.\n"),
+        (failed, _) => format!("{bad}; {failed} to put right first.\n"),
     };
     lines.chain([summary]).collect()
 }
@@ -229,9 +244,11 @@ mod tests {
         let ok = Finding::ok("a", "fine");
         let warn = Finding::warn("b", "hm", "because", "do this");
         let fail = Finding::fail("c", "no", "because", "do that");
-        assert!(text(std::slice::from_ref(&ok)).ends_with("All is well.\n"));
-        assert!(text(&[ok.clone(), warn.clone()]).contains("fix: do this"));
-        assert!(text(&[ok, warn, fail.clone()]).ends_with("The hub does not run here; 1 to put right first.\n"));
+        assert!(text(std::slice::from_ref(&ok), MACHINE).ends_with("All is well.\n"));
+        assert!(text(&[ok.clone(), warn.clone()], MACHINE).contains("fix: do this"));
+        assert!(
+            text(&[ok, warn, fail.clone()], MACHINE).ends_with("The hub does not run here; 1 to put right first.\n")
+        );
         let parsed: serde_json::Value = serde_json::from_str(&json(&[fail])).expect("JSON");
         assert_eq!(parsed[0]["level"], "fail");
     }

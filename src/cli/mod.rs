@@ -4,8 +4,10 @@ pub mod config;
 pub mod conformance;
 pub mod doctor;
 mod logging;
+mod notify;
 pub mod serve;
 mod sources;
+mod through;
 pub mod token;
 
 use std::process::ExitCode;

@@ -1,16 +1,20 @@
 //! `ringhub serve`: its flags, and the configuration they give.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::notify::Notifier;
 use super::sources::SourceArgs;
 use crate::auth::{Claims, mint};
 use crate::config::{Config, ConfigError, Level, Listen, Sources, check_host};
 use crate::node::Hub;
+
+/// What the hub may need to end beside the time that it gives its clients.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// Flags of `ringhub serve`.
 #[derive(Args, Clone, Debug, Default)]
@@ -82,6 +86,10 @@ pub fn run(args: ServeArgs) -> ExitCode {
     for finding in findings.iter().filter(|finding| finding.level == Level::Warn) {
         tracing::warn!("{finding}");
     }
+    let notifier = match Notifier::from_env() {
+        Ok(notifier) => notifier,
+        Err(error) => return super::fail(format_args!("NOTIFY_SOCKET can't be used: {error}")),
+    };
     let drawn = config.auth.enabled && config.auth.secret.is_empty();
     let (hub, signals) = match start(config) {
         Ok(started) => started,
@@ -99,7 +107,18 @@ pub fn run(args: ServeArgs) -> ExitCode {
             return code;
         }
     }
-    run_until_signalled(&hub, signals, Some(args))
+    if let Err(error) = notifier.start_beating(&hub) {
+        return super::fail(format_args!("the watchdog's thread can't be started: {error}"));
+    }
+    notifier.ready(&status(&hub));
+    run_until_signalled(&hub, signals, Some((args, notifier)))
+}
+
+/// A line for `systemctl status`.
+fn status(hub: &Hub) -> String {
+    let public = hub.config().listen.public;
+    let public: Vec<String> = public.iter().map(Listen::to_string).collect();
+    format!("serving {} on {} shard(s)", public.join(", "), hub.stats().shards.len())
 }
 
 /// Starts the hub. The signals that it minds are taken over before: one that comes early must not end the process where
@@ -112,15 +131,19 @@ pub(super) fn start(config: Config) -> Result<(Hub, Signals), String> {
 }
 
 /// Runs until the hub ends: SIGTERM and SIGINT drain it, a second one ends it at once; SIGHUP reads the configuration
-/// again, if there is one to read.
-pub(super) fn run_until_signalled(hub: &Hub, mut signals: Signals, args: Option<ServeArgs>) -> ExitCode {
+/// again, if `service` has one to read. Whoever supervises the service is told of both.
+pub(super) fn run_until_signalled(hub: &Hub, mut signals: Signals, service: Option<(ServeArgs, Notifier)>) -> ExitCode {
     let handle = signals.handle();
     let of_signals = hub.clone();
     let body = move || {
         let mut draining = false;
         for signal in signals.forever() {
-            match (signal, &args) {
-                (SIGHUP, Some(args)) => reload(&of_signals, args),
+            match (signal, &service) {
+                (SIGHUP, Some((args, notifier))) => {
+                    notifier.reloading();
+                    let kept = reload(&of_signals, args);
+                    notifier.ready(kept.unwrap_or(&status(&of_signals)));
+                }
                 (SIGHUP, None) => {}
                 _ if draining => {
                     tracing::warn!("ending without waiting for clients");
@@ -132,6 +155,11 @@ pub(super) fn run_until_signalled(hub: &Hub, mut signals: Signals, args: Option<
                 _ => {
                     draining = true;
                     tracing::info!("draining; a second signal ends the hub at once");
+                    if let Some((_, notifier)) = &service {
+                        let config = of_signals.config();
+                        let wait_s = config.drain.seconds + config.limits.close_wait_s;
+                        notifier.stopping(Duration::from_secs(wait_s) + STOP_MARGIN);
+                    }
                     of_signals.drain();
                 }
             }
@@ -150,18 +178,23 @@ pub(super) fn run_until_signalled(hub: &Hub, mut signals: Signals, args: Option<
     }
 }
 
-fn reload(hub: &Hub, args: &ServeArgs) {
-    let reloaded = match args.config() {
-        Ok(config) => hub.reload(config),
+/// Reads the configuration again; says where it was not taken as it is.
+fn reload(hub: &Hub, args: &ServeArgs) -> Option<&'static str> {
+    let reloaded = args.config().map_err(|error| error.to_string());
+    let reloaded = reloaded.and_then(|config| hub.reload(config).map_err(|error| error.to_string()));
+    match reloaded {
+        Ok(kept) if kept.is_empty() => {
+            tracing::info!("configuration read again");
+            None
+        }
+        Ok(kept) => {
+            tracing::warn!(keys = kept.join(", "), "configuration read again; these keys need a restart");
+            Some("serving; some of the configuration needs a restart, the log says what")
+        }
         Err(error) => {
             tracing::error!("the configuration stays as it was: {error}");
-            return;
+            Some("serving with the configuration as it was; the new one has errors, the log says which")
         }
-    };
-    match reloaded {
-        Ok(kept) if kept.is_empty() => tracing::info!("configuration read again"),
-        Ok(kept) => tracing::warn!(keys = kept.join(", "), "configuration read again; these keys need a restart"),
-        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
     }
 }
 
@@ -186,7 +219,7 @@ fn welcome(config: &Config, hub: &Hub, drawn: bool) -> String {
     if !config.auth.enabled {
         line(format_args!("  everybody is an anonymous administrator (--no-auth)"));
     }
-    let token = drawn.then(|| first_token(config)).flatten();
+    let token = drawn.then(|| admin_token(config, "admin", 24 * 3600)).flatten();
     if let Some(token) = &token {
         line(format_args!(
             "\nThe secret was drawn for this run. An administrator's token for the next 24 hours:\n\n{token}"
@@ -208,13 +241,15 @@ fn welcome(config: &Config, hub: &Hub, drawn: bool) -> String {
     text
 }
 
-fn first_token(config: &Config) -> Option<String> {
+/// An administrator's token, signed with the configured secret; none without one.
+pub(super) fn admin_token(config: &Config, sub: &str, ttl_s: u64) -> Option<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
     let claims = Claims {
-        sub: "admin".to_owned(),
+        sub: sub.to_owned(),
         roles: vec!["admin".to_owned()],
+        permissions: vec!["websocket:admin".to_owned()],
         iat: Some(now),
-        exp: Some(now + 24 * 3600),
+        exp: Some(now.saturating_add(ttl_s)),
         iss: config.auth.issuer.first().cloned(),
         aud: config.auth.audience.first().cloned(),
         ..Claims::default()

@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Not looked at, for the reason given.
+    Skip,
     /// The hub runs, with less than was asked for.
     Warn,
     /// The hub cannot run like this.
@@ -37,6 +39,11 @@ impl Finding {
     /// All is well.
     pub fn ok(check: &'static str, what: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, what: what.into(), why: String::new(), fix: String::new() }
+    }
+
+    /// Not looked at.
+    pub fn skipped(check: &'static str, why: impl Into<String>) -> Self {
+        Self { check, level: Level::Skip, what: why.into(), why: String::new(), fix: String::new() }
     }
 
     /// The hub runs, with less than was asked for.

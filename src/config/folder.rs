@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Config;
 use super::finding::Finding;
@@ -39,7 +40,10 @@ fn writable(folder: &Path) -> Result<(), String> {
     if !existing.is_dir() {
         return Err(format!("{} is no folder", existing.display()));
     }
-    let probe = existing.join(format!(".ringhub-{}", std::process::id()));
+    // Two looks at a time must not take each other's file away.
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let number = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = existing.join(format!(".ringhub-{}-{number}", std::process::id()));
     let tried = File::create(&probe).and_then(|mut file| file.write_all(b"ringhub"));
     let removed = if probe.exists() { fs::remove_file(&probe) } else { Ok(()) };
     tried.and(removed).map_err(|error| format!("{} can't be written: {error}", existing.display()))

@@ -67,6 +67,11 @@ impl Watch {
         self.shards.get(usize::from(shard)).is_none_or(|shard| shard.ended.load(Ordering::Relaxed))
     }
 
+    /// How many shards' threads have ended.
+    pub(super) fn ended(&self) -> usize {
+        self.shards.iter().filter(|shard| shard.ended.load(Ordering::Relaxed)).count()
+    }
+
     /// Whether all have.
     pub(super) fn shards_ended(&self) -> bool {
         self.shards.iter().all(|shard| shard.ended.load(Ordering::Relaxed))

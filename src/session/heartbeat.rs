@@ -33,7 +33,12 @@ impl Heartbeat {
         let pinged_ms = self.pinged_us / 1000;
         if self.pinged_us != 0 && heard_ms < pinged_ms {
             let until_ms = pinged_ms + timeout_ms;
-            return if now_ms >= until_ms { Beat::Dead } else { Beat::WaitUntil(until_ms) };
+            if now_ms >= until_ms {
+                return Beat::Dead;
+            }
+            // An answer is noticed when the next ping is due, which may be before the timeout.
+            let due_ms = if self.next_ping_ms > now_ms { until_ms.min(self.next_ping_ms) } else { until_ms };
+            return Beat::WaitUntil(due_ms);
         }
         if now_ms >= self.next_ping_ms {
             self.pinged_us = now.monotonic_us.max(1);
@@ -93,5 +98,15 @@ mod tests {
         assert_eq!(heartbeat.pong(Now { monotonic_us: 1_000_250, unix_ms: 0 }), Some(250));
         assert_eq!(heartbeat.pong(at(1_001)), None, "the second answer to one ping");
         assert_eq!(heartbeat.poll(at(1_900), 1_000, 1_000, 5_000), Beat::WaitUntil(2_000), "it lives");
+    }
+
+    #[test]
+    fn a_living_peer_is_pinged_every_interval_however_long_the_timeout_is() {
+        let mut heartbeat = Heartbeat::new(0, 1_000);
+        for second in 1..5 {
+            let now_ms = second * 1_000;
+            assert_eq!(heartbeat.poll(at(now_ms), now_ms - 990, 1_000, 10_000), Beat::Ping);
+            assert_eq!(heartbeat.poll(at(now_ms), now_ms - 990, 1_000, 10_000), Beat::WaitUntil(now_ms + 1_000));
+        }
     }
 }

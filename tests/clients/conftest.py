@@ -1,13 +1,36 @@
 """Hubs for the tests: one shared by all that need nothing special, and a way to start others."""
 
+import functools
+
 import pytest
 
 from hub import Hub
+from proxies import NOT_THROUGH, Behind
+
+
+def pytest_addoption(parser):
+    parser.addoption("--through", choices=["nginx", "haproxy", "caddy"], help="put this proxy in front of every hub")
+
+
+def pytest_collection_modifyitems(config, items):
+    proxy = config.getoption("--through")
+    without = tuple(name for name, (proxies, _) in NOT_THROUGH.items() if proxy in proxies)
+    left_out = [item for item in items if item.name.startswith(without)]
+    if proxy and left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
-def _shared():
-    hub = Hub({"endpoints.echo": True})
+def _hub(request):
+    """What makes a hub: with `--through`, one behind a proxy."""
+    proxy = request.config.getoption("--through")
+    return functools.partial(Behind, proxy) if proxy else Hub
+
+
+@pytest.fixture(scope="session")
+def _shared(_hub):
+    hub = _hub({"endpoints.echo": True})
     yield hub
     hub.stop()
 
@@ -20,12 +43,12 @@ def hub(_shared):
 
 
 @pytest.fixture
-def start():
+def start(_hub):
     """Starts hubs that end with the test; a hub that crashed in it fails it."""
     hubs: list[Hub] = []
 
     def start_hub(*positional, **named) -> Hub:
-        hubs.append(Hub(*positional, **named))
+        hubs.append(_hub(*positional, **named))
         return hubs[-1]
 
     yield start_hub

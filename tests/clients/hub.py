@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,9 @@ def toml(value) -> str:
 class Hub:
     """A running hub. `settings` are options by key; `arguments` go to `ringhub serve` as they are."""
 
+    # How clients trust whoever ends TLS in front of it; the hub itself speaks none.
+    tls: ssl.SSLContext | None = None
+
     def __init__(
         self,
         settings: dict | None = None,
@@ -162,9 +166,13 @@ class Hub:
     def http_url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    def connection(self, port: int | None = None) -> http.client.HTTPConnection:
+        """A connection for requests."""
+        return http.client.HTTPConnection(self.host, port or self.port, timeout=5)
+
     def get(self, path: str, headers: dict | None = None, *, method: str = "GET", body: object = None, port: int | None = None) -> tuple[int, dict, bytes]:
         """One HTTP request on a connection of its own: status, headers (lower case), body."""
-        connection = http.client.HTTPConnection(self.host, port or self.port, timeout=5)
+        connection = self.connection(port)
         headers = dict(headers or {})
         data = None
         if body is not None:

@@ -133,6 +133,8 @@ async def joined(hub: Hub, jwt: str | None = None, *, path: str = "/ws", query: 
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(unix)
         sock.setblocking(False)
+    if hub.tls:
+        options.setdefault("ssl", hub.tls)
     async with connect(url, additional_headers=headers, compression=None, proxy=None, max_size=None, max_queue=None, sock=sock, **options) as connection:
         yield await Peer(connection).greeted()
 
@@ -209,15 +211,18 @@ class Bare:
     answer: Answer | None = field(default=None)
 
     @classmethod
-    async def dial(cls, hub: Hub, *, receive_bytes: int | None = None) -> Bare:
+    async def dial(cls, hub: Hub, *, receive_bytes: int | None = None, source: str | None = None) -> Bare:
         sock = socket.socket()
+        if source:
+            sock.bind((source, 0))
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (hub.host, hub.port))
         # A small limit stops the loop from reading ahead of the test: a slow reader must be slow.
         limit = 1 << 24 if receive_bytes is None else max(receive_bytes, 1024)
-        return cls(*await asyncio.open_connection(sock=sock, limit=limit))
+        encrypted = {"ssl": hub.tls, "server_hostname": hub.host} if hub.tls else {}
+        return cls(*await asyncio.open_connection(sock=sock, limit=limit, **encrypted))
 
     @classmethod
     async def upgraded(cls, hub: Hub, jwt: str | None = None, path: str = "/ws", *, first: bytes = b"", **options) -> Bare:

@@ -12,7 +12,7 @@ from peer import check_envelope
 
 @pytest.fixture
 async def client(hub):
-    async with aiohttp.ClientSession(base_url=hub.http_url, headers={"Authorization": f"Bearer {token('ada')}"}) as session:
+    async with aiohttp.ClientSession(base_url=hub.http_url, headers={"Authorization": f"Bearer {token('ada')}"}, connector=aiohttp.TCPConnector(ssl=hub.tls or True)) as session:
         yield session
 
 
@@ -77,7 +77,7 @@ async def test_echo_sends_back_what_came(client, payload):
 
 
 async def test_a_refusal_is_an_http_error(hub):
-    async with aiohttp.ClientSession(base_url=hub.http_url) as session:
+    async with aiohttp.ClientSession(base_url=hub.http_url, connector=aiohttp.TCPConnector(ssl=hub.tls or True)) as session:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await session.ws_connect("/ws")
         assert refused.value.status == 401
