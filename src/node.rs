@@ -32,6 +32,7 @@ pub use api::Sent;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
+use crate::control::store::Store;
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -90,6 +91,7 @@ struct Inner {
     internal_address: Mutex<Option<SocketAddr>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     control: Mutex<Option<ControlPlane>>,
+    store: Option<Store>,
     failed: AtomicBool,
 }
 
@@ -177,6 +179,10 @@ impl Hub {
             if thread.join().is_err() {
                 self.inner.failed.store(true, Ordering::Relaxed);
             }
+        }
+        // The store goes last: shards report the ends of their connections.
+        if let Some(store) = &self.inner.store {
+            store.shutdown();
         }
         if self.inner.failed.load(Ordering::Relaxed) { Err(Failed) } else { Ok(()) }
     }

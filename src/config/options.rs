@@ -180,6 +180,24 @@ options! {
         queue_max: u32 = 100, range(0, 100_000), "messages", Live;
     }
 
+    /// History in a SQLite file: connections, performance and alerts.
+    store: StoreConfig {
+        /// The file; empty keeps no history. Its folder has to exist.
+        path: Option<PathBuf> = None, Rule::Any, "", Restart;
+        /// Reports of connections that may wait for the disk; what does not fit is counted as lost.
+        queue_max: usize = 16_384, range(64, 1_048_576), "reports", Restart;
+        /// Largest size of the file; near it the oldest connections are deleted before their time.
+        bytes_max: u64 = GIB, range(16 * MIB, 1024 * GIB), "bytes", Restart;
+        /// How long connections are kept after their end.
+        connections_days: u64 = 30, range(1, 3650), "days", Restart;
+        /// How long performance samples are kept, one every ten seconds.
+        samples_hours: u64 = 24, range(1, 8760), "hours", Restart;
+        /// How long performance by the minute is kept.
+        minutes_days: u64 = 90, range(1, 3650), "days", Restart;
+        /// How long it is kept which alerts there were.
+        alerts_days: u64 = 90, range(1, 3650), "days", Restart;
+    }
+
     /// Endpoints that are off by default.
     endpoints: EndpointsConfig {
         /// Serve `/echo`, which sends every data frame back as it came.

@@ -44,6 +44,7 @@ mod progress;
 mod publish;
 mod rooms;
 mod service;
+pub mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,8 @@ pub struct Options {
     pub stop_grace: Duration,
     /// `cors.origins`.
     pub cors_origins: Vec<String>,
+    /// The stored history, where one is kept.
+    pub store: Option<store::Store>,
 }
 
 impl Default for Options {
@@ -110,6 +113,7 @@ impl Default for Options {
             linger: Duration::from_secs(2),
             stop_grace: Duration::from_secs(1),
             cors_origins: Vec::new(),
+            store: None,
         }
     }
 }

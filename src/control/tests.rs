@@ -413,7 +413,7 @@ fn an_array_is_answered_entry_by_entry_and_is_bounded() {
     assert_eq!(reply.status, 200);
     assert_eq!((&entries[0]["seq"], &entries[0]["room"]), (&1.into(), &"a".into()));
     assert_eq!(entries[1]["error"]["code"], "forbidden");
-    assert_eq!(entries[2]["error"]["code"], "bad_json");
+    assert_eq!(entries[2]["error"]["code"], "bad_command");
     assert_eq!(fixture.post(good, "[]").json(), serde_json::json!([]));
     assert_eq!(fixture.post(good, "[1,2,3,4]").status, 413);
 }

@@ -14,6 +14,7 @@ use super::watch::{self, Watch};
 use super::{Hub, Inner, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
+use crate::control::store::{Ledger, Store, StoreOptions};
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::ring::uring::{Uring, UringOptions};
@@ -46,6 +47,9 @@ pub enum StartError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// The stored history's file.
+    #[error("{0}")]
+    Store(#[from] crate::control::store::StartError),
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
@@ -71,6 +75,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let settings = Arc::new(Settings::new(config)?);
     let config = &settings.config;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
+    let store = StoreOptions::new(&config.store).map(Store::start).transpose()?;
     let mut seeds = [0u64; 65 * 2];
     fill(&mut seeds)?;
     let hasher = NameHasher::new(seeds[0]);
@@ -94,6 +99,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             settings: settings.clone(),
             figures: figures.get(usize::from(shard)).cloned().unwrap_or_default(),
             inbox: inbox.clone(),
+            ledger: store.as_ref().map(|store| store.ledger().clone()),
             hasher: hasher.clone(),
             seed: [seeds[2 + usize::from(shard) * 2], seeds[3 + usize::from(shard) * 2]],
             watch: watch.clone(),
@@ -123,10 +129,11 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             internal_address: Mutex::new(None),
             threads: Mutex::new(threads),
             control: Mutex::new(None),
+            store: store.clone(),
             failed: AtomicBool::new(false),
         }),
     };
-    let started = control::start(control_options(config), hub.clone(), intake);
+    let started = control::start(control_options(config, store), hub.clone(), intake);
     match started {
         Ok(control) => {
             *lock(&hub.inner.internal_address) = control.internal_address();
@@ -164,13 +171,14 @@ fn fill(words: &mut [u64]) -> io::Result<()> {
     Ok(())
 }
 
-fn control_options(config: &Config) -> control::Options {
+fn control_options(config: &Config, store: Option<Store>) -> control::Options {
     control::Options {
         internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,
         header_bytes_max: config.limits.header_bytes_max,
         body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
         cors_origins: config.cors.origins.clone(),
+        store,
         ..control::Options::default()
     }
 }
@@ -230,6 +238,7 @@ struct Plan {
     settings: Arc<Settings>,
     figures: Arc<Figures>,
     inbox: Inbox,
+    ledger: Option<Arc<Ledger>>,
     hasher: NameHasher,
     seed: [u64; 2],
     watch: Watch,
@@ -273,7 +282,7 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, hasher, seed, .. } = plan;
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hasher, seed, .. } = plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }
@@ -293,7 +302,8 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
             panic!("the system's random numbers are gone: {error}");
         }
     }));
-    let start = Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy };
+    let start =
+        Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), ledger, hasher, seed, entropy };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
     for (place, listener) in listeners.into_iter().enumerate() {

@@ -10,6 +10,7 @@ mod inspect;
 mod lag;
 mod members;
 pub mod mesh;
+mod report;
 pub mod request;
 mod requests;
 mod resume;

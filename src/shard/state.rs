@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
 use super::mesh::Mesh;
+use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
+use crate::control::store::{ClosedBy, Ledger};
 use crate::control::{ConnectionOrigin, Inbox};
 use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
@@ -47,6 +49,8 @@ pub struct Start {
     pub figures: Arc<Figures>,
     /// Where requests go that are no upgrade; none where there is no control plane.
     pub inbox: Option<Inbox>,
+    /// Where connections are reported; none where no history is kept of them.
+    pub ledger: Option<Arc<Ledger>>,
     /// Hashes names; the same on all shards.
     pub hasher: NameHasher,
     /// Seeds the ids; different on every shard.
@@ -78,6 +82,7 @@ pub(super) struct State {
     pub settings: Arc<Settings>,
     pub figures: Arc<Figures>,
     pub inbox: Option<Inbox>,
+    pub ledger: Option<Arc<Ledger>>,
     pub core: Core,
     pub connections: Connections,
     pub timers: Timers,
@@ -118,7 +123,7 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start) -> State {
-        let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hasher, seed, entropy } = start;
         let rules = Rules::new(&settings.config);
         let core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         State {
@@ -126,6 +131,7 @@ impl State {
             mesh,
             figures,
             inbox,
+            ledger,
             core,
             connections: Connections::default(),
             timers: Timers::default(),
@@ -199,6 +205,7 @@ impl State {
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
+            messages_received: 0,
             received_bytes: 0,
             sent_bytes: 0,
         };
@@ -307,7 +314,7 @@ impl State {
 
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
-        self.release(conn);
+        self.release(conn, Ending::LOST);
         if let Some(connection) = self.connections.remove(conn) {
             self.actions.push(Action::Close(conn, connection.socket));
         }
@@ -349,11 +356,12 @@ impl State {
             }
             ws::Message::Pong(_) => true,
             ws::Message::Close(said) => {
-                let code = said.map_or(0, |(code, _)| code);
-                self.close_answered(conn, code);
+                let (code, reason) = said.unwrap_or((0, ""));
+                self.close_answered(conn, code, reason);
                 false
             }
             ws::Message::Text(text) => {
+                self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Text, text);
                 } else {
@@ -362,6 +370,7 @@ impl State {
                 self.is_open(conn)
             }
             ws::Message::Binary(data) => {
+                self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Binary, data);
                     return self.is_open(conn);
@@ -369,6 +378,12 @@ impl State {
                 self.close(conn, close::UNSUPPORTED, "the native protocol is text");
                 false
             }
+        }
+    }
+
+    fn count_message(&mut self, conn: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.messages_received = connection.messages_received.saturating_add(1);
         }
     }
 
@@ -415,7 +430,7 @@ impl State {
             return;
         }
         self.figures.closes.add_code(code);
-        self.release(conn);
+        self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
         ws::close_frame(code, reason, connection.outbox.answers());
@@ -436,9 +451,9 @@ impl State {
     }
 
     /// Answers the peer's close frame in kind (RFC 6455 §5.5.1): the same code, nothing where it gave none.
-    fn close_answered(&mut self, conn: ConnKey, code: u16) {
+    fn close_answered(&mut self, conn: ConnKey, code: u16, reason: &str) {
         self.figures.closes.add_code(if code == 0 { 1005 } else { code });
-        self.release(conn);
+        self.release(conn, Ending { code: (code != 0).then_some(code), reason, by: ClosedBy::Client });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         // Nothing may follow a close frame (RFC 6455 §5.5.1).
         connection.outbox.drop_events();

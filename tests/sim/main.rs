@@ -4,4 +4,5 @@ mod client;
 mod logs;
 mod model;
 mod node;
+mod operations;
 mod regressions;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringhub::config::Config;
+use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, Snapshot};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::ring::Driver;
@@ -18,6 +19,8 @@ pub struct Node {
     pub world: SimWorld,
     pub mesh: Arc<Mesh>,
     pub hasher: NameHasher,
+    /// What the shards report of their connections.
+    pub ledger: Arc<Ledger>,
     shards: Vec<Option<Shard<SimDriver>>>,
     figures: Vec<Arc<Figures>>,
 }
@@ -42,6 +45,7 @@ impl Node {
         let settings = Arc::new(Settings::new(config).expect("sound settings"));
         let hasher = NameHasher::new(seed);
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
+        let ledger = Arc::new(Ledger::new(64 * 1024));
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
                 me: ShardId(me),
@@ -49,6 +53,7 @@ impl Node {
                 settings: settings.clone(),
                 figures: figures[usize::from(me)].clone(),
                 inbox: None,
+                ledger: Some(ledger.clone()),
                 hasher: hasher.clone(),
                 seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
                 entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
@@ -56,7 +61,7 @@ impl Node {
             Some(Shard::new(driver, start))
         });
         let shards = shards.collect();
-        Node { world, mesh, hasher, shards, figures }
+        Node { world, mesh, hasher, ledger, shards, figures }
     }
 
     pub fn shards(&self) -> usize {
