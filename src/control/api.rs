@@ -120,6 +120,7 @@ impl<B: Backend> Api<B> {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
+            shards_deaf: None,
             process: process::read(),
             total,
             shards: &shards.shards,
@@ -135,6 +136,9 @@ pub(crate) struct Page<'a> {
     uptime_s: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
+    /// Shards that answer, but don't hear others or aren't heard by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards_deaf: Option<usize>,
     process: Process,
     /// All shards together.
     #[schema(value_type = Object)]
@@ -188,15 +192,21 @@ pub(crate) async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response
 )]
 pub(crate) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let answer = api.remote(api.backend.ready()).await;
-    let (status, word, answering) = match answer {
-        _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
-        Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok", Some(readiness.answering)),
-        Ok(readiness) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer", Some(readiness.answering)),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.code.as_str(), None),
+    let (status, word) = match &answer {
+        _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok"),
+        Ok(readiness) if readiness.deaf > 0 => (StatusCode::SERVICE_UNAVAILABLE, "shards do not hear each other"),
+        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer"),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.code.as_str()),
     };
+    let readiness = answer.ok();
     let figures = api.backend.figures();
     let total = figures.total();
-    let page = Page { shards_answering: answering, ..api.page(word, &total, &figures) };
+    let page = Page {
+        shards_answering: readiness.map(|readiness| readiness.answering),
+        shards_deaf: readiness.map(|readiness| readiness.deaf),
+        ..api.page(word, &total, &figures)
+    };
     let mut response = json(status, &page);
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));

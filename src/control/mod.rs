@@ -49,7 +49,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{Backend, PublishRequest, Published, Readiness};
+pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
 pub use figures::{Figures, ShardFigures, Snapshot};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 

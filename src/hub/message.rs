@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::{Address, Batch};
+use super::canary::Canary;
 use super::name::RoomName;
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
@@ -73,6 +74,8 @@ pub enum Message {
         /// The user.
         user_id: Arc<str>,
     },
+    /// To any shard, and back: a sign of life.
+    Canary(Box<Canary>),
     /// To a session's home: the connection that held it is gone.
     ReleaseSession {
         /// The session's room.

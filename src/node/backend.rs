@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
-use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, Snapshot};
+use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, Snapshot};
 use crate::hub::core::epoch_text;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
@@ -142,7 +142,12 @@ impl Backend for Hub {
 
     fn ready(&self) -> Pending<Readiness> {
         let watch = &self.inner.watch;
-        Pending::ready(Ok(Readiness { shards: watch.shards(), answering: watch.answering() }))
+        let (shards, answering, deaf) = (watch.shards(), watch.answering(), watch.deaf().len());
+        Pending::ready(Ok(Readiness { shards, answering, deaf }))
+    }
+
+    fn pulse(&self) -> Vec<ShardPulse> {
+        self.inner.watch.pulse()
     }
 
     fn adopt(&self, connection: Adopted) {

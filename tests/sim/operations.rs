@@ -1,9 +1,11 @@
-//! What operators are told by shards: who came and went.
+//! What operators are told by shards: who came and went, and that everybody hears everybody.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ringhub::control::store::{Closed, ClosedBy};
+use ringhub::hub::canary::Signs;
 use ringhub::ring::sim::Faults;
 use ringhub::shard::request::Request;
 use serde_json::json;
@@ -102,4 +104,46 @@ fn a_report_tells_how_a_backend_ended_a_connection() {
     drop(client);
     let closed = reported(&node).remove("c1").flatten().expect("has gone");
     assert_eq!((closed.code, &*closed.reason, closed.by), (Some(4000), "enough", ClosedBy::Hub));
+}
+
+/// Asks every shard for a sign of life with canaries.
+fn ask(node: &Node, number: u64, signs: &[Arc<Signs>]) {
+    for (shard, signs) in signs.iter().enumerate() {
+        let request = Request::Ping { number, asked: Instant::now(), canaries: true, signs: signs.clone() };
+        node.request(shard, request);
+    }
+}
+
+#[test]
+fn canaries_go_from_every_shard_to_every_shard_and_back() {
+    for shards in [1u16, 2, 5] {
+        let mut node = Node::new(u64::from(shards), shards, Faults::rough(), config());
+        let signs: Vec<_> = (0..shards).map(|_| Arc::new(Signs::new(shards))).collect();
+        for number in 1..=3 {
+            ask(&node, number, &signs);
+            node.settle();
+            for one in &signs {
+                assert_eq!(one.answered(), number);
+                assert!((0..usize::from(shards)).all(|from| one.returned(from) == number));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shard_that_does_not_turn_is_the_one_whose_canaries_are_missed() {
+    let mut node = Node::new(7, 3, Faults::none(), config());
+    let signs: Vec<_> = (0..3).map(|_| Arc::new(Signs::new(3))).collect();
+    ask(&node, 1, &signs);
+    for _ in 0..50 {
+        node.turn_of(0);
+        node.turn_of(2);
+    }
+    assert_eq!([0, 1, 2].map(|shard| signs[shard].answered()), [1, 0, 1]);
+    assert_eq!([0, 1, 2].map(|from| signs[0].returned(from)), [1, 0, 1]);
+    // It goes on: what was on its way comes back.
+    node.world.advance(Duration::from_secs(2));
+    node.settle();
+    assert_eq!([0, 1, 2].map(|from| signs[0].returned(from)), [1, 1, 1]);
+    assert!(signs[0].round_trip_us() >= 2_000_000, "{}", signs[0].round_trip_us());
 }
