@@ -13,14 +13,17 @@ use hyper::header::{self, HeaderMap};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
+use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
+use super::store::{Store, StoreStatus};
 use super::{broadcast, connections, messages, rooms};
 
 /// What handlers need.
@@ -31,6 +34,8 @@ pub(crate) struct Api<B> {
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
     pub(crate) events_max: usize,
+    pub(crate) alerts: Arc<Board>,
+    pub(crate) store: Option<Store>,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -72,6 +77,8 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/rooms", get(rooms::list::<B>))
         .route("/api/v1/rooms/{room}", get(rooms::show::<B>))
         .route("/api/v1/rooms/{room}/history", get(rooms::history::<B>).delete(rooms::clear::<B>))
+        .route("/api/v1/alerts", get(alerts::list::<B>))
+        .route("/api/v1/performance", get(performance::show::<B>))
         .route("/ws", get(upgrade_required))
         .route("/ws/monitor/{session_id}", get(upgrade_required))
         .route_layer(middleware::from_fn(note_route))
@@ -121,6 +128,7 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             shards_deaf: None,
+            store: self.store.as_ref().map(Store::status),
             process: process::read(),
             total,
             shards: &shards.shards,
@@ -139,6 +147,9 @@ pub(crate) struct Page<'a> {
     /// Shards that answer, but don't hear others or aren't heard by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_deaf: Option<usize>,
+    /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<StoreStatus>,
     process: Process,
     /// All shards together.
     #[schema(value_type = Object)]

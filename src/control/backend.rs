@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::figures::Snapshot;
 use super::inbox::Adopted;
+use crate::config::Config;
 use crate::hub::reply::{HubError, Pending};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{Sent, Target};
@@ -86,6 +87,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// How every shard is. For one caller: it is told the longest wait since it asked the last time.
     fn pulse(&self) -> Vec<ShardPulse>;
+
+    /// The configuration in force.
+    fn config(&self) -> Config;
+
+    /// Whether a room has members.
+    fn is_occupied(&self, room: &str) -> Pending<bool>;
+
+    /// Publishes what the hub itself has to say. Nobody is told whether it worked: who says it goes on in any case.
+    fn announce(&self, room: &str, kind: &str, data: Bytes);
 
     /// Gives a connection with an upgrade request back to a shard. `received` starts with the request's first byte;
     /// nothing of it has been answered.

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
+mod alerts;
 mod answer;
 mod api;
 mod backend;
@@ -36,7 +37,11 @@ mod inbox;
 mod listener;
 mod messages;
 mod metrics;
+mod moment;
+mod monitor;
 mod openapi;
+mod operations;
+mod performance;
 mod poll;
 mod porter;
 mod process;
@@ -53,10 +58,13 @@ pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
 pub use figures::{Figures, ShardFigures, Snapshot};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 
+use alerts::Board;
 use api::Api;
 use cors::Cors;
 use door::Door;
 use metrics::{ControlFigures, HttpRequests, Metrics};
+use monitor::Monitor;
+use operations::Operations;
 use progress::Patience;
 use service::App;
 
@@ -236,9 +244,16 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
             }
         };
         let figures = ControlFigures::default();
-        let app = app(options, backend, &shared, figures.clone());
+        let board = Arc::new(Board::default());
+        let store = options.store.clone();
+        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store);
+        let app = app(options, backend, &shared, figures.clone(), board);
         if started.send(Ok(())).is_ok() {
-            executor.run(porter::run(app, shared, inside, internal, figures));
+            executor.run(async move {
+                let monitor = glommio::spawn_local(monitor.run()).detach();
+                porter::run(app, shared, inside, internal, figures).await;
+                monitor.cancel();
+            });
         }
     };
     let thread = std::thread::Builder::new().name("control".into()).spawn(main).map_err(StartError::Thread)?;
@@ -249,10 +264,17 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
     }
 }
 
-fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, figures: ControlFigures) -> App<B> {
+fn app<B: Backend>(
+    options: Options,
+    backend: B,
+    shared: &Arc<inbox::Shared>,
+    figures: ControlFigures,
+    alerts: Arc<Board>,
+) -> App<B> {
     let requests = HttpRequests::default();
     let open = Arc::clone(shared);
-    let metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    let mut metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    metrics.add(Operations { alerts: Arc::clone(&alerts), store: options.store.clone() });
     let api = Api {
         backend: backend.clone(),
         door: Arc::clone(&shared.door),
@@ -260,6 +282,8 @@ fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, fi
         started: Instant::now(),
         body_bytes_max: options.body_bytes_max,
         events_max: options.publish_events_max,
+        alerts,
+        store: options.store.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

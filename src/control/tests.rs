@@ -140,6 +140,16 @@ impl Backend for FakeHub {
         vec![ShardPulse::default(); 2]
     }
 
+    fn config(&self) -> crate::config::Config {
+        crate::config::Config::default()
+    }
+
+    fn is_occupied(&self, _: &str) -> Pending<bool> {
+        Pending::ready(Ok(false))
+    }
+
+    fn announce(&self, _: &str, _: &str, _: Bytes) {}
+
     fn adopt(&self, connection: Adopted) {
         self.adopted.send(connection).unwrap();
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
+use crate::config::Config;
 use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, Snapshot};
 use crate::hub::core::epoch_text;
 use crate::hub::name::{ShardId, split};
@@ -148,6 +149,26 @@ impl Backend for Hub {
 
     fn pulse(&self) -> Vec<ShardPulse> {
         self.inner.watch.pulse()
+    }
+
+    fn config(&self) -> Config {
+        Hub::config(self)
+    }
+
+    fn is_occupied(&self, room: &str) -> Pending<bool> {
+        let (responder, pending) = pending();
+        self.ask_room(room, responder);
+        pending
+    }
+
+    fn announce(&self, room: &str, kind: &str, data: Bytes) {
+        let of = room.to_owned();
+        let tell = move |outcome: Result<super::Published, Refused>| {
+            if let Err(refused) = outcome {
+                tracing::warn!(room = of, code = refused.code.as_str(), "the hub's own event was not published");
+            }
+        };
+        self.publish_checked(room, kind, data, None, |_, _| true, Box::new(tell));
     }
 
     fn adopt(&self, connection: Adopted) {
