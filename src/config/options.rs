@@ -200,7 +200,7 @@ options! {
 
     /// Values past which the hub raises an alert; 0 watches for none.
     alerts: AlertsConfig {
-        /// The 99th percentile of the latency.
+        /// How long messages are under way between shards, there and back; the slowest way counts.
         latency_p99_ms: u64 = 250, range(0, 600_000), "ms", Live;
         /// Errors told to clients, of the messages that they sent.
         errors_percent: u64 = 20, range(0, 100), "%", Live;

@@ -102,7 +102,7 @@ impl Alert {
 
     fn sentence(self, value: f64, threshold: f64) -> String {
         match self {
-            Alert::Latency => format!("99 % of deliveries took up to {value:.0} ms (threshold {threshold} ms)"),
+            Alert::Latency => format!("messages are under way for {value:.0} ms (threshold {threshold} ms)"),
             Alert::Errors => {
                 format!("{value:.0} % of the messages were answered by an error (threshold {threshold} %)")
             }

@@ -106,7 +106,7 @@ impl<B: Backend> Monitor<B> {
         self.connections_most = self.connections_most.max(reading.total.connections);
 
         let before = self.readings.front().cloned();
-        let values = self.values(&reading, before.as_ref(), latency, &pulse, &config);
+        let values = self.values(&reading, before.as_ref(), &pulse, &config);
         self.board.set_pulse(pulse);
         for change in self.board.observe(&values, &config.alerts, monotonic_ms, reading.unix_ms) {
             self.tell(&change);
@@ -158,16 +158,10 @@ impl<B: Backend> Monitor<B> {
 
     // ---- alerts ----
 
-    fn values(
-        &self,
-        now: &Reading,
-        before: Option<&Reading>,
-        latency: Option<Latency>,
-        pulse: &[ShardPulse],
-        config: &Config,
-    ) -> Values {
+    fn values(&self, now: &Reading, before: Option<&Reading>, pulse: &[ShardPulse], config: &Config) -> Values {
         let mut values = Values::default();
-        values.set(Alert::Latency, latency.map(|latency| latency.p99));
+        // One slow canary would stay the minute's percentile; slow ones in a row are what is to be told.
+        values.set(Alert::Latency, self.round_trips_us.back().map(|us| *us as f64 / 1000.0));
         if let Some(before) = before {
             let errors = errors(&now.total).saturating_sub(errors(&before.total));
             let messages = grown(now, before, |figures| figures.messages_received).max(1.0);
@@ -344,4 +338,31 @@ fn grown(now: &Reading, before: &Reading, read: fn(&ShardFigures) -> u64) -> f64
 fn per_s(now: &Reading, before: &Reading, read: fn(&ShardFigures) -> u64) -> f64 {
     let span_s = now.at.duration_since(before.at).as_secs_f64();
     if span_s > 0.0 { grown(now, before, read) / span_s } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::figures::Figures;
+
+    fn reading(at: Instant, change: impl FnOnce(&Figures)) -> Reading {
+        let figures = Figures::default();
+        change(&figures);
+        let shard = figures.read();
+        let (cpu_s, resident_bytes) = (0.0, 0);
+        Reading { at, unix_ms: 0, total: shard.clone(), shards: vec![shard], cpu_s, resident_bytes }
+    }
+
+    #[test]
+    fn rates_are_of_the_time_between_two_looks() {
+        let start = Instant::now();
+        let before = reading(start, |figures| figures.deliveries.set(100));
+        let now = reading(start + Duration::from_secs(4), |figures| figures.deliveries.set(500));
+        assert_eq!(per_s(&now, &before, |figures| figures.deliveries), 100.0);
+        assert_eq!(per_s(&before, &before, |figures| figures.deliveries), 0.0);
+        let part = Part::new(&now.total, &before.total, 4.0);
+        assert_eq!((part.deliveries_per_s, part.publishes_per_s), (100.0, 0.0));
+        // Figures are read one by one; a rate is never negative for it.
+        assert_eq!(Part::new(&before.total, &now.total, 4.0).deliveries_per_s, 0.0);
+    }
 }
