@@ -8,7 +8,7 @@
 //!                           lock-free mesh │ ▼ one batch and one bell per turn
 //!                                       other shards
 //!                                          ▲
-//!     control plane (one glommio executor): HTTP API, health, metrics
+//!     control plane (one glommio executor): HTTP API, health, metrics, alerts ──► store (a thread): history in SQLite
 //!     journal (another one): what durable rooms keep beyond the process
 //! ```
 //!

@@ -37,6 +37,7 @@ pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
 use crate::control::journal::{Journal, JournalFigures};
+use crate::control::store::Store;
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -97,6 +98,7 @@ struct Inner {
     control: Mutex<Option<ControlPlane>>,
     journal: Mutex<Option<Journal>>,
     journal_figures: Option<Arc<JournalFigures>>,
+    store: Option<Store>,
     failed: AtomicBool,
 }
 
@@ -197,6 +199,10 @@ impl Hub {
         let journal = lock(&self.inner.journal).take();
         if journal.is_some_and(|journal| journal.shutdown().is_err()) {
             self.inner.failed.store(true, Ordering::Relaxed);
+        }
+        // The store goes last: shards report the ends of their connections.
+        if let Some(store) = &self.inner.store {
+            store.shutdown();
         }
         if self.inner.failed.load(Ordering::Relaxed) { Err(Failed) } else { Ok(()) }
     }

@@ -87,11 +87,8 @@ pub const ENV_OF_FLAGS: [&str; 4] = ["RINGHUB_CONFIG", "RINGHUB_PROFILE", "RINGH
 
 /// Options whose feature this version does not have: known, so that setting one is a clear error, with the one value
 /// that says "not used".
-pub(super) const UNAVAILABLE: [(&str, &str, &str); 3] = [
-    ("store.path", "", "the store (SQLite)"),
-    ("broker.kind", "memory", "a broker other than memory"),
-    ("broker.redis.url", "", "the Redis broker"),
-];
+pub(super) const UNAVAILABLE: [(&str, &str, &str); 2] =
+    [("broker.kind", "memory", "a broker other than memory"), ("broker.redis.url", "", "the Redis broker")];
 
 /// A configuration being put together.
 #[derive(Default)]

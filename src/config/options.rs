@@ -198,6 +198,48 @@ options! {
         queue_max: u32 = 100, range(0, 100_000), "messages", Live;
     }
 
+    /// History in a SQLite file: connections, performance and alerts.
+    store: StoreConfig {
+        /// The file; empty keeps no history. Its folder has to exist.
+        path: Option<PathBuf> = None, Rule::Any, "", Restart;
+        /// Reports of connections that may wait for the disk; what does not fit is counted as lost.
+        queue_max: usize = 16_384, range(64, 1_048_576), "reports", Restart;
+        /// Largest size of the file; near it the oldest connections are deleted before their time.
+        bytes_max: u64 = GIB, range(16 * MIB, 1024 * GIB), "bytes", Restart;
+        /// How long connections are kept after their end.
+        connections_days: u64 = 30, range(1, 3650), "days", Restart;
+        /// How long performance samples are kept, one every ten seconds.
+        samples_hours: u64 = 24, range(1, 8760), "hours", Restart;
+        /// How long performance by the minute is kept.
+        minutes_days: u64 = 90, range(1, 3650), "days", Restart;
+        /// How long it is kept which alerts there were.
+        alerts_days: u64 = 90, range(1, 3650), "days", Restart;
+    }
+
+    /// Values past which the hub raises an alert; 0 watches for none.
+    alerts: AlertsConfig {
+        /// From receiving a publish to the completion of the send to a subscriber, 99 % of them within ten seconds; where
+        /// nothing is delivered, between shards, there and back.
+        latency_p99_ms: u64 = 250, range(0, 600_000), "ms", Live;
+        /// Errors told to clients, of the messages that they sent.
+        errors_percent: u64 = 20, range(0, 100), "%", Live;
+        /// Connections, of those that the node may hold.
+        connections_percent: u64 = 90, range(0, 100), "%", Live;
+        /// Memory of the process in RAM.
+        memory_bytes: u64 = 0, range(0, 1024 * GIB), "bytes", Live;
+        /// Times that connections fell behind in rooms.
+        slow_readers_per_s: u64 = 100, range(0, 1_000_000), "per second", Live;
+        /// How long a shard may take to answer: one that hangs, or whose turns take too long.
+        shard_silent_ms: u64 = 2000, range(0, 600_000), "ms", Live;
+        /// How long a value has to be past its threshold before the alert is raised. Shards that are silent or deaf, and a
+        /// store that fails, have proven it by then and are told at once.
+        raise_after_s: u64 = 5, range(0, 3600), "s", Live;
+        /// How long it has to be back before the alert is cleared.
+        clear_after_s: u64 = 30, range(0, 3600), "s", Live;
+        /// How far it has to be back: this part of the threshold.
+        clear_percent: u64 = 90, range(10, 100), "%", Live;
+    }
+
     /// Endpoints that are off by default.
     endpoints: EndpointsConfig {
         /// Serve `/echo`, which sends every data frame back as it came.

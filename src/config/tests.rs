@@ -144,11 +144,11 @@ fn an_assignment_without_a_value_is_refused_without_quoting_it() {
 
 #[test]
 fn features_of_other_versions_are_refused_by_name() {
-    for assignment in ["store.path=/x", "broker.kind=redis", "broker.redis.url=redis://x"] {
+    for assignment in ["broker.kind=redis", "broker.redis.url=redis://x"] {
         assert!(complaint(set(&[assignment])).contains("not available in this version"), "{assignment}");
     }
     assert!(complaint(file("[broker.redis]\nurl = \"redis://x\"\n")).contains("not available"));
-    assert_eq!(set(&["broker.kind=memory", "store.path="]), Ok(Config::default()));
+    assert_eq!(set(&["broker.kind=memory", "journal.path="]), Ok(Config::default()));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use hyper::header::{self, HeaderMap};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::Backend;
 use super::door::{Door, Remote};
@@ -21,8 +22,10 @@ use super::github::{Hook, github};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
+use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
+use super::store::{Store, StoreStatus};
 use super::windows::{Lately, Windows};
 use super::{broadcast, connections, messages, rooms};
 
@@ -36,6 +39,8 @@ pub(crate) struct Api<B> {
     pub(crate) body_bytes_max: usize,
     pub(crate) events_max: usize,
     pub(crate) github: Option<Hook>,
+    pub(crate) alerts: Arc<Board>,
+    pub(crate) store: Option<Store>,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -78,6 +83,8 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/rooms", get(rooms::list::<B>))
         .route("/api/v1/rooms/{room}", get(rooms::show::<B>))
         .route("/api/v1/rooms/{room}/history", get(rooms::history::<B>).delete(rooms::clear::<B>))
+        .route("/api/v1/alerts", get(alerts::list::<B>))
+        .route("/api/v1/performance", get(performance::show::<B>))
         .route("/ws", get(upgrade_required))
         .route("/ws/monitor/{session_id}", get(upgrade_required))
         .route_layer(middleware::from_fn(note_route))
@@ -126,6 +133,8 @@ impl<B: Backend> Api<B> {
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
+            shards_deaf: None,
+            store: self.store.as_ref().map(Store::status),
             process: process::read(),
             journal: self.backend.journal(),
             total,
@@ -142,6 +151,12 @@ pub(crate) struct Page<'a> {
     uptime_s: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
+    /// Shards that answer, but don't hear others or aren't heard by them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shards_deaf: Option<usize>,
+    /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<StoreStatus>,
     process: Process,
     /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
     #[schema(value_type = Option<Object>)]
@@ -208,15 +223,21 @@ pub(crate) async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response
 )]
 pub(crate) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response {
     let answer = api.remote(api.backend.ready()).await;
-    let (status, word, answering) = match answer {
-        _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining", None),
-        Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok", Some(readiness.answering)),
-        Ok(readiness) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer", Some(readiness.answering)),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.code.as_str(), None),
+    let (status, word) = match &answer {
+        _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok"),
+        Ok(readiness) if readiness.deaf > 0 => (StatusCode::SERVICE_UNAVAILABLE, "shards do not hear each other"),
+        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer"),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.code.as_str()),
     };
+    let readiness = answer.ok();
     let figures = api.backend.figures();
     let total = figures.total();
-    let page = Page { shards_answering: answering, ..api.page(word, &total, &figures) };
+    let page = Page {
+        shards_answering: readiness.map(|readiness| readiness.answering),
+        shards_deaf: readiness.map(|readiness| readiness.deaf),
+        ..api.page(word, &total, &figures)
+    };
     let mut response = json(status, &page);
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));

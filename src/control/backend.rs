@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::figures::{ShardTimes, Snapshot};
 use super::inbox::Adopted;
 use super::journal::JournalSnapshot;
+use crate::config::Config;
 use crate::hub::reply::{HubError, Pending};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{Sent, Target};
@@ -95,6 +96,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Asks every shard for a sign of life; resolves within a bounded time even when one of them hangs.
     fn ready(&self) -> Pending<Readiness>;
 
+    /// How every shard is. For one caller: it is told the longest wait since it asked the last time.
+    fn pulse(&self) -> Vec<ShardPulse>;
+
+    /// The configuration in force.
+    fn config(&self) -> Config;
+
+    /// Whether a room has members.
+    fn is_occupied(&self, room: &str) -> Pending<bool>;
+
+    /// Publishes what the hub itself has to say. Nobody is told whether it worked: who says it goes on in any case.
+    fn announce(&self, room: &str, kind: &str, data: Bytes);
+
     /// Gives a connection with an upgrade request back to a shard. `received` starts with the request's first byte;
     /// nothing of it has been answered.
     fn adopt(&self, connection: Adopted);
@@ -151,12 +164,27 @@ pub struct Readiness {
     pub shards: usize,
     /// How many of them answered in time.
     pub answering: usize,
+    /// How many of those don't hear the others, or aren't heard by them.
+    pub deaf: usize,
+}
+
+/// How a shard is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShardPulse {
+    /// Its thread has ended.
+    pub ended: bool,
+    /// For how long it has not answered, or how long an answer took since this was asked the last time.
+    pub silent_ms: u64,
+    /// It answers, but it and other shards don't hear each other.
+    pub deaf: bool,
+    /// How long its last canaries were under way to other shards and back, at most.
+    pub round_trip_us: u64,
 }
 
 impl Readiness {
-    /// True when every shard answered.
+    /// True when every shard answered and hears the others.
     pub fn complete(&self) -> bool {
-        self.answering == self.shards
+        self.answering == self.shards && self.deaf == 0
     }
 }
 

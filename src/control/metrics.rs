@@ -79,6 +79,11 @@ impl Metrics {
         Metrics { ringhub, process }
     }
 
+    /// Tells what another collector knows, too.
+    pub(crate) fn add(&mut self, collector: impl Collector) {
+        self.ringhub.register_collector(Box::new(collector));
+    }
+
     /// The content type that `Accept` asks for, and the text.
     pub(crate) fn render(&self, headers: &HeaderMap) -> Result<(&'static str, String), fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);

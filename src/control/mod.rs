@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
+mod alerts;
 mod answer;
 mod api;
 mod backend;
@@ -40,7 +41,11 @@ mod lines;
 mod listener;
 mod messages;
 mod metrics;
+mod moment;
+mod monitor;
 mod openapi;
+mod operations;
+mod performance;
 mod poll;
 mod porter;
 mod process;
@@ -48,22 +53,26 @@ mod progress;
 mod publish;
 mod rooms;
 mod service;
+pub mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod windows;
 
-pub use backend::{Backend, PublishRequest, Published, Readiness};
+pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
 pub use figures::{Figures, ShardFigures, ShardTimes, Snapshot};
 pub use histogram::{Counts, Histogram};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 pub use journal::JournalSnapshot;
 
+use alerts::Board;
 use api::Api;
 use cors::Cors;
 use door::Door;
 use github::Hook;
 use metrics::{ControlFigures, HttpRequests, Metrics};
+use monitor::Monitor;
+use operations::Operations;
 use progress::Patience;
 use service::App;
 use windows::Windows;
@@ -104,6 +113,8 @@ pub struct Options {
     pub github_secrets: Vec<Secret>,
     /// `cors.origins`.
     pub cors_origins: Vec<String>,
+    /// The stored history, where one is kept.
+    pub store: Option<store::Store>,
 }
 
 impl Default for Options {
@@ -122,6 +133,7 @@ impl Default for Options {
             stop_grace: Duration::from_secs(1),
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
+            store: None,
         }
     }
 }
@@ -247,9 +259,16 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
             }
         };
         let figures = ControlFigures::default();
-        let app = app(options, backend, &shared, figures.clone());
+        let board = Arc::new(Board::default());
+        let store = options.store.clone();
+        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store);
+        let app = app(options, backend, &shared, figures.clone(), board);
         if started.send(Ok(())).is_ok() {
-            executor.run(porter::run(app, shared, inside, internal, figures));
+            executor.run(async move {
+                let monitor = glommio::spawn_local(monitor.run()).detach();
+                porter::run(app, shared, inside, internal, figures).await;
+                monitor.cancel();
+            });
         }
     };
     let thread = std::thread::Builder::new().name("control".into()).spawn(main).map_err(StartError::Thread)?;
@@ -260,10 +279,17 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
     }
 }
 
-fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, figures: ControlFigures) -> App<B> {
+fn app<B: Backend>(
+    options: Options,
+    backend: B,
+    shared: &Arc<inbox::Shared>,
+    figures: ControlFigures,
+    alerts: Arc<Board>,
+) -> App<B> {
     let requests = HttpRequests::default();
     let open = Arc::clone(shared);
-    let metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    let mut metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    metrics.add(Operations { alerts: Arc::clone(&alerts), store: options.store.clone() });
     let windows = Arc::new(Windows::new(Instant::now(), &backend.figures(), backend.times()));
     let api = Api {
         backend: backend.clone(),
@@ -274,6 +300,8 @@ fn app<B: Backend>(options: Options, backend: B, shared: &Arc<inbox::Shared>, fi
         body_bytes_max: options.body_bytes_max,
         events_max: options.publish_events_max,
         github: Hook::new(&options.github_secrets),
+        alerts,
+        store: options.store.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{api, broadcast, connections, github, messages, publish, rooms};
+use super::{alerts, api, broadcast, connections, github, messages, performance, publish, rooms};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -120,6 +120,8 @@ impl Modify for Bearer {
         rooms::history,
         rooms::clear,
         github::github,
+        alerts::list,
+        performance::show,
     ),
     components(schemas(Body)),
     security(("bearer" = [])),

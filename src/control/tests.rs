@@ -144,8 +144,22 @@ impl Backend for FakeHub {
             self.unanswered.lock().unwrap().push(answer);
             return pending;
         }
-        Pending::ready(Ok(Readiness { shards: 2, answering: 2 }))
+        Pending::ready(Ok(Readiness { shards: 2, answering: 2, deaf: 0 }))
     }
+
+    fn pulse(&self) -> Vec<ShardPulse> {
+        vec![ShardPulse::default(); 2]
+    }
+
+    fn config(&self) -> crate::config::Config {
+        crate::config::Config::default()
+    }
+
+    fn is_occupied(&self, _: &str) -> Pending<bool> {
+        Pending::ready(Ok(false))
+    }
+
+    fn announce(&self, _: &str, _: &str, _: Bytes) {}
 
     fn adopt(&self, connection: Adopted) {
         self.adopted.send(connection).unwrap();
@@ -353,7 +367,7 @@ fn ready_waits_for_the_shards_and_ends_with_the_drain() {
     let mut client = fixture.connect(&get("/ready"));
     eventually("the question", || !fixture.hub.unanswered.lock().unwrap().is_empty());
     let answer = fixture.hub.unanswered.lock().unwrap().pop().unwrap();
-    answer.resolve(Ok(Readiness { shards: 2, answering: 1 }));
+    answer.resolve(Ok(Readiness { shards: 2, answering: 1, deaf: 0 }));
     let not_ready = reply(&mut client);
     assert_eq!((not_ready.status, not_ready.json()["shards_answering"].as_u64()), (503, Some(1)));
     fixture.hub.silent.store(false, Ordering::SeqCst);
@@ -713,7 +727,7 @@ fn a_shutdown_closes_idle_connections_and_lets_requests_end() {
     let answering = std::thread::spawn(move || {
         assert!(at_end(&mut idle));
         let answer = unanswered.lock().unwrap().pop().unwrap();
-        answer.resolve(Ok(Readiness { shards: 2, answering: 2 }));
+        answer.resolve(Ok(Readiness { shards: 2, answering: 2, deaf: 0 }));
         assert_eq!(reply(&mut busy).status, 200);
         assert!(at_end(&mut busy));
     });

@@ -282,6 +282,16 @@ impl Core {
         self.rooms.get(id).map_or(Lane::Ordinary, |room| self.rules.lane(room.name.as_str()))
     }
 
+    /// The time that it goes by.
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
     /// The time from here on.
     pub fn set_now(&mut self, now: Now) {
         self.now = now;
@@ -377,6 +387,7 @@ impl Core {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
             }
+            Message::Canary(canary) => self.canary(*canary),
             Message::ReleasePeer { peer } => self.directory.release_peer(peer, self.limits.peer),
             Message::SendToClient { client_id, direct } => match self.directory.client(&client_id) {
                 Some(address) => self.send(address.shard, Message::ForwardToSession { address, direct }),

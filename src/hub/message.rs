@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::{Address, Batch};
+use super::canary::Canary;
 use super::locks::{Freed, HeldLock, LockAsked, LockTold};
 use super::name::{RoomName, ShardId};
 use super::presence::{MembersListed, PresenceAsked, PresenceChange, Turn};
@@ -94,6 +95,8 @@ pub enum Message {
         /// The user.
         user_id: Arc<str>,
     },
+    /// To any shard, and back: a sign of life.
+    Canary(Box<Canary>),
     /// To a session's home: the connection that held it is gone.
     ReleaseSession {
         /// The session's room.

@@ -296,7 +296,7 @@ impl Hub {
         }
     }
 
-    fn ask_room(&self, room: &str, responder: Responder<bool>) {
+    pub(super) fn ask_room(&self, room: &str, responder: Responder<bool>) {
         self.ask_room_with(room, |room| Request::IsOccupied { room, responder });
     }
 

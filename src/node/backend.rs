@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
-use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardTimes, Snapshot};
+use crate::config::Config;
+use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, ShardTimes, Snapshot};
 use crate::hub::core::epoch_text;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
@@ -155,7 +156,32 @@ impl Backend for Hub {
 
     fn ready(&self) -> Pending<Readiness> {
         let watch = &self.inner.watch;
-        Pending::ready(Ok(Readiness { shards: watch.shards(), answering: watch.answering() }))
+        let (shards, answering, deaf) = (watch.shards(), watch.answering(), watch.deaf().len());
+        Pending::ready(Ok(Readiness { shards, answering, deaf }))
+    }
+
+    fn pulse(&self) -> Vec<ShardPulse> {
+        self.inner.watch.pulse()
+    }
+
+    fn config(&self) -> Config {
+        Hub::config(self)
+    }
+
+    fn is_occupied(&self, room: &str) -> Pending<bool> {
+        let (responder, pending) = pending();
+        self.ask_room(room, responder);
+        pending
+    }
+
+    fn announce(&self, room: &str, kind: &str, data: Bytes) {
+        let of = room.to_owned();
+        let tell = move |outcome: Result<super::Published, Refused>| {
+            if let Err(refused) = outcome {
+                tracing::warn!(room = of, code = refused.code.as_str(), "the hub's own event was not published");
+            }
+        };
+        self.publish_checked(room, kind, data, None, |_, _| true, Box::new(tell));
     }
 
     fn adopt(&self, connection: Adopted) {

@@ -15,6 +15,7 @@ use super::{Hub, Inner, journal, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
 use crate::control::journal::Link;
+use crate::control::store::{Ledger, Store, StoreOptions};
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::stored::StoredRoom;
@@ -48,6 +49,9 @@ pub enum StartError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// The stored history's file.
+    #[error("{0}")]
+    Store(#[from] crate::control::store::StartError),
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
@@ -77,6 +81,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let config = &settings.config;
     let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
+    let store = StoreOptions::new(&config.store).map(Store::start).transpose()?;
     let mut seeds = [0u64; 65 * 2];
     fill(&mut seeds)?;
     let hasher = NameHasher::new(seeds[0]);
@@ -101,6 +106,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             settings: settings.clone(),
             figures: figures.get(usize::from(shard)).cloned().unwrap_or_default(),
             inbox: inbox.clone(),
+            ledger: store.as_ref().map(|store| store.ledger().clone()),
             hasher: hasher.clone(),
             seed: [seeds[2 + usize::from(shard) * 2], seeds[3 + usize::from(shard) * 2]],
             watch: watch.clone(),
@@ -137,10 +143,11 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             control: Mutex::new(None),
             journal_figures: journal.as_ref().map(|journal| journal.figures().clone()),
             journal: Mutex::new(journal),
+            store: store.clone(),
             failed: AtomicBool::new(false),
         }),
     };
-    let started = control::start(control_options(config), hub.clone(), intake);
+    let started = control::start(control_options(config, store), hub.clone(), intake);
     match started {
         Ok(control) => {
             *lock(&hub.inner.internal_address) = control.internal_address();
@@ -178,7 +185,7 @@ fn fill(words: &mut [u64]) -> io::Result<()> {
     Ok(())
 }
 
-fn control_options(config: &Config) -> control::Options {
+fn control_options(config: &Config, store: Option<Store>) -> control::Options {
     control::Options {
         internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,
@@ -186,6 +193,7 @@ fn control_options(config: &Config) -> control::Options {
         body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
         github_secrets: config.webhooks.github_secret.clone(),
         cors_origins: config.cors.origins.clone(),
+        store,
         ..control::Options::default()
     }
 }
@@ -245,6 +253,7 @@ struct Plan {
     settings: Arc<Settings>,
     figures: Arc<Figures>,
     inbox: Inbox,
+    ledger: Option<Arc<Ledger>>,
     hasher: NameHasher,
     seed: [u64; 2],
     watch: Watch,
@@ -289,7 +298,7 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, hasher, seed, journal, .. } = plan;
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hasher, seed, journal, .. } = plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }
@@ -309,8 +318,18 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
             panic!("the system's random numbers are gone: {error}");
         }
     }));
-    let start =
-        Start { me: ShardId(shard), mesh, settings, figures, inbox: Some(inbox), hasher, seed, entropy, journal };
+    let start = Start {
+        me: ShardId(shard),
+        mesh,
+        settings,
+        figures,
+        inbox: Some(inbox),
+        ledger,
+        hasher,
+        seed,
+        entropy,
+        journal,
+    };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
     for (place, listener) in listeners.into_iter().enumerate() {

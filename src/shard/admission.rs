@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
+use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, Orphan, State};
@@ -298,7 +299,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         let Some(refusal) = admission.refused.take() else { return };
-        self.release(conn);
+        self.release(conn, Ending::LOST);
         self.refuse(conn, &refusal);
     }
 
@@ -352,6 +353,7 @@ impl State {
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
         self.presence_entered_all(conn);
+        self.report_opened(conn);
         self.look_after(conn);
         if !early.is_empty() {
             let mut early = early;
@@ -360,7 +362,8 @@ impl State {
     }
 
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
-    pub fn release(&mut self, conn: ConnKey) {
+    pub fn release(&mut self, conn: ConnKey, ending: Ending<'_>) {
+        self.report_closed(conn, ending);
         let address = self.address(conn);
         let kept = self.keep_with_locks(conn);
         self.presence_released(conn, kept.is_some());

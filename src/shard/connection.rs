@@ -47,6 +47,8 @@ pub struct Connection {
     pub alarm: Alarm,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
+    /// Messages that came.
+    pub messages_received: u32,
     /// Bytes that came.
     pub received_bytes: u64,
     /// Bytes that were given to the driver.
@@ -386,6 +388,7 @@ mod tests {
             due_ms: 0,
             alarm: Alarm::default(),
             receiving: false,
+            messages_received: 0,
             received_bytes: 0,
             sent_bytes: 0,
         }

@@ -15,6 +15,7 @@ mod locks;
 mod members;
 pub mod mesh;
 mod presence;
+mod report;
 pub mod request;
 mod requests;
 mod resume;

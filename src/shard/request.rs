@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::hub::canary::Signs;
 use crate::hub::locks::LockInfo;
 use crate::hub::message::{ClientRequest, Publish};
 use crate::hub::name::RoomName;
@@ -14,7 +15,7 @@ use crate::hub::reply::Responder;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::wire::native::Since;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 /// A request to a shard.
 #[derive(Debug)]
@@ -156,12 +157,16 @@ pub enum Request {
         /// The message.
         message: Bytes,
     },
-    /// A sign of life: the number is to be stored there.
+    /// A sign of life.
     Ping {
-        /// What to store.
+        /// The question's number.
         number: u64,
-        /// Where.
-        answered: Arc<AtomicU64>,
+        /// When it was asked.
+        asked: Instant,
+        /// Whether canaries are to be sent to all shards.
+        canaries: bool,
+        /// Where the answers go.
+        signs: Arc<Signs>,
     },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),

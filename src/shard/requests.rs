@@ -66,7 +66,12 @@ impl State {
                 responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
             }
             Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
-            Request::Ping { number, answered } => answered.store(number, Ordering::Relaxed),
+            Request::Ping { number, asked, canaries, signs } => {
+                signs.answer(number, asked.elapsed().as_micros() as u64);
+                if canaries {
+                    self.core.send_canaries(number, &signs);
+                }
+            }
             // Looked at in every turn that there is.
             Request::Journaled => {}
             Request::Adopt(adopted) => return Some(adopted),

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use super::connection::{Connection, Connections, HeadBuffer, Phase};
 use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
+use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use super::{Settings, connection::Client};
 use crate::control::figures::Figures;
 use crate::control::journal::Link;
+use crate::control::store::{ClosedBy, Ledger};
 use crate::control::{ConnectionOrigin, Inbox};
 use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
@@ -50,6 +52,8 @@ pub struct Start {
     pub figures: Arc<Figures>,
     /// Where requests go that are no upgrade; none where there is no control plane.
     pub inbox: Option<Inbox>,
+    /// Where connections are reported; none where no history is kept of them.
+    pub ledger: Option<Arc<Ledger>>,
     /// Hashes names; the same on all shards.
     pub hasher: NameHasher,
     /// Seeds the ids; different on every shard.
@@ -84,6 +88,7 @@ pub(super) struct State {
     pub figures: Arc<Figures>,
     pub inbox: Option<Inbox>,
     pub journal: Option<Link>,
+    pub ledger: Option<Arc<Ledger>>,
     pub core: Core,
     pub connections: Connections,
     pub timers: Timers,
@@ -127,7 +132,7 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start, now: Now) -> State {
-        let Start { me, mesh, settings, figures, inbox, hasher, seed, entropy, journal } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hasher, seed, entropy, journal } = start;
         let rules = Rules::new(&settings.config);
         let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         let journal = journal.map(|(link, rooms)| {
@@ -140,6 +145,7 @@ impl State {
             figures,
             inbox,
             journal,
+            ledger,
             core,
             connections: Connections::default(),
             timers: Timers::default(),
@@ -216,6 +222,7 @@ impl State {
             due_ms,
             alarm: Alarm::default(),
             receiving: true,
+            messages_received: 0,
             received_bytes: 0,
             sent_bytes: 0,
         };
@@ -333,7 +340,7 @@ impl State {
 
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
-        self.release(conn);
+        self.release(conn, Ending::LOST);
         if let Some(mut connection) = self.connections.remove(conn) {
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
@@ -380,11 +387,12 @@ impl State {
                 true
             }
             ws::Message::Close(said) => {
-                let code = said.map_or(0, |(code, _)| code);
-                self.close_answered(conn, code);
+                let (code, reason) = said.unwrap_or((0, ""));
+                self.close_answered(conn, code, reason);
                 false
             }
             ws::Message::Text(text) => {
+                self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Text, text);
                 } else {
@@ -393,6 +401,7 @@ impl State {
                 self.is_open(conn)
             }
             ws::Message::Binary(data) => {
+                self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Binary, data);
                     return self.is_open(conn);
@@ -400,6 +409,12 @@ impl State {
                 self.close(conn, close::UNSUPPORTED, "the native protocol is text");
                 false
             }
+        }
+    }
+
+    fn count_message(&mut self, conn: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.messages_received = connection.messages_received.saturating_add(1);
         }
     }
 
@@ -446,7 +461,7 @@ impl State {
             return;
         }
         self.figures.closes.add_code(code);
-        self.release(conn);
+        self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
         ws::close_frame(code, reason, connection.outbox.answers());
@@ -467,9 +482,9 @@ impl State {
     }
 
     /// Answers the peer's close frame in kind (RFC 6455 §5.5.1): the same code, nothing where it gave none.
-    fn close_answered(&mut self, conn: ConnKey, code: u16) {
+    fn close_answered(&mut self, conn: ConnKey, code: u16, reason: &str) {
         self.figures.closes.add_code(if code == 0 { 1005 } else { code });
-        self.release(conn);
+        self.release(conn, Ending { code: (code != 0).then_some(code), reason, by: ClosedBy::Client });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         // Nothing may follow a close frame (RFC 6455 §5.5.1).
         connection.outbox.drop_events();

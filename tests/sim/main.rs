@@ -9,6 +9,7 @@ mod locks;
 mod logs;
 mod model;
 mod node;
+mod operations;
 mod presence;
 mod regressions;
 mod urgent;

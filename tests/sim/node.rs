@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ringhub::config::Config;
 use ringhub::control::journal::Link;
+use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::hub::stored::StoredRoom;
@@ -20,6 +21,8 @@ pub struct Node {
     pub world: SimWorld,
     pub mesh: Arc<Mesh>,
     pub hasher: NameHasher,
+    /// What the shards report of their connections.
+    pub ledger: Arc<Ledger>,
     shards: Vec<Option<Shard<SimDriver>>>,
     figures: Vec<Arc<Figures>>,
 }
@@ -61,6 +64,7 @@ impl Node {
         let settings = Arc::new(Settings::new(config).expect("sound settings"));
         let hasher = NameHasher::new(seed);
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
+        let ledger = Arc::new(Ledger::new(64 * 1024));
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
                 journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
@@ -69,6 +73,7 @@ impl Node {
                 settings: settings.clone(),
                 figures: figures[usize::from(me)].clone(),
                 inbox: None,
+                ledger: Some(ledger.clone()),
                 hasher: hasher.clone(),
                 seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
                 entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
@@ -76,7 +81,7 @@ impl Node {
             Some(Shard::new(driver, start))
         });
         let shards = shards.collect();
-        Node { world, mesh, hasher, shards, figures }
+        Node { world, mesh, hasher, ledger, shards, figures }
     }
 
     pub fn shards(&self) -> usize {
