@@ -186,8 +186,6 @@ macro_rules! figures {
             pub round_trip: Histogram,
             /// What a turn of the shard's loop took, waiting left out.
             pub turn_time: Histogram,
-            /// Microseconds that the shard had nothing to do.
-            pub idle_us: Figure,
         }
 
         impl Default for Figures {
@@ -201,7 +199,6 @@ macro_rules! figures {
                     latency: Histogram::default(),
                     round_trip: Histogram::default(),
                     turn_time: Histogram::default(),
-                    idle_us: Figure::default(),
                 }
             }
         }
@@ -224,7 +221,6 @@ macro_rules! figures {
                     latency: self.latency.read(),
                     round_trip: self.round_trip.read(),
                     turn_time: self.turn_time.read(),
-                    idle_us: self.idle_us.value(),
                 }
             }
         }
@@ -331,8 +327,6 @@ pub struct ShardTimes {
     pub round_trip: Counts,
     /// Turns of the shard's loop, waiting left out.
     pub turn_time: Counts,
-    /// Microseconds that the shard had nothing to do.
-    pub idle_us: u64,
 }
 
 /// What all shards had counted at some moment; the position is the shard's number.

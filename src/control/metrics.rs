@@ -252,13 +252,6 @@ fn times(encoder: &mut DescriptorEncoder<'_>, shards: &[ShardTimes]) -> fmt::Res
             sample.encode_histogram::<NoLabelSet>(sum, counts.count(), &buckets, None)?;
         }
     }
-    let help = "Time that the shard had nothing to do";
-    let mut metric = encoder.encode_descriptor("idle", help, seconds, MetricType::Counter)?;
-    for (number, times) in numbers.iter().zip(shards) {
-        let labels = [("shard", number.as_str())];
-        let idle = times.idle_us as f64 / 1e6;
-        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, f64, f64>(&idle, None)?;
-    }
     Ok(())
 }
 

@@ -134,7 +134,6 @@ impl Backend for FakeHub {
     fn times(&self) -> Vec<ShardTimes> {
         let figures = Figures::default();
         figures.latency.add_many(250, 10);
-        figures.idle_us.add(1_500_000);
         vec![figures.times(), Figures::default().times()]
     }
 
@@ -635,8 +634,6 @@ fn metrics_come_in_the_format_asked_for() {
         "ringhub_publish_latency_seconds_sum{shard=\"0\"} 0.0025",
         "ringhub_publish_latency_seconds_count{shard=\"0\"} 10",
         "ringhub_turn_seconds_count{shard=\"1\"} 0",
-        "# TYPE ringhub_idle_seconds_total counter",
-        "ringhub_idle_seconds_total{shard=\"0\"} 1.5",
         "# TYPE process_cpu_seconds_total counter",
         "# TYPE process_resident_memory_bytes gauge",
     ] {

@@ -228,7 +228,6 @@ impl Reading {
                 latency: now.latency.since(&then.latency),
                 round_trip: now.round_trip.since(&then.round_trip),
                 turn_time: now.turn_time.since(&then.turn_time),
-                idle_us: now.idle_us.saturating_sub(then.idle_us),
             },
         }
     }
@@ -238,7 +237,6 @@ impl Reading {
         self.times.latency.merge(&other.times.latency);
         self.times.round_trip.merge(&other.times.round_trip);
         self.times.turn_time.merge(&other.times.turn_time);
-        self.times.idle_us = self.times.idle_us.saturating_add(other.times.idle_us);
         self
     }
 }
@@ -248,7 +246,7 @@ fn recent(time: Duration, ten: &Reading, sixty: &Reading, shards: usize) -> Rece
     let over_s = time.as_secs_f64().max(1e-6);
     let per_s = |count: u64| (count as f64 / over_s * 10.0).round() / 10.0;
     let Counted { messages, publishes, deliveries, bytes_received, bytes_sent, turns, errors } = ten.counted;
-    let idle = ten.times.idle_us as f64 / 1e6 / over_s / shards.max(1) as f64;
+    let busy = ten.times.turn_time.sum_us as f64 / 1e6 / over_s / shards.max(1) as f64;
     let rates = Rates {
         over_s: (over_s * 10.0).round() / 10.0,
         messages_per_s: per_s(messages),
@@ -258,8 +256,8 @@ fn recent(time: Duration, ten: &Reading, sixty: &Reading, shards: usize) -> Rece
         bytes_sent_per_s: per_s(bytes_sent),
         turns_per_s: per_s(turns),
         errors_per_s: per_s(errors),
-        // A wait counts when it ends, so that a second may have more of it than it is long.
-        busy: ((1.0 - idle).clamp(0.0, 1.0) * 1000.0).round() / 1000.0,
+        // A turn counts when it ends, so that a second may have more of them than it is long.
+        busy: (busy.min(1.0) * 1000.0).round() / 1000.0,
     };
     let spans = |of: fn(&ShardTimes) -> &Counts| Spans {
         last_10_s: percentiles(of(&ten.times)),
@@ -303,7 +301,7 @@ mod tests {
         shards[0].latency.add_many(100, 30);
         shards[0].messages_received.add(500);
         shards[1].latency.add_many(900, 10);
-        shards[1].idle_us.add(500_000);
+        shards[1].turn_time.add(250_000);
 
         let lately = |at_ms: u64| {
             let (figures, times) = read(&shards);
@@ -314,7 +312,7 @@ mod tests {
         assert_eq!(now.total.latency_us.last_10_s.count, 40, "the present second counts");
         assert_eq!((now.total.latency_us.last_10_s.p50, now.total.latency_us.last_10_s.p90), (Some(103), Some(959)));
         assert_eq!(now.shards[0].rates.messages_per_s, 1000.0);
-        assert_eq!((now.shards[0].rates.busy, now.shards[1].rates.busy, now.total.rates.busy), (1.0, 0.0, 0.5));
+        assert_eq!((now.shards[0].rates.busy, now.shards[1].rates.busy, now.total.rates.busy), (0.0, 0.5, 0.25));
         for second in 1..=200u64 {
             let (figures, times) = read(&shards);
             windows.take(start + Duration::from_secs(second), &figures, times);

@@ -341,7 +341,6 @@ impl<D: Driver> Shard<D> {
         figures.completions.set(driver.completions);
         figures.buffers_exhausted.set(driver.buffer_exhausted);
         figures.submissions_full.set(driver.submission_full);
-        figures.idle_us.set(driver.idle_us);
         figures.accept_failures.set(driver.accept_failures);
         figures.publishes.set(counted.publishes);
         figures.deliveries.set(counted.deliveries);
