@@ -37,7 +37,12 @@ NOT_THROUGH = {
     "test_a_header_block_over_the_limit_is_431": (ALL, "the proxy's own limit comes first"),
     "test_a_slow_handshake_is_ended": (ALL, "the hub sees no handshake before the proxy has all of it"),
     "test_a_half_open_peer_is_let_go": (ALL, "the hub's peer is the proxy, which closes"),
-    "test_who_floods_for_too_long": (("nginx",), "nginx closes while more comes from the client, which may miss the close frame for that"),
+    # The hub half-closes right behind its close frame. To a client that is no end; a proxy takes it for one, and a client
+    # that still sends then may miss the frame, or have no time to answer it.
+    "test_who_floods_for_too_long": (ALL, "who sends on and on may miss the close frame"),
+    "test_binary_messages_close_with_1003": (ALL, "aiohttp reports a close that it could not answer as 1006"),
+    "test_its_heartbeat_is_answered": (ALL, "a tenth of a second for a pong is too short with a proxy on a busy machine"),
+    "test_a_slow_reader_is_told_exactly": (ALL, "the proxy's buffers, and the kernel's on both sides of it, read ahead of the client"),
     "test_frames_sent_along_with_the_upgrade": (("caddy",), "Caddy loses what comes ahead of the 101; no client may send it (RFC 6455, 4.1)"),
 }
 
@@ -111,13 +116,13 @@ class Proxy:
         return "haproxy.cfg", moved, ["haproxy", "-db", "-f", str(self.folder / "haproxy.cfg")]
 
     def _caddy(self, hub: int):
-        of_the_machine = "{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tauto_https disable_redirects\n}\n"
+        of_the_machine = "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tauto_https disable_redirects\n"
         moved = {
             "\nhub.example.com {": f"\nhttps://:{self.port} {{",
             "reverse_proxy 127.0.0.1:8000 ": f"reverse_proxy 127.0.0.1:{hub} ",
             PEM: str(certificates() / "hub.pem"),
             KEY: str(certificates() / "hub.key"),
-            "# Ringhub behind Caddy,": f"{of_the_machine}# Ringhub behind Caddy,",
+            "\n{\n": of_the_machine,
         }
         command = ["caddy", "run", "--config", str(self.folder / "Caddyfile"), "--adapter", "caddyfile"]
         return "Caddyfile", moved, command

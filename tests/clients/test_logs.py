@@ -150,7 +150,7 @@ async def test_a_slow_reader_is_told_exactly_what_it_missed(start, shards):
     hub = start({"limits.outbox_bytes_max": 65536, "history.bytes_max": "16MiB"}, shards=shards)
     room, count = "project:slow", 5000
     async with joined(hub, admin()) as writer:
-        async with connect(f"{hub.url}/ws?token={admin()}", max_queue=1) as slow:
+        async with connect(f"{hub.url}/ws?token={admin()}", max_queue=1, ssl=hub.tls) as slow:
             await slow.recv()
             await slow.send(json.dumps({"type": "subscribe", "id": "s", "data": {"room": room}}))
             assert json.loads(await slow.recv())["type"] == "subscribed"

@@ -239,12 +239,15 @@ async def test_tokens_stand_in_no_log(hub):
     assert secret not in hub.proxy.log() + hub.log()
 
 
-@pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
-async def test_a_hub_that_is_gone_is_a_502_or_503_and_no_hang(start, proxy):
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_a_hub_that_is_gone_is_a_502_or_503_and_its_errors_name_no_token(start, proxy):
     hub = start(proxy)
     hub.signal(signal.SIGTERM)
     hub.wait()
-    assert (await request(hub, upgrade_request(headers=bearer()))).status in (502, 503)
+    secrets = [token(f"lost-{number}") for number in range(3)]
+    headers = {"Authorization": f"Bearer {secrets[1]}", "Sec-WebSocket-Protocol": f"ringhub.v1.json, bearer.{secrets[2]}"}
+    assert (await request(hub, upgrade_request(f"/ws?token={secrets[0]}&x=1", headers))).status in (502, 503)
+    assert not [secret for secret in secrets if secret in hub.proxy.log()]
 
 
 # What doctor says of it.

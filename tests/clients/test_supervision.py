@@ -267,5 +267,8 @@ def test_what_a_hub_has_no_business_with_stays_forbidden():
     assert {"io_uring_setup", "io_uring_enter", "io_uring_register"} <= allowed
     never = {"ptrace", "bpf", "mount", "umount2", "unshare", "setns", "keyctl", "add_key", "perf_event_open", "userfaultfd", "init_module", "kexec_load", "process_vm_writev", "open_by_handle_at", "reboot", "swapon", "pivot_root", "fork", "vfork"}
     assert not allowed & never
+    # No way around the filter of clone's flags.
+    assert "clone3" not in allowed
+    assert next(rule for rule in profile["syscalls"] if rule["names"] == ["clone"])["args"]
 
 
