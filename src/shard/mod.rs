@@ -7,6 +7,7 @@ mod answers;
 mod commands;
 mod connection;
 mod count;
+mod gather;
 mod inspect;
 mod journal;
 mod lag;
@@ -23,6 +24,7 @@ mod run;
 mod state;
 mod time;
 mod timers;
+mod websocket;
 
 use std::fmt;
 use std::sync::Arc;

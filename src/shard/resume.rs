@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::answers::write_room_error;
-use super::commands::write_results;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
+use super::gather::write_results;
 use super::state::State;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;

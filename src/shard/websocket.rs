@@ -1,0 +1,180 @@
+//! The WebSocket side of a connection: messages in, control frames and closes out.
+
+use super::connection::{Client, Phase};
+use super::report::Ending;
+use super::state::State;
+use crate::control::store::ClosedBy;
+use crate::ring::ConnKey;
+use crate::wire::codes::close;
+use crate::wire::ws::{self, Opcode};
+
+impl State {
+    pub(super) fn frames(&mut self, conn: ConnKey, bytes: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let mut decoder = std::mem::take(&mut connection.decoder);
+        let mut input = ws::Input::new(bytes);
+        let message_bytes_max = self.settings.config.limits.message_bytes_max;
+        loop {
+            match decoder.next(&mut input, message_bytes_max) {
+                Ok(Some(message)) => {
+                    self.figures.messages_received.add(1);
+                    if !self.websocket_message(conn, message) {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.close(conn, error.close_code, error.reason);
+                    return;
+                }
+            }
+        }
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.decoder = decoder;
+        }
+    }
+
+    /// Handles one message; false where nothing after it counts.
+    fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) -> bool {
+        match message {
+            ws::Message::Ping(payload) => {
+                self.control(conn, Opcode::Pong, payload);
+                self.is_open(conn)
+            }
+            ws::Message::Pong(_) => {
+                self.pong(conn);
+                true
+            }
+            ws::Message::Close(said) => {
+                let (code, reason) = said.unwrap_or((0, ""));
+                self.close_answered(conn, code, reason);
+                false
+            }
+            ws::Message::Text(text) => {
+                self.count_message(conn);
+                if self.is_echo(conn) {
+                    self.echo(conn, Opcode::Text, text);
+                } else {
+                    self.command(conn, text);
+                }
+                self.is_open(conn)
+            }
+            ws::Message::Binary(data) => {
+                self.count_message(conn);
+                if self.is_echo(conn) {
+                    self.echo(conn, Opcode::Binary, data);
+                    return self.is_open(conn);
+                }
+                self.close(conn, close::UNSUPPORTED, "the native protocol is text");
+                false
+            }
+        }
+    }
+
+    fn count_message(&mut self, conn: ConnKey) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.messages_received = connection.messages_received.saturating_add(1);
+        }
+    }
+
+    fn is_open(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)))
+    }
+
+    fn is_echo(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Echo(_)))
+    }
+
+    fn echo(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+        let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let waiting = connection.outbox.bytes();
+        if waiting > 0 && waiting + payload.len() > outbox_bytes_max {
+            self.close_slow(conn);
+            return;
+        }
+        let out = connection.outbox.answers();
+        out.reserve(ws::header_bytes(payload.len()) + payload.len());
+        ws::write_header(out, opcode, payload.len());
+        out.extend_from_slice(payload);
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+    }
+
+    pub fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        ws::control_frame(opcode, payload, connection.outbox.answers());
+        let full = connection.outbox.answers_full();
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+        if full {
+            self.close_slow(conn);
+        }
+    }
+
+    /// Closes a WebSocket from our side: the close frame goes before any event that waits.
+    pub fn close(&mut self, conn: ConnKey, code: u16, reason: &str) {
+        if !self.is_open(conn) {
+            return;
+        }
+        self.figures.closes.add_code(code);
+        self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.outbox.drop_events();
+        ws::close_frame(code, reason, connection.outbox.answers());
+        self.finish(conn);
+    }
+
+    /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
+    pub fn close_slow(&mut self, conn: ConnKey) {
+        // A connection may be found too slow by several rooms in one turn; the first has closed it.
+        if !self.is_open(conn) {
+            return;
+        }
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.outbox.clear();
+            self.figures.slow_closes.add(1);
+            self.close(conn, close::TOO_SLOW, "too slow");
+        }
+    }
+
+    /// Answers the peer's close frame in kind (RFC 6455 §5.5.1): the same code, nothing where it gave none.
+    fn close_answered(&mut self, conn: ConnKey, code: u16, reason: &str) {
+        self.figures.closes.add_code(if code == 0 { 1005 } else { code });
+        self.release(conn, Ending { code: (code != 0).then_some(code), reason, by: ClosedBy::Client });
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        // Nothing may follow a close frame (RFC 6455 §5.5.1).
+        connection.outbox.drop_events();
+        let out = connection.outbox.answers();
+        if code == 0 {
+            ws::control_frame(Opcode::Close, &[], out);
+        } else {
+            ws::close_frame(code, "", out);
+        }
+        self.finish(conn);
+    }
+
+    /// From here on the outbox is emptied and the connection ends.
+    pub fn finish(&mut self, conn: ConnKey) {
+        // A peer that doesn't read what is left is cut off.
+        let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.phase = Phase::Closing { shut: false };
+        connection.decoder = Default::default();
+        connection.due_ms = due_ms;
+        self.timers.schedule(conn, &mut connection.alarm, due_ms);
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+    }
+
+    /// The client of a connection.
+    pub fn client_mut(&mut self, conn: ConnKey) -> Option<&mut Client> {
+        match &mut self.connections.get_mut(conn)?.phase {
+            Phase::Open(client) => Some(client),
+            _ => None,
+        }
+    }
+}
