@@ -429,7 +429,9 @@ impl Core {
                 let place = rules.place(name.as_str());
                 let mut home = Box::new(Home::new(ids.epoch(), shards, place));
                 let ack = journaling.as_ref().and_then(|_| rules.durable(place));
-                home.durable = ack.map(|ack| Box::new(Durable::new(ack)));
+                if let Some(ack) = ack {
+                    home.rare().durable = Some(Box::new(Durable::new(ack)));
+                }
                 home
             });
         }
@@ -495,7 +497,7 @@ impl Core {
         self.received_us = publish.received_us;
         let id = self.ensure_home(&publish.room);
         if let Some(id) = id
-            && self.home_mut(id).is_some_and(|home| home.durable.is_some())
+            && self.home_mut(id).is_some_and(|home| home.is_durable())
         {
             // Answered when the journal has it, or at once where it is refused.
             drop(self.publish_durable(id, publish));
@@ -522,7 +524,7 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
-        if self.home_mut(id).is_some_and(|home| home.durable.is_some()) {
+        if self.home_mut(id).is_some_and(|home| home.is_durable()) {
             let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
             let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
             let received_us = now.monotonic_us;
@@ -699,7 +701,7 @@ impl Core {
         let unix_ms = self.now.unix_ms;
         let Some(open) = home.open.take() else { return };
         let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
-        if home.durable.is_some() {
+        if home.is_durable() {
             return self.hand_to_journal(id, batch);
         }
         self.send_out(id, batch);

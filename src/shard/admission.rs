@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
@@ -140,7 +140,7 @@ impl State {
         connection.outbox.drop_events();
         connection.outbox.release();
         refusal.response(connection.outbox.answers());
-        self.finish(conn);
+        self.finish(conn, Closing::Flushing);
     }
 
     fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
@@ -307,7 +307,7 @@ impl State {
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let Phase::Admission(admission) = std::mem::replace(&mut connection.phase, Phase::Closing { shut: false })
+        let Phase::Admission(admission) = std::mem::replace(&mut connection.phase, Phase::Closing(Closing::Flushing))
         else {
             return;
         };
@@ -398,7 +398,7 @@ impl State {
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }
-        connection.phase = Phase::Closing { shut: false };
+        connection.phase = Phase::Closing(Closing::Flushing);
         self.mesh.release_connection();
         for id in rooms {
             let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };

@@ -600,3 +600,57 @@ fn an_event_to_everybody_does_not_overtake_the_answer_to_an_upgrade() {
         }
     }
 }
+
+#[test]
+fn our_end_stays_open_until_the_client_has_answered_our_close() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    client.link.write(&frame(2, b"binary"));
+    node.settle();
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1003));
+    assert!(!client.link.is_closed(), "a proxy would cut off who has not read the close frame");
+    // What it still had on its way, and then its answer, in pieces.
+    let mut rest = frame(1, br#"{"type":"ping"}"#);
+    rest.extend(frame(8, &1003u16.to_be_bytes()));
+    let (first, second) = rest.split_at(rest.len() - 3);
+    client.link.write(first);
+    node.settle();
+    assert!(!client.link.is_closed());
+    client.link.write(second);
+    node.settle();
+    assert!(client.link.is_closed());
+    client.poll();
+    client.link.close();
+    node.settle();
+    node.assert_empty();
+}
+
+#[test]
+fn a_client_that_does_not_answer_our_close_is_cut_off() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    client.link.write(&frame(2, b"binary"));
+    node.settle();
+    client.poll();
+    assert!(client.close.is_some() && !client.link.is_closed());
+    node.pass(Duration::from_secs(3));
+    assert!(client.link.is_closed());
+    node.assert_empty();
+}
+
+#[test]
+fn a_ping_as_large_as_a_message_may_be_is_answered() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    let all = ["a", "b"];
+    // Two at once: the second answer waits behind the first.
+    let ids = all.map(|letter| client.send("ping", json!({"text": letter.repeat(300_000)})));
+    node.settle();
+    client.poll();
+    assert_eq!(client.close, None);
+    for (id, letter) in ids.into_iter().zip(all) {
+        let answer = client.answer(id).expect("an answer");
+        assert_eq!(answer["data"]["text"], letter.repeat(300_000));
+    }
+}
