@@ -281,6 +281,7 @@ impl State {
             Err(refused) => {
                 admission.refused.get_or_insert(match refused {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
+                    JoinRefused::SessionBusy => Refusal::unavailable("the session is being taken up", RETRY_AFTER_S),
                     JoinRefused::Rooms => Refusal::unavailable("this node has too many rooms", RETRY_AFTER_S),
                 });
             }

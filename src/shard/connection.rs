@@ -15,11 +15,12 @@ use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
 use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
+use crate::hub::selection::Selection;
 use crate::ring::{ConnKey, Socket};
 use crate::session::Session;
 use crate::session::handshake::Admit;
 use crate::session::heartbeat::Heartbeat;
-use crate::wire::native::Reference;
+use crate::wire::native::{Reference, Since};
 use crate::wire::refusal::Refusal;
 use crate::wire::ws::Decoder;
 
@@ -187,14 +188,41 @@ pub struct EchoClient {
 /// Commands that wait for other shards.
 #[derive(Debug, Default)]
 pub struct UnderWay {
-    /// Joins (true) and leaves (false) in the order they were sent to their homes.
-    pub memberships: Vec<(RoomName, bool)>,
+    /// Joins and leaves in the order they were sent to their homes.
+    pub memberships: Vec<Membership>,
     /// Commands with several parts.
     pub gathers: Vec<Gather>,
     /// The last part's number.
     pub last_part: u32,
     /// Rooms whose events it can't take at the moment.
     pub lags: Vec<Lag>,
+}
+
+/// A join or a leave that is under way.
+#[derive(Debug)]
+pub struct Membership {
+    /// The room.
+    pub room: RoomName,
+    /// What is wanted of it; none for a leave.
+    pub join: Option<Wish>,
+}
+
+/// What a connection wants of a room that it joins.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// Which of its events.
+    pub selection: Option<Arc<Selection>>,
+    /// From where on.
+    pub since: Option<Since>,
+    /// The last event that its session said to have handled.
+    pub acked: Option<u64>,
+}
+
+impl Membership {
+    /// Whether it is a join.
+    pub fn joins(&self) -> bool {
+        self.join.is_some()
+    }
 }
 
 /// A room whose events a slow reader reads on from the log.
@@ -263,6 +291,15 @@ impl Client {
     /// The commands under way, to be changed.
     pub fn under_way(&mut self) -> &mut UnderWay {
         self.under_way.get_or_insert_default()
+    }
+
+    /// All events of a room up to one are handled. Cumulative: an older one that comes late takes nothing back.
+    pub fn acked(&mut self, room: RoomId, seq: u64) {
+        let acks = &mut self.acks.get_or_insert_default().0;
+        match acks.iter_mut().find(|(one, _)| *one == room) {
+            Some((_, last)) => *last = seq.max(*last),
+            None => acks.push((room, seq)),
+        }
     }
 
     /// Whether it lags in some room.

@@ -550,16 +550,16 @@ fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
 }
 
 #[test]
-fn a_connection_that_waits_for_a_session_hands_down_nothing_of_the_one_it_has() {
+fn a_session_on_its_way_is_given_to_the_next_one_when_it_has_arrived() {
     let mut node = node(3, config());
     // The session's home is shard 0.
     let name = node.room_at("session:s", 0);
     let id = name.strip_prefix("session:").expect("a session's room");
-    let first = node.client(1, &format!("session_id={id}"));
+    let mut first = node.client(1, &format!("session_id={id}"));
+    subscribe(&mut node, &mut first, "project:kept");
     let token = first.messages[0]["data"]["resume"]["token"].clone();
     let mut second = node.client(2, "");
     let mut third = node.client(0, "");
-    subscribe(&mut node, &mut second, "project:own");
     let resume = json!({"session_id": id, "token": token});
     // The first one's shard is slow: before it hands the session to the second one, the third one asks for it.
     second.send("resume", resume.clone());
@@ -575,7 +575,9 @@ fn a_connection_that_waits_for_a_session_hands_down_nothing_of_the_one_it_has() 
         .iter()
         .filter_map(|result| result["room"].as_str())
         .collect();
-    assert!(rooms.contains(&name.as_str()) && !rooms.contains(&"project:own"), "{rooms:?}");
+    assert!(rooms.contains(&name.as_str()) && rooms.contains(&"project:kept"), "{rooms:?}");
+    second.poll();
+    assert_eq!(second.close.as_ref().map(|(code, _)| *code), Some(4409));
 }
 
 #[test]
