@@ -16,6 +16,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -302,6 +303,7 @@ fn app<B: Backend>(
         github: Hook::new(&options.github_secrets),
         alerts,
         store: options.store.clone(),
+        ring_is_due: AtomicBool::new(false),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());
