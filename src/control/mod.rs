@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
+mod access;
 mod alerts;
 mod answer;
 mod api;
@@ -39,6 +40,7 @@ mod inbox;
 pub mod journal;
 mod lines;
 mod listener;
+mod locks;
 mod messages;
 mod metrics;
 mod moment;

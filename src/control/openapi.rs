@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{alerts, api, broadcast, connections, github, messages, performance, publish, rooms};
+use super::{access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -84,6 +84,35 @@ pub(crate) struct History {
     more: bool,
 }
 
+/// Who is in a room.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes; the room's home writes it")]
+pub(crate) struct PresenceTold {
+    /// The room's name.
+    room: String,
+    /// The room's last event before this was found out.
+    seq: u64,
+    /// How many sessions are there.
+    count: usize,
+    /// In the order in which they joined.
+    members: Vec<Member>,
+    /// Whether there are more than are listed.
+    more: bool,
+}
+
+/// A session that is in a room.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes; the room's home writes it")]
+pub(crate) struct Member {
+    client_id: String,
+    user_id: String,
+    session_id: String,
+    #[schema(value_type = Object)]
+    metadata: serde_json::Value,
+    /// RFC 3339 in UTC.
+    joined_at: String,
+}
+
 struct Bearer;
 
 impl Modify for Bearer {
@@ -111,6 +140,8 @@ impl Modify for Bearer {
         connections::change,
         connections::end,
         connections::end_many,
+        access::reauthenticate,
+        access::withdraw,
         messages::session,
         messages::send_to_session,
         messages::receive,
@@ -119,6 +150,9 @@ impl Modify for Bearer {
         rooms::show,
         rooms::history,
         rooms::clear,
+        rooms::presence,
+        locks::list,
+        locks::unlock,
         github::github,
         alerts::list,
         performance::show,

@@ -382,6 +382,9 @@ impl Core {
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
+            Message::Withdrawn { room, withdrawn } => {
+                self.note_withdrawn(&room, &withdrawn);
+            }
             Message::TakeKept { room, successor, asked } => self.take_kept(&room, successor, *asked),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
@@ -452,7 +455,8 @@ impl Core {
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
         let turn = session.map_or_else(Default::default, |session| session.turn);
         let resume_token = session.map(|session| session.token);
-        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
+        let withdrawn = session.and_then(|session| session.identity.permissions.withdrawn()).cloned();
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 

@@ -8,7 +8,7 @@
 //! return. Whoever drops that list for good frees what is on it ([`Core::free_locks`]), each by its number, so that it does
 //! not matter what happened to the lock meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::batch::Address;
@@ -30,12 +30,12 @@ const LOCKS_PER_SHARD_MAX: usize = 100_000;
 /// The locks of one room, by field; only those that are held or waited for.
 #[derive(Debug, Default)]
 pub struct Locks {
-    fields: BTreeMap<Arc<str>, Entry>,
+    pub(super) fields: BTreeMap<Arc<str>, Entry>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    lock: Lock,
+pub(super) struct Entry {
+    pub(super) lock: Lock,
     /// Its page of the calendar.
     page: Page,
 }
@@ -48,6 +48,8 @@ type Page = (u64, u64);
 pub struct LockDesk {
     /// Each lock stands in it once.
     calendar: BTreeMap<Page, (RoomName, Arc<str>)>,
+    /// The rooms that have any, so that those of all rooms can be listed a page at a time.
+    pub(super) rooms: BTreeSet<RoomName>,
     last_serial: u64,
     last_token: u64,
     /// Counters so far.
@@ -341,17 +343,7 @@ impl Core {
         let id = self.rooms.find(room);
         let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
         let fields = home.and_then(|home| home.locks.as_deref()).into_iter().flat_map(|locks| &locks.fields);
-        let held = fields.filter_map(|(field, entry)| Some((field, entry.lock.held()?)));
-        let info = held.map(|(field, held)| LockInfo {
-            room: room.as_str().to_owned(),
-            field: field.to_string(),
-            token: held.token,
-            expires_at: String::from_utf8_lossy(&rfc3339(held.expires_at_ms)).into_owned(),
-            client_id: held.holder.client_id.to_string(),
-            session_id: held.holder.session_id.to_string(),
-            user_id: held.holder.identity.user_id.clone(),
-        });
-        info.collect()
+        fields.filter_map(|(field, entry)| Some(lock_info(room, field, entry.lock.held()?))).collect()
     }
 
     /// Ends what is over by now.
@@ -409,6 +401,7 @@ impl Core {
         self.locks.calendar.insert(page, (room.clone(), field.clone()));
         if let Some(home) = self.home_mut(id) {
             home.locks.get_or_insert_default().fields.insert(field.clone(), Entry { lock: Lock::default(), page });
+            self.locks.rooms.insert(room.clone());
         }
         Ok(())
     }
@@ -434,6 +427,7 @@ impl Core {
                 locks.fields.remove(field);
                 if locks.is_empty() {
                     home.locks = None;
+                    self.locks.rooms.remove(room);
                 }
                 self.locks.calendar.remove(&before);
             }
@@ -465,6 +459,18 @@ impl Core {
         data.push(b'}');
         let told = self.publish_here(room, kind, &data, None, None, self.now);
         debug_assert!(told.is_ok(), "a room with locks has a home");
+    }
+}
+
+pub(super) fn lock_info(room: &RoomName, field: &str, held: &Held) -> LockInfo {
+    LockInfo {
+        room: room.as_str().to_owned(),
+        field: field.to_owned(),
+        token: held.token,
+        expires_at: String::from_utf8_lossy(&rfc3339(held.expires_at_ms)).into_owned(),
+        client_id: held.holder.client_id.to_string(),
+        session_id: held.holder.session_id.to_string(),
+        user_id: held.holder.identity.user_id.clone(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Room names: `kind:name`, or just `global`.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -68,6 +70,24 @@ impl PartialEq for RoomName {
 }
 
 impl Eq for RoomName {}
+
+impl PartialOrd for RoomName {
+    fn partial_cmp(&self, other: &RoomName) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RoomName {
+    fn cmp(&self, other: &RoomName) -> Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl Borrow<str> for RoomName {
+    fn borrow(&self) -> &str {
+        &self.text
+    }
+}
 
 impl fmt::Debug for RoomName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -426,7 +426,7 @@ impl RoomPresence {
     }
 
     /// The data of the answer to `presence`; it ends at about [`ANSWER_BYTES_MAX`].
-    pub(super) fn body(&self, room: &str) -> Vec<u8> {
+    pub fn body(&self, room: &str) -> Vec<u8> {
         let mut body = b"{\"room\":".to_vec();
         write_string(&mut body, room);
         body.extend_from_slice(b",\"seq\":");

@@ -45,19 +45,18 @@ impl Core {
             Some(session) if !session.may_be_resumed(&identity.user_id, &token) => {
                 Err(Refused::new(ErrorCode::Forbidden, "the session is another user's, or the token is not its own"))
             }
-            Some(session) => match (session.take_up(address, unix_ms), session.turn) {
-                (Some(old), turn) if old != address => {
-                    asked.turn = turn;
+            Some(session) => {
+                let old = session.take_up(address, unix_ms).filter(|old| *old != address);
+                asked.turn = session.turn;
+                asked.withdrawn = session.identity.permissions.withdrawn().cloned();
+                if let Some(old) = old {
                     // The old connection knows what it had; its shard passes that on and closes it.
                     let successor = Some((address, Box::new(asked)));
                     self.send(old.shard, Message::TakenOver { address: old, successor });
                     return;
                 }
-                (_, turn) => {
-                    asked.turn = turn;
-                    Ok(session.kept.take().map(|kept| *kept).unwrap_or_default())
-                }
-            },
+                Ok(session.kept.take().map(|kept| *kept).unwrap_or_default())
+            }
         };
         self.send(address.shard, Message::Resumed(Box::new(Resumed { address, asked, outcome })));
     }

@@ -8,6 +8,7 @@ use super::answers::write_room_error;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
 use super::gather::write_results;
 use super::state::State;
+use crate::auth::withdrawal;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
@@ -68,7 +69,8 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(&format!("session:{session_id}"));
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
-        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default() };
+        let asked =
+            ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default(), withdrawn: None };
         let identity = client.session.identity.clone();
         let resume = Resume { room: room.clone(), address, identity, token, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
@@ -76,7 +78,7 @@ impl State {
     }
 
     /// This connection's session is taken up by another one, which gets what it had.
-    pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
+    pub fn hand_down(&mut self, conn: ConnKey, successor: Address, mut asked: ResumeAsked) {
         if self.client_mut(conn).is_none_or(|client| *client.session.session_id != *asked.session_id) {
             // Gone, or still waiting to be given that session, while what it has is another one's: what there is of the
             // session is at the home.
@@ -88,6 +90,9 @@ impl State {
         let kept = self.keep_with_locks(conn).map(|kept| *kept).unwrap_or_default();
         if let Some(client) = self.client_mut(conn) {
             client.is_succeeded = true;
+            // Either of the two may not have heard of all of it yet.
+            let here = client.session.identity.permissions.withdrawn();
+            asked.withdrawn = withdrawal::together(asked.withdrawn.as_ref(), here);
         }
         let resumed = Resumed { address: successor, asked, outcome: Ok(kept) };
         self.core.send(successor.shard, Message::Resumed(Box::new(resumed)));
@@ -97,7 +102,7 @@ impl State {
     pub fn resumed(&mut self, resumed: Resumed) {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
-        let ResumeAsked { reference, session_id, cursors, turn } = asked;
+        let ResumeAsked { reference, session_id, cursors, turn, withdrawn } = asked;
         let kept = match outcome {
             Ok(kept) => kept,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
@@ -135,6 +140,7 @@ impl State {
             }
         };
         self.change_session(conn, &session_id, turn, metadata);
+        self.inherit_withdrawn(conn, withdrawn);
         self.inherit_locks(conn, locks);
         for (room, selection) in wanted {
             let cursor = cursors.iter().find(|(name, _)| **name == *room).map(|(_, since)| since.clone());
