@@ -23,8 +23,9 @@ use super::batch::Batch;
 use super::core::{BATCH_BYTES_MAX, Core};
 use super::keys::{KEY_AGE_MS, Keys};
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
+use super::reply::Responder;
 use super::rooms::{Home, RoomId};
-use super::stored::{Entry, Progress, Sealed, StoredRoom};
+use super::stored::{Cleared, Entry, Progress, Sealed, StoredRoom};
 use crate::config::DurableAck;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -34,11 +35,18 @@ use crate::wire::native::Refused;
 /// The answer while the journal can't be written, and for what was on its way when it failed.
 const JOURNAL_FAILED: Refused =
     Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the event was not published");
+/// The answer to who wants a log emptied meanwhile. It may be empty after a restart all the same: what the disk has of the
+/// attempt is not known.
+const NOT_CLEARED: Refused =
+    Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the history was not emptied");
 /// The answer where the logs of durable rooms have all the memory that they may have.
 const LOGS_FULL: Refused = Refused::new(
     ErrorCode::Unavailable,
     "the logs of durable rooms are full; try again when older events have expired",
 );
+
+/// Logs that may be waiting to be emptied: as many answers as a journal that hangs may keep waiting.
+const CLEARS_MAX: usize = 1024;
 
 /// Counted for each publisher that waits for an event of another one's (the same key): nearly nothing, but not nothing.
 const WAITING_BYTES: usize = 256;
@@ -48,7 +56,7 @@ const WAITING_BYTES: usize = 256;
 pub struct Durable {
     /// The last number given; those after the room's `seq` wait for the journal.
     pub given: u64,
-    /// Batches that wait for the journal.
+    /// Batches that wait for the journal, and times that the log is being emptied.
     pending: u32,
     /// When its events are acknowledged.
     ack: DurableAck,
@@ -77,6 +85,8 @@ pub struct Journaling {
     /// Batches that wait until they are written, and until they are synced.
     written: VecDeque<Pending>,
     synced: VecDeque<Pending>,
+    /// Logs that are emptied when the journal has that; each has a caller who waits for it.
+    clears: VecDeque<Clearing>,
     /// Bytes of these, and of the open batches of durable rooms.
     pending_bytes: usize,
     /// Bytes of the logs of durable rooms.
@@ -92,6 +102,14 @@ struct Pending {
     room: RoomId,
     batch: Arc<Batch>,
     waiting: Vec<Waiting>,
+}
+
+#[derive(Debug)]
+struct Clearing {
+    number: u64,
+    room: RoomId,
+    log_from: u64,
+    responder: Responder<u64>,
 }
 
 impl Durable {
@@ -298,6 +316,9 @@ impl Core {
         while let Some(pending) = self.next_acknowledged(&progress) {
             self.acknowledged(pending);
         }
+        while let Some(clearing) = self.next_cleared(&progress) {
+            self.cleared(clearing);
+        }
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
         journaling.is_up = progress.is_up;
         if progress.failures > journaling.failures {
@@ -332,11 +353,19 @@ impl Core {
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
         let written = std::mem::take(&mut journaling.written);
         let synced = std::mem::take(&mut journaling.synced);
-        journaling.out.retain(|entry| !matches!(entry, Entry::Events(_)));
+        let clears = std::mem::take(&mut journaling.clears);
+        journaling.out.retain(|entry| !matches!(entry, Entry::Events(_) | Entry::Cleared(_)));
         let mut rooms = Vec::with_capacity(written.len() + synced.len());
         for Pending { room, batch, waiting, .. } in written.into_iter().chain(synced) {
             rooms.push(room);
             self.refuse_waiting(&batch, waiting);
+        }
+        for Clearing { room, responder, .. } in clears {
+            if let Some(durable) = self.home_mut(room).and_then(|home| home.durable.as_deref_mut()) {
+                durable.pending = durable.pending.saturating_sub(1);
+            }
+            responder.resolve(Err(NOT_CLEARED.into()));
+            self.rooms.forget_if_idle(room);
         }
         for id in rooms {
             self.roll_back(id);
@@ -379,6 +408,52 @@ impl Core {
             let bytes = batch.bytes.len() + duplicates * WAITING_BYTES;
             journaling.pending_bytes = journaling.pending_bytes.saturating_sub(bytes);
         }
+    }
+
+    // ---- emptying a log ----
+
+    /// Empties a durable room's log of all that was acknowledged before now, as soon as the journal has that. Until then it
+    /// is as it was, so that nobody is told of a log that a restart would fill again.
+    pub(super) fn clear_durable(&mut self, id: RoomId, responder: Responder<u64>) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        let (name, epoch, log_from) = (room.name.clone(), home.epoch, home.seq + 1);
+        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let Some(journaling) = self.journaling.as_deref_mut().filter(|journaling| journaling.is_up) else {
+            return responder.resolve(Err(NOT_CLEARED.into()));
+        };
+        if journaling.clears.len() >= CLEARS_MAX {
+            return responder.resolve(Err(OVERLOADED.into()));
+        }
+        durable.pending += 1;
+        journaling.number += 1;
+        let (number, failures) = (journaling.number, journaling.failures);
+        journaling.out.push(Entry::Cleared(Cleared { number, failures, room: name, epoch, log_from }));
+        journaling.clears.push_back(Clearing { number, room: id, log_from, responder });
+    }
+
+    fn next_cleared(&mut self, progress: &Progress) -> Option<Clearing> {
+        let journaling = self.journaling.as_deref_mut()?;
+        journaling.clears.pop_front_if(|clearing| clearing.number <= progress.synced)
+    }
+
+    fn cleared(&mut self, clearing: Clearing) {
+        let Clearing { room: id, log_from, responder, .. } = clearing;
+        let Some(home) = self.home_mut(id) else { return };
+        if let Some(durable) = home.durable.as_deref_mut() {
+            durable.pending = durable.pending.saturating_sub(1);
+            // Keys of events that came since are still good.
+            if durable.given < log_from {
+                home.keys = None;
+            }
+        }
+        let (events, before) = (home.log.events(), home.log.bytes());
+        home.log.let_go_before(log_from);
+        let (gone, after) = (events - home.log.events(), home.log.bytes());
+        self.log_bytes = (self.log_bytes + after).saturating_sub(before);
+        self.durable_log_changed(before, after);
+        self.rooms.forget_if_idle(id);
+        responder.resolve(Ok(gone as u64));
     }
 
     // ---- the memory of logs ----
@@ -424,7 +499,8 @@ impl Core {
 
     /// Whether something waits for the journal.
     pub fn awaits_journal(&self) -> bool {
-        self.journal_pending_bytes() > 0
+        let clears = self.journaling.as_ref().is_some_and(|journaling| !journaling.clears.is_empty());
+        clears || self.journal_pending_bytes() > 0
     }
 }
 
@@ -436,6 +512,7 @@ mod tests {
     use super::super::core::CoreLimits;
     use super::super::message::{HistoryAsked, Join, JoinClaim, Message, Ticket};
     use super::super::name::{NameHasher, ShardId};
+    use super::super::reply::{Pending, pending};
     use super::super::rules::Rules;
     use super::*;
     use crate::config::Config;
@@ -488,7 +565,7 @@ mod tests {
         core.seal_all();
         let batch = |entry| match entry {
             Entry::Events(sealed) => Some((sealed.number, sealed.batch.events.iter().map(|event| event.seq).collect())),
-            Entry::Trimmed { .. } | Entry::Forgotten { .. } => None,
+            Entry::Trimmed { .. } | Entry::Cleared(_) | Entry::Forgotten { .. } => None,
         };
         core.journal_out().expect("a journal").drain(..).filter_map(batch).collect()
     }
@@ -565,6 +642,61 @@ mod tests {
         core.journaled(Progress { synced: 3, is_up: true, ..down });
         assert_eq!(answer(&next), Some(Ok((2, false))), "its key was forgotten with it");
         assert_eq!(core.journal_refused(), 4);
+    }
+
+    fn clear(core: &mut Core, room: &str) -> Pending<u64> {
+        let (responder, pending) = pending();
+        let room = core.hasher().room(room);
+        core.clear_history(&room, responder);
+        pending
+    }
+
+    #[test]
+    fn a_log_is_empty_when_the_journal_has_that_and_what_came_meanwhile_stays() {
+        let mut core = core(&config(), Vec::new());
+        assert_eq!(clear(&mut core, "project:1").wait(), Ok(0), "there is no such room");
+        let room = core.hasher().room("project:1");
+        joined_at(&mut core, "project:1");
+        assert!(core.add_member(&room, ME.conn, None).is_some());
+        drop(publish(&mut core, "project:1", Some("a"), 1));
+        assert_eq!(handed_over(&mut core), [(1, vec![1])]);
+        core.journaled(Progress { synced: 1, ..UP });
+        drop(publish(&mut core, "project:1", Some("b"), 1));
+        // The open batch goes to the journal before it.
+        let mut cleared = clear(&mut core, "project:1");
+        assert_eq!(handed_over(&mut core), [(2, vec![2])]);
+        core.journaled(Progress { synced: 2, ..UP });
+        assert!(core.awaits_journal());
+        assert_eq!((cleared.close(), told_of(&mut core, "project:1").matches("\"seq\"").count()), (None, 3));
+        core.journaled(Progress { synced: 3, ..UP });
+        let told = told_of(&mut core, "project:1");
+        assert!(told.matches("\"seq\"").count() == 2 && told.contains("\"seq\":2"), "{told}");
+        assert!(!core.awaits_journal());
+        assert_eq!(answer(&publish(&mut core, "project:1", Some("b"), 1)), Some(Ok((2, true))));
+        let cleared = clear(&mut core, "project:1");
+        core.journaled(Progress { synced: 4, ..UP });
+        assert_eq!(cleared.wait(), Ok(1));
+    }
+
+    #[test]
+    fn a_log_is_not_emptied_while_the_journal_can_not_say_so() {
+        let mut core = core(&config(), Vec::new());
+        drop(publish(&mut core, "project:1", None, 1));
+        handed_over(&mut core);
+        core.journaled(Progress { synced: 1, ..UP });
+        let under_way = clear(&mut core, "project:1");
+        let down = Progress { synced: 1, failures: 1, is_up: false, ..UP };
+        core.journaled(down);
+        let unavailable = Err(ErrorCode::Unavailable);
+        assert_eq!(under_way.wait().map_err(|error| error.code), unavailable);
+        assert_eq!(clear(&mut core, "project:1").wait().map_err(|error| error.code), unavailable);
+        assert!(told_of(&mut core, "project:1").contains("\"seq\":1,") && !core.awaits_journal());
+        core.journaled(Progress { is_up: true, ..down });
+        let cleared = clear(&mut core, "project:1");
+        core.journaled(Progress { synced: 3, is_up: true, ..down });
+        assert_eq!(cleared.wait(), Ok(1));
+        let gone = |entry: &Entry| matches!(entry, Entry::Forgotten { .. });
+        assert!(core.rooms.is_empty() && core.journal_out().expect("a journal").iter().any(gone));
     }
 
     #[test]

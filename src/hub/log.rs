@@ -88,15 +88,31 @@ impl Log {
             if !too_old && self.events <= bounds.events_max && self.bytes <= bounds.bytes_max {
                 return;
             }
-            let Some(event) = front.events.get(self.gone) else { return };
-            self.bytes -= front.frame_bytes(event);
-            self.events -= 1;
-            self.gone += 1;
-            if self.gone == front.events.len() {
-                self.batches.pop_front();
-                self.gone = 0;
+            if !self.let_go_of_first() {
+                return;
             }
         }
+    }
+
+    /// Lets go of what is before a number.
+    pub fn let_go_before(&mut self, seq: u64) {
+        while self.first_seq().is_some_and(|first| first < seq) {
+            self.let_go_of_first();
+        }
+    }
+
+    /// False where there is none.
+    fn let_go_of_first(&mut self) -> bool {
+        let Some(front) = self.batches.front() else { return false };
+        let Some(event) = front.events.get(self.gone) else { return false };
+        self.bytes -= front.frame_bytes(event);
+        self.events -= 1;
+        self.gone += 1;
+        if self.gone == front.events.len() {
+            self.batches.pop_front();
+            self.gone = 0;
+        }
+        true
     }
 
     /// Lets go of everything.

@@ -77,7 +77,7 @@ impl State {
             Request::History { room, since, limit, reverse, responder } => {
                 responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
             }
-            Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
+            Request::ClearHistory { room, responder } => self.core.clear_history(&room, responder),
             Request::Ping { number, asked, canaries, signs } => {
                 signs.answer(number, asked.elapsed().as_micros() as u64);
                 if canaries {
