@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHasher;
 
-/// How much is remembered to be withdrawn from one session. Past it everything is: nothing may come back by being
-/// forgotten.
-pub const WITHDRAWN_MAX: usize = 256;
+/// How much is remembered to be withdrawn from one session, which takes about 60 KB. Past it everything is: nothing may come
+/// back by being forgotten.
+pub const WITHDRAWN_MAX: usize = 1024;
 
 /// Stands for every permission there is.
 const EVERYTHING: &str = "**";
@@ -74,6 +74,11 @@ impl Withdrawal {
     }
 }
 
+/// Withdraws permissions at that time (seconds since 1970) from whoever showed that token.
+pub fn withdrawn(permissions: &[Box<str>], at_s: u64, from: TokenMark) -> Withdrawn {
+    permissions.iter().map(|permission| Withdrawal::new(permission, at_s, from)).collect()
+}
+
 /// What two know to be withdrawn.
 pub fn together(one: Option<&Withdrawn>, other: Option<&Withdrawn>) -> Option<Withdrawn> {
     match (one, other) {
@@ -86,9 +91,9 @@ pub fn together(one: Option<&Withdrawn>, other: Option<&Withdrawn>) -> Option<Wi
 pub(super) fn merge(before: &[Withdrawal], more: &[Withdrawal]) -> Withdrawn {
     let mut all = before.to_vec();
     for withdrawal in more {
-        match all.iter_mut().find(|one| one.permission == withdrawal.permission) {
-            Some(one) if one.at_s > withdrawal.at_s => {}
-            Some(one) => *one = withdrawal.clone(),
+        let same = |one: &&mut Withdrawal| one.permission == withdrawal.permission && one.from == withdrawal.from;
+        match all.iter_mut().find(same) {
+            Some(one) => one.at_s = one.at_s.max(withdrawal.at_s),
             None => all.push(withdrawal.clone()),
         }
     }
@@ -132,6 +137,8 @@ mod tests {
         let list = merge(&[Withdrawal::new("a:b", 5, from)], &[Withdrawal::new("a:b", 9, from)]);
         assert_eq!(*list, [Withdrawal::new("a:b", 9, from)]);
         assert_eq!(*merge(&list, &[Withdrawal::new("a:b", 7, from)]), *list, "what comes late takes nothing back");
+        let other = Withdrawal::new("a:b", 9, TokenMark::new(None, "b"));
+        assert_eq!(merge(&list, std::slice::from_ref(&other)).len(), 2, "each binds the token it was taken from");
         let many: Vec<_> = (0..=WITHDRAWN_MAX).map(|n| Withdrawal::new(&format!("a:{n}"), n as u64, from)).collect();
         let all = merge(&[], &many);
         assert_eq!(all.len(), 1);

@@ -67,7 +67,7 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
         .route("/ws/broadcast/test", post(broadcast::test::<B>))
         .route("/api/v1/websocket/stats", get(stats::<B>))
-        .route("/ws/connections", get(connections::list::<B>))
+        .route("/ws/connections", get(connections::list_beside_sockets::<B>))
         .route("/api/v1/connections", get(connections::list::<B>))
         .route(
             "/api/v1/connections/{client_id}",

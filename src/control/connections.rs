@@ -91,6 +91,23 @@ pub(crate) async fn list<B: Backend>(
     Ok(json(StatusCode::OK, &ConnectionsPage { connections: listing.items, total: listing.total, next }))
 }
 
+/// The same list, where it is looked for beside the sockets.
+#[utoipa::path(
+    operation_id = "list_ws_connections",
+    get,
+    path = "/ws/connections",
+    tag = "connections",
+    params(ConnectionsAsked),
+    responses((status = 200, body = ConnectionsPage), Refusals),
+)]
+pub(crate) async fn list_beside_sockets<B: Backend>(
+    api: State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    asked: Asked<ConnectionsAsked>,
+) -> Result<Response, ApiError> {
+    list(api, headers, asked).await
+}
+
 /// Shows one connection.
 #[utoipa::path(
     operation_id = "show_connection",

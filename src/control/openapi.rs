@@ -127,6 +127,7 @@ impl Modify for Bearer {
 #[openapi(
     info(title = "Ringhub", description = "The HTTP API of a real-time hub."),
     paths(
+        document,
         api::live,
         api::ready,
         api::health,
@@ -136,6 +137,7 @@ impl Modify for Bearer {
         broadcast::broadcast,
         broadcast::test,
         connections::list,
+        connections::list_beside_sockets,
         connections::show,
         connections::change,
         connections::end,
@@ -163,13 +165,23 @@ impl Modify for Bearer {
 )]
 struct Described;
 
-/// The document.
+/// This description.
+#[utoipa::path(
+    operation_id = "describe",
+    get,
+    path = "/openapi.json",
+    tag = "health",
+    security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
 pub(crate) async fn document() -> Response {
     json(StatusCode::OK, &Described::openapi()).into_response()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -183,5 +195,17 @@ mod tests {
             }
         }
         assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+    }
+
+    #[test]
+    fn every_route_is_described() {
+        // Where a socket is expected there is nothing to describe; the first page only says what this is.
+        const NOT_CALLS: [&str; 3] = ["/", "/ws", "/ws/monitor/{session_id}"];
+        let routes = include_str!("api.rs").split(".route(").skip(1);
+        let routes: BTreeSet<&str> = routes.filter_map(|route| route.split('"').nth(1)).collect();
+        let described = Described::openapi().paths.paths;
+        let described: BTreeSet<&str> = described.keys().map(String::as_str).chain(NOT_CALLS).collect();
+        assert!(routes.len() > 25, "{routes:?}");
+        assert_eq!(routes, described);
     }
 }

@@ -382,9 +382,7 @@ impl Core {
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
-            Message::Withdrawn { room, withdrawn } => {
-                self.note_withdrawn(&room, &withdrawn);
-            }
+            Message::Withdrawn { room, address, withdrawn } => self.note_withdrawn(&room, address, withdrawn),
             Message::TakeKept { room, successor, asked } => self.take_kept(&room, successor, *asked),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();

@@ -20,12 +20,12 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::batch::Batch;
+use super::clear::Clearing;
 use super::core::{BATCH_BYTES_MAX, Core};
 use super::keys::{KEY_AGE_MS, Keys};
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
-use super::reply::Responder;
 use super::rooms::{Home, RoomId};
-use super::stored::{Cleared, Entry, Progress, Sealed, StoredRoom};
+use super::stored::{Entry, Progress, Sealed, StoredRoom};
 use crate::config::DurableAck;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -35,18 +35,11 @@ use crate::wire::native::Refused;
 /// The answer while the journal can't be written, and for what was on its way when it failed.
 const JOURNAL_FAILED: Refused =
     Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the event was not published");
-/// The answer to who wants a log emptied meanwhile. It may be empty after a restart all the same: what the disk has of the
-/// attempt is not known.
-const NOT_CLEARED: Refused =
-    Refused::new(ErrorCode::Unavailable, "the journal can't be written right now; the history was not emptied");
 /// The answer where the logs of durable rooms have all the memory that they may have.
 const LOGS_FULL: Refused = Refused::new(
     ErrorCode::Unavailable,
     "the logs of durable rooms are full; try again when older events have expired",
 );
-
-/// Logs that may be waiting to be emptied: as many answers as a journal that hangs may keep waiting.
-const CLEARS_MAX: usize = 1024;
 
 /// Counted for each publisher that waits for an event of another one's (the same key): nearly nothing, but not nothing.
 const WAITING_BYTES: usize = 256;
@@ -57,7 +50,7 @@ pub struct Durable {
     /// The last number given; those after the room's `seq` wait for the journal.
     pub given: u64,
     /// Batches that wait for the journal, and times that the log is being emptied.
-    pending: u32,
+    pub(super) pending: u32,
     /// When its events are acknowledged.
     ack: DurableAck,
     /// Whose events are in the open batch.
@@ -79,20 +72,20 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Journaling {
     /// The number of the last batch handed over.
-    number: u64,
-    failures: u64,
-    is_up: bool,
+    pub(super) number: u64,
+    pub(super) failures: u64,
+    pub(super) is_up: bool,
     /// Batches that wait until they are written, and until they are synced.
     written: VecDeque<Pending>,
     synced: VecDeque<Pending>,
     /// Logs that are emptied when the journal has that; each has a caller who waits for it.
-    clears: VecDeque<Clearing>,
+    pub(super) clears: VecDeque<Clearing>,
     /// Bytes of these, and of the open batches of durable rooms.
     pending_bytes: usize,
     /// Bytes of the logs of durable rooms.
     log_bytes: usize,
     /// What is still to be handed over.
-    out: Vec<Entry>,
+    pub(super) out: Vec<Entry>,
     refused: u64,
 }
 
@@ -102,14 +95,6 @@ struct Pending {
     room: RoomId,
     batch: Arc<Batch>,
     waiting: Vec<Waiting>,
-}
-
-#[derive(Debug)]
-struct Clearing {
-    number: u64,
-    room: RoomId,
-    log_from: u64,
-    responder: Responder<u64>,
 }
 
 impl Durable {
@@ -360,13 +345,7 @@ impl Core {
             rooms.push(room);
             self.refuse_waiting(&batch, waiting);
         }
-        for Clearing { room, responder, .. } in clears {
-            if let Some(durable) = self.home_mut(room).and_then(|home| home.durable.as_deref_mut()) {
-                durable.pending = durable.pending.saturating_sub(1);
-            }
-            responder.resolve(Err(NOT_CLEARED.into()));
-            self.rooms.forget_if_idle(room);
-        }
+        self.refuse_clears(clears);
         for id in rooms {
             self.roll_back(id);
         }
@@ -408,52 +387,6 @@ impl Core {
             let bytes = batch.bytes.len() + duplicates * WAITING_BYTES;
             journaling.pending_bytes = journaling.pending_bytes.saturating_sub(bytes);
         }
-    }
-
-    // ---- emptying a log ----
-
-    /// Empties a durable room's log of all that was acknowledged before now, as soon as the journal has that. Until then it
-    /// is as it was, so that nobody is told of a log that a restart would fill again.
-    pub(super) fn clear_durable(&mut self, id: RoomId, responder: Responder<u64>) {
-        let Some(room) = self.rooms.get_mut(id) else { return };
-        let Some(home) = room.home.as_deref_mut() else { return };
-        let (name, epoch, log_from) = (room.name.clone(), home.epoch, home.seq + 1);
-        let Some(durable) = home.durable.as_deref_mut() else { return };
-        let Some(journaling) = self.journaling.as_deref_mut().filter(|journaling| journaling.is_up) else {
-            return responder.resolve(Err(NOT_CLEARED.into()));
-        };
-        if journaling.clears.len() >= CLEARS_MAX {
-            return responder.resolve(Err(OVERLOADED.into()));
-        }
-        durable.pending += 1;
-        journaling.number += 1;
-        let (number, failures) = (journaling.number, journaling.failures);
-        journaling.out.push(Entry::Cleared(Cleared { number, failures, room: name, epoch, log_from }));
-        journaling.clears.push_back(Clearing { number, room: id, log_from, responder });
-    }
-
-    fn next_cleared(&mut self, progress: &Progress) -> Option<Clearing> {
-        let journaling = self.journaling.as_deref_mut()?;
-        journaling.clears.pop_front_if(|clearing| clearing.number <= progress.synced)
-    }
-
-    fn cleared(&mut self, clearing: Clearing) {
-        let Clearing { room: id, log_from, responder, .. } = clearing;
-        let Some(home) = self.home_mut(id) else { return };
-        if let Some(durable) = home.durable.as_deref_mut() {
-            durable.pending = durable.pending.saturating_sub(1);
-            // Keys of events that came since are still good.
-            if durable.given < log_from {
-                home.keys = None;
-            }
-        }
-        let (events, before) = (home.log.events(), home.log.bytes());
-        home.log.let_go_before(log_from);
-        let (gone, after) = (events - home.log.events(), home.log.bytes());
-        self.log_bytes = (self.log_bytes + after).saturating_sub(before);
-        self.durable_log_changed(before, after);
-        self.rooms.forget_if_idle(id);
-        responder.resolve(Ok(gone as u64));
     }
 
     // ---- the memory of logs ----

@@ -91,3 +91,41 @@ impl Core {
         page
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(room: &str, field: &str) -> LockInfo {
+        let (client_id, session_id, user_id) = Default::default();
+        let (room, field, expires_at) = (room.to_owned(), field.to_owned(), String::new());
+        LockInfo { room, field, token: 1, expires_at, client_id, session_id, user_id }
+    }
+
+    fn page(locks: &[(&str, &str)], next: Option<(&str, &str)>) -> LockPage {
+        let next = next.map(|(room, field)| place(room, field));
+        LockPage { locks: locks.iter().map(|(room, field)| lock(room, field)).collect(), total: locks.len(), next }
+    }
+
+    fn told(page: &LockPage) -> (Vec<(&str, &str)>, Option<&str>) {
+        let places = page.locks.iter().map(|lock| (lock.room.as_str(), lock.field.as_str()));
+        (places.collect(), page.next.as_deref())
+    }
+
+    #[test]
+    fn parts_of_shards_are_put_in_order_up_to_where_all_have_looked() {
+        let (one, other) = (page(&[("a:1", "x"), ("a:3", "x")], None), page(&[("a:2", "x"), ("a:2", "y")], None));
+        let whole = one.clone().with(other.clone()).finish(10);
+        assert_eq!(told(&whole), (vec![("a:1", "x"), ("a:2", "x"), ("a:2", "y"), ("a:3", "x")], None));
+        assert_eq!(whole.total, 4);
+        assert_eq!(told(&one.clone().with(other).finish(2)), (vec![("a:1", "x"), ("a:2", "x")], Some("a:2\tx")));
+        // One shard did not look beyond a place: what another one has behind it comes with the next page.
+        let short = page(&[("a:2", "x")], Some(("a:2", "z")));
+        assert_eq!(told(&one.clone().with(short).finish(10)), (vec![("a:1", "x"), ("a:2", "x")], Some("a:2\tz")));
+        let none = page(&[], Some(("a:0", "z")));
+        assert_eq!(told(&one.with(none).finish(10)), (vec![], Some("a:0\tz")), "an empty page, and yet there is more");
+        // A room whose name begins as another's does: the order is that of rooms, then of fields.
+        let near = page(&[("a:1", "z"), ("a:1 b", "a"), ("a:1!", "a")], None).finish(10);
+        assert_eq!(told(&near).0, [("a:1", "z"), ("a:1 b", "a"), ("a:1!", "a")]);
+    }
+}

@@ -615,6 +615,54 @@ mod tests {
     }
 
     #[test]
+    fn locks_are_paged_through_and_a_page_looks_at_a_bounded_number_of_them() {
+        use super::super::view::Window;
+        let mut core = core(|config| config.limits.locks_per_room_max = 2000);
+        // So many that one look does not reach the end.
+        for (room, fields) in [("project:1", 3), ("project:2", 2000), ("project:3", 2000), ("project:4", 2000)] {
+            for field in 0..fields {
+                assert!(acquire(&mut core, 1, room, &format!("{field:04}"), at(0)).is_some());
+            }
+        }
+        let window = |after: Option<&str>, limit| Window { after: after.map(Into::into), limit };
+        let first = core.lock_page(None, &window(None, 5)).finish(5);
+        assert_eq!((first.locks.len(), first.total, first.next.as_deref()), (5, 6003, Some("project:2\t0001")));
+        let names = |page: &super::super::lock_pages::LockPage| -> Vec<String> {
+            page.locks.iter().map(|lock| format!("{}\t{}", lock.room, lock.field)).collect()
+        };
+        let (mut all, mut after, mut pages) = (Vec::new(), None::<Box<str>>, 0);
+        loop {
+            let page = core.lock_page(None, &window(after.as_deref(), 1000)).finish(1000);
+            all.extend(names(&page));
+            pages += 1;
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((all.len(), pages, all.is_sorted()), (6003, 7, true));
+        let room = core.hasher().room("project:1");
+        let one = core.lock_page(Some(&room), &window(Some("project:1\t0000"), 1)).finish(1);
+        assert_eq!(
+            (names(&one), one.total, one.next.as_deref()),
+            (vec!["project:1\t0001".to_owned()], 3, Some("project:1\t0001"))
+        );
+        let rest = core.lock_page(Some(&room), &window(one.next.as_deref(), 1)).finish(1);
+        assert_eq!((names(&rest), rest.next), (vec!["project:1\t0002".to_owned()], None));
+        // Looked at, and not listed: nobody holds them, and yet they are there for who has been waiting.
+        for field in 0..3 {
+            for _ in 0..5 {
+                ask(&mut core, 2, "project:1", &format!("{field:04}"), LockAction::Acquire { ttl_s: 1 }, at(9000));
+            }
+        }
+        core.expire(at(10_001));
+        let gone = core.lock_page(None, &window(None, 10)).finish(10);
+        assert_eq!((gone.locks.len(), gone.total, gone.next), (0, 0, None));
+        core.expire(at(100_000));
+        assert!(core.locks.rooms.is_empty());
+    }
+
+    #[test]
     fn a_room_takes_so_many_locks_and_those_that_are_only_waited_for_go_with_time() {
         let mut core = core(|config| config.limits.locks_per_room_max = 2);
         for field in ["a", "b"] {

@@ -110,6 +110,8 @@ pub enum Message {
     Withdrawn {
         /// The session's room.
         room: RoomName,
+        /// That connection.
+        address: Address,
         /// Which.
         withdrawn: Withdrawn,
     },
@@ -204,6 +206,13 @@ pub enum Message {
         address: Address,
         /// What is asked.
         request: ClientRequest,
+    },
+    /// To a connection's shard: permissions were withdrawn from its session.
+    WithdrawnTold {
+        /// Which connection.
+        address: Address,
+        /// Which permissions.
+        withdrawn: Withdrawn,
     },
     /// To a connection's shard: another connection took its session over.
     TakenOver {

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod canary;
+mod clear;
 pub mod core;
 pub mod directory;
 pub mod durable;

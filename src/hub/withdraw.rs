@@ -6,19 +6,23 @@
 
 use std::sync::Arc;
 
+use super::batch::Address;
 use super::core::Core;
-use super::message::{ClientRequest, Withdraw, Withdrew};
+use super::message::{ClientRequest, Message, Withdraw, Withdrew};
 use super::name::RoomName;
 use super::reply::{HubError, Responder};
 use super::session_home::SessionHome;
-use crate::auth::Withdrawal;
+use crate::auth::{Withdrawal, Withdrawn, withdrawal};
 use crate::wire::codes::ErrorCode;
 
 impl Core {
-    /// Remembers what was withdrawn from a session homed here.
-    pub(super) fn note_withdrawn(&mut self, room: &RoomName, withdrawn: &[Withdrawal]) {
-        if let Some(session) = self.session_at_home(room) {
-            session.note_withdrawn(withdrawn);
+    /// Remembers what was withdrawn from a connection that holds a session homed here. Where another one has taken that
+    /// over meanwhile, it is told.
+    pub(super) fn note_withdrawn(&mut self, room: &RoomName, address: Address, withdrawn: Withdrawn) {
+        let Some(session) = self.session_at_home(room) else { return };
+        session.note_withdrawn(&withdrawn);
+        if let Some(live) = session.live.filter(|live| *live != address) {
+            self.send(live.shard, Message::WithdrawnTold { address: live, withdrawn });
         }
     }
 
@@ -43,7 +47,7 @@ impl Core {
     }
 
     /// Withdraws permissions from the sessions of a user that are homed here. Says how many of them nobody holds; the
-    /// others are their connections' to say.
+    /// others are their connections' to say, which are told in case they took the session up behind their shard's back.
     pub fn withdraw_from_sessions_of(&mut self, user_id: &str, permissions: &[Box<str>]) -> u32 {
         let at_s = self.now.unix_ms / 1000;
         let is_users = |session: &SessionHome| session.identity.user_id == user_id;
@@ -54,9 +58,11 @@ impl Core {
         let ids: Vec<_> = sessions.map(|(id, _)| id).collect();
         let mut absent = 0;
         for id in ids {
-            if let Some(session) = self.home_mut(id).and_then(|home| home.session.as_deref_mut()) {
-                session.withdraw(permissions, at_s);
-                absent += u32::from(session.live.is_none());
+            let Some(session) = self.home_mut(id).and_then(|home| home.session.as_deref_mut()) else { continue };
+            let withdrawn = session.withdraw(permissions, at_s);
+            match session.live {
+                Some(address) => self.send(address.shard, Message::WithdrawnTold { address, withdrawn }),
+                None => absent += 1,
             }
         }
         absent
@@ -69,10 +75,10 @@ impl Core {
 }
 
 impl SessionHome {
-    fn withdraw(&mut self, permissions: &[Box<str>], at_s: u64) {
-        let withdrawal = |permission: &Box<str>| Withdrawal::new(permission, at_s, self.identity.mark);
-        let withdrawn: Vec<_> = permissions.iter().map(withdrawal).collect();
+    fn withdraw(&mut self, permissions: &[Box<str>], at_s: u64) -> Withdrawn {
+        let withdrawn = withdrawal::withdrawn(permissions, at_s, self.identity.mark);
         self.note_withdrawn(&withdrawn);
+        withdrawn
     }
 
     fn note_withdrawn(&mut self, withdrawn: &[Withdrawal]) {

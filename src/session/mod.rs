@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::auth::{Identity, Withdrawal, Withdrawn};
+use crate::auth::{Identity, Withdrawal, Withdrawn, withdrawal};
 use crate::config::{Config, KindConfig};
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -183,9 +183,7 @@ impl Session {
 
     /// Takes permissions away from whoever holds this session now. What the session's home has to know of it.
     pub fn withdraw(&mut self, permissions: &[Box<str>], now: Now) -> Withdrawn {
-        let mark = self.identity.mark;
-        let withdrawal = |permission: &Box<str>| Withdrawal::new(permission, now.unix_ms / 1000, mark);
-        let withdrawn: Withdrawn = permissions.iter().map(withdrawal).collect();
+        let withdrawn = withdrawal::withdrawn(permissions, now.unix_ms / 1000, self.identity.mark);
         self.inherit_withdrawn(&withdrawn);
         withdrawn
     }
@@ -195,13 +193,12 @@ impl Session {
         self.identity = Arc::new(self.identity.without(withdrawn));
     }
 
-    /// Wants a valid token within so many seconds. Until when it has to come, in seconds since 1970: what was asked for
-    /// before is not put off.
-    pub fn ask_for_proof(&mut self, grace_s: u32, now: Now) -> u64 {
+    /// Wants a valid token within so many seconds; what was asked for before is not put off. Until when it has to come is
+    /// said by [`Session::expires_at`].
+    pub fn ask_for_proof(&mut self, grace_s: u32, now: Now) {
         let until_s = now.unix_ms.div_ceil(1000).saturating_add(grace_s.into());
         let until_s = u32::try_from(until_s).unwrap_or(u32::MAX);
         self.prove_by_s = if self.prove_by_s == 0 { until_s } else { until_s.min(self.prove_by_s) };
-        self.prove_by_s.into()
     }
 
     /// When the connection ends unless a new token comes, in seconds since 1970; none where it does not.
@@ -332,8 +329,9 @@ mod tests {
     fn a_token_that_is_asked_for_has_to_come_in_time_and_an_earlier_question_stands() {
         let config = Config::default();
         let mut session = session(&config);
-        assert_eq!(session.ask_for_proof(30, at(1500)), 32);
-        assert_eq!(session.ask_for_proof(60, at(2000)), 32);
+        session.ask_for_proof(30, at(1500));
+        assert_eq!(session.expires_at(), Some(32));
+        session.ask_for_proof(60, at(2000));
         assert_eq!((session.expires_at(), session.expiry(&config, at(2000))), (Some(32), Expiry::At(32_000)));
         assert_eq!(session.expiry(&config, at(32_000)), Expiry::Unproven);
         let identity = Identity::anonymous("alice".to_owned());
@@ -341,7 +339,8 @@ mod tests {
         assert_eq!((session.expires_at(), session.expiry(&config, at(32_000))), (None, Expiry::Never));
         // The token's own end comes first, and the question before it.
         assert_eq!(session.refresh(Arc::new(Identity { expires_at: Some(100), ..identity })), Ok(()));
-        assert_eq!(session.ask_for_proof(3600, at(33_000)), 3633);
+        session.ask_for_proof(3600, at(33_000));
+        assert_eq!(session.expires_at(), Some(100));
         assert_eq!(session.expiry(&config, at(40_000)), Expiry::Tell);
         assert_eq!(session.expiry(&config, at(40_001)), Expiry::At(110_000));
         assert_eq!(session.expiry(&config, at(110_000)), Expiry::Expired);

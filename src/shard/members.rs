@@ -44,6 +44,7 @@ impl State {
             }
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
+            Message::WithdrawnTold { address, withdrawn } => self.withdrawn_told(address.conn, &withdrawn),
             Message::TakenOver { address, successor } => self.taken_over(address.conn, successor),
             Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),

@@ -7,7 +7,7 @@ use super::answers::write_expires_at;
 use super::commands::known_room;
 use super::connection::{Admission, Client, Phase};
 use super::state::State;
-use crate::auth::{Withdrawal, Withdrawn};
+use crate::auth::{Withdrawal, Withdrawn, withdrawal};
 use crate::config::Config;
 use crate::hub::message::{Message, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
@@ -30,13 +30,12 @@ impl State {
             Phase::Open(client) => {
                 let session_id = client.session.session_id.clone();
                 let withdrawn = client.session.withdraw(&withdraw.permissions, now);
-                self.tell_session_home(&session_id, withdrawn);
+                self.tell_session_home(conn, &session_id, withdrawn);
             }
             // About to be let in. The session it named may be another's: its home is told once it is this connection's.
             Phase::Admission(admission) => {
                 let (at_s, mark) = (now.unix_ms / 1000, admission.admit.identity.mark);
-                let withdrawal = |permission: &Box<str>| Withdrawal::new(permission, at_s, mark);
-                let withdrawn: Withdrawn = withdraw.permissions.iter().map(withdrawal).collect();
+                let withdrawn = withdrawal::withdrawn(&withdraw.permissions, at_s, mark);
                 admission.go_without(&withdrawn);
                 if withdraw.disconnect {
                     let refusal = || Refusal::forbidden("permissions were withdrawn");
@@ -75,8 +74,10 @@ impl State {
     /// shown its own.
     pub fn reauthenticate(&mut self, conn: ConnKey, grace_s: u32) -> Option<u32> {
         let now = self.now;
-        let until_s = self.client_mut(conn)?.session.ask_for_proof(grace_s, now);
-        self.tell(conn, "auth.expiring", None, |payload| write_expires_at(payload, Some(until_s)));
+        let session = &mut self.client_mut(conn)?.session;
+        session.ask_for_proof(grace_s, now);
+        let expires_at = session.expires_at();
+        self.tell(conn, "auth.expiring", None, |payload| write_expires_at(payload, expires_at));
         self.look_after(conn);
         Some(1)
     }
@@ -97,10 +98,22 @@ impl State {
         }
         // What was withdrawn from this connection stays with the session that it has now.
         if let Some(own) = own {
-            self.tell_session_home(&session_id, own);
+            self.tell_session_home(conn, &session_id, own);
         }
         if withdrawn.is_some() {
             self.enforce_permissions(conn);
+        }
+    }
+
+    /// This was withdrawn from a connection's session.
+    pub fn withdrawn_told(&mut self, conn: ConnKey, withdrawn: &[Withdrawal]) {
+        match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
+            Some(Phase::Open(client)) => {
+                client.session.inherit_withdrawn(withdrawn);
+                self.enforce_permissions(conn);
+            }
+            Some(Phase::Admission(admission)) => admission.go_without(withdrawn),
+            _ => {}
         }
     }
 
@@ -109,12 +122,13 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return };
         let Some(withdrawn) = client.session.identity.permissions.withdrawn().cloned() else { return };
         let session_id = client.session.session_id.clone();
-        self.tell_session_home(&session_id, withdrawn);
+        self.tell_session_home(conn, &session_id, withdrawn);
     }
 
-    fn tell_session_home(&mut self, session_id: &str, withdrawn: Withdrawn) {
+    fn tell_session_home(&mut self, conn: ConnKey, session_id: &str, withdrawn: Withdrawn) {
+        let address = self.address(conn);
         let room = self.core.hasher().room(&format!("session:{session_id}"));
-        self.core.send_home(&room.clone(), Message::Withdrawn { room, withdrawn });
+        self.core.send_home(&room.clone(), Message::Withdrawn { room, address, withdrawn });
     }
 
     /// This shard's connections of a user, and those about to be let in.
