@@ -11,6 +11,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod api;
 mod backend;
 mod inspect;
@@ -31,6 +32,7 @@ pub use crate::hub::message::Published;
 pub use crate::hub::presence::{Present, RoomPresence};
 pub use crate::hub::reply::{HubError, Pending};
 pub use crate::wire::native::Target;
+pub use access::{GRACE_S_MAX, WITHDRAWN_AT_ONCE_MAX, Withdrew};
 pub use api::Sent;
 pub use locks::LockInfo;
 pub use start::StartError;

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures_lite::future::yield_now;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
@@ -29,7 +29,7 @@ use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
 use super::windows::{Lately, Windows};
-use super::{broadcast, connections, messages, rooms};
+use super::{access, broadcast, connections, locks, messages, rooms};
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -72,13 +72,15 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
         .route("/ws/broadcast/test", post(broadcast::test::<B>))
         .route("/api/v1/websocket/stats", get(stats::<B>))
-        .route("/ws/connections", get(connections::list::<B>))
+        .route("/ws/connections", get(connections::list_beside_sockets::<B>))
         .route("/api/v1/connections", get(connections::list::<B>))
         .route(
             "/api/v1/connections/{client_id}",
             get(connections::show::<B>).patch(connections::change::<B>).delete(connections::end::<B>),
         )
         .route("/api/v1/disconnect", post(connections::end_many::<B>))
+        .route("/api/v1/reauthenticate", post(access::reauthenticate::<B>))
+        .route("/api/v1/withdraw", post(access::withdraw::<B>))
         .route("/api/v1/sessions/{session_id}", get(messages::session::<B>))
         .route(
             "/api/v1/sessions/{session_id}/messages",
@@ -88,6 +90,9 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/rooms", get(rooms::list::<B>))
         .route("/api/v1/rooms/{room}", get(rooms::show::<B>))
         .route("/api/v1/rooms/{room}/history", get(rooms::history::<B>).delete(rooms::clear::<B>))
+        .route("/api/v1/rooms/{room}/presence", get(rooms::presence::<B>))
+        .route("/api/v1/locks", get(locks::list::<B>))
+        .route("/api/v1/locks/{room}/{field}", delete(locks::unlock::<B>))
         .route("/api/v1/alerts", get(alerts::list::<B>))
         .route("/api/v1/performance", get(performance::show::<B>))
         .route("/ws", get(upgrade_required))

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
+mod access;
 mod alerts;
 mod answer;
 mod api;
@@ -40,6 +41,7 @@ mod inbox;
 pub mod journal;
 mod lines;
 mod listener;
+mod locks;
 mod messages;
 mod metrics;
 mod moment;

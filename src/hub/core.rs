@@ -26,7 +26,7 @@ use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
 use super::reply::Responder;
-use super::resume::Handover;
+use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
 use super::selection::Selection;
@@ -389,7 +389,8 @@ impl Core {
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
             Message::HandDown { room, successor, asked, kept } => self.hand_down(&room, successor, *asked, kept),
-            Message::TookUp { room, address } => self.handover_settled(&room, address),
+            Message::TookUp { room, address, given_back } => self.took_up(&room, address, given_back),
+            Message::Withdrawn { room, address, withdrawn } => self.note_withdrawn(&room, address, withdrawn),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -462,7 +463,8 @@ impl Core {
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
         let turn = session.map_or_else(Default::default, |session| session.turn);
         let resume_token = session.map(|session| session.token);
-        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
+        let withdrawn = session.and_then(|session| session.identity.permissions.withdrawn()).cloned();
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 
@@ -484,7 +486,7 @@ impl Core {
             *count += 1;
         }
         if let Some(old) = taken_over {
-            self.begin_handover(room.clone(), old);
+            self.begin_handover(room.clone(), old, Begins::Name);
             self.send(old.shard, Message::TakenOver { address: old, room: room.clone(), successor: None });
         }
         // What has its number already goes out before the newcomer is a member.

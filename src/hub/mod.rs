@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod canary;
+mod clear;
 pub mod core;
 pub mod directory;
 pub mod durable;
@@ -12,6 +13,7 @@ pub mod history;
 pub mod ids;
 pub mod keys;
 pub mod lock;
+pub mod lock_pages;
 pub mod locks;
 pub mod log;
 pub mod members;
@@ -29,3 +31,4 @@ pub mod selection;
 pub mod session_home;
 pub mod stored;
 pub mod view;
+mod withdraw;

@@ -28,7 +28,7 @@ pub struct ConnectionView {
     pub connected_at: String,
     /// When bytes came from it last, RFC 3339 in UTC.
     pub last_activity: String,
-    /// When its token ends; none for a token without end.
+    /// When its token ends, or when another one has to have come that was asked for; none for a token without end.
     pub expires_at: Option<String>,
     /// Bytes that wait to be sent to it, or are being sent.
     pub queue_bytes: usize,

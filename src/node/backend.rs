@@ -2,17 +2,18 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::api::Wake;
-use super::{Hub, Sent, Target, lock};
+use super::{Hub, RoomPresence, Sent, Target, Withdrew, lock};
 use crate::auth::Identity;
 use crate::config::Config;
 use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, ShardTimes, Snapshot};
 use crate::hub::core::epoch_text;
+use crate::hub::lock_pages::LockPage;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
@@ -109,6 +110,26 @@ impl Backend for Hub {
 
     fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32> {
         Hub::disconnect(self, who, code, reason)
+    }
+
+    fn reauthenticate(&self, who: &Target, grace: Duration) -> Pending<u32> {
+        Hub::reauthenticate(self, who, grace)
+    }
+
+    fn withdraw(&self, who: &Target, permissions: &[&str], disconnect: bool, reason: &str) -> Pending<Withdrew> {
+        Hub::withdraw(self, who, permissions, disconnect, reason)
+    }
+
+    fn presence(&self, room: &str) -> Pending<RoomPresence> {
+        Hub::presence(self, room)
+    }
+
+    fn locks(&self, room: Option<&str>, window: Window) -> Pending<LockPage> {
+        self.lock_page(room, window)
+    }
+
+    fn force_unlock(&self, room: &str, field: &str) -> Pending<bool> {
+        Hub::force_unlock(self, room, field)
     }
 
     fn session(&self, session_id: &str) -> Pending<SessionView> {

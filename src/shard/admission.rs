@@ -263,7 +263,7 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, resume_token, turn, .. } = joined;
+        let Joined { room, outcome, resume_token, turn, withdrawn, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
@@ -285,6 +285,10 @@ impl State {
                     JoinRefused::Rooms => Refusal::unavailable("this node has too many rooms", RETRY_AFTER_S),
                 });
             }
+        }
+        if let Some(withdrawn) = withdrawn {
+            // The session takes its token, or another one of the same time, without what was withdrawn from it.
+            admission.go_without(&withdrawn);
         }
         if admission.waiting > 0 {
             return;
@@ -354,6 +358,7 @@ impl State {
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
         self.presence_entered_all(conn);
+        self.withdrawn_at_admission(conn);
         self.report_opened(conn);
         self.look_after(conn);
         if !early.is_empty() {

@@ -44,17 +44,30 @@ impl State {
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let Some(reference) = reference else { return };
+        if reference.is_some() {
+            self.tell_in_order(conn, about, kind, reference, write);
+        }
+    }
+
+    /// Likewise, whether or not it is an answer.
+    pub fn tell_in_order(
+        &mut self,
+        conn: ConnKey,
+        about: Option<Lane>,
+        kind: &str,
+        reference: Option<&Reference>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let lanes = about.map_or([Lane::Ordinary, Lane::Urgent], |lane| [lane; 2]);
         let lane = lanes.into_iter().find(|lane| connection.outbox.waits_in(*lane));
         let Some(lane) = lane.filter(|_| matches!(connection.phase, Phase::Open(_))) else {
-            return self.tell(conn, kind, Some(reference), write);
+            return self.tell(conn, kind, reference, write);
         };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let mut frame = Vec::new();
-        envelope::begin(&mut self.payload, kind, &stamp, Some(reference));
+        envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
@@ -123,6 +136,10 @@ impl State {
                 }
                 Expiry::Expired => {
                     self.close(conn, close::TOKEN_EXPIRED, "the token expired");
+                    return None;
+                }
+                Expiry::Unproven => {
+                    self.close(conn, close::TOKEN_EXPIRED, "no valid token came in time");
                     return None;
                 }
             }

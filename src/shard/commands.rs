@@ -11,7 +11,6 @@ use super::state::State;
 use crate::config::{Config, KindConfig};
 use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
 use crate::hub::name::{RoomName, split};
-use crate::hub::presence::Change;
 use crate::hub::schema;
 use crate::hub::selection::Selection;
 use crate::ring::ConnKey;
@@ -345,41 +344,6 @@ impl State {
         self.enforce_permissions(conn);
         self.look_after(conn);
         Ok(())
-    }
-
-    /// Ends what a client's present permissions don't allow any more: the connection, or its place in rooms.
-    pub fn enforce_permissions(&mut self, conn: ConnKey) {
-        let settings = self.settings.clone();
-        let Some(client) = self.client_mut(conn) else { return };
-        if !client.session.identity.permissions.may_connect() {
-            return self.close(conn, close::FORBIDDEN, "websocket:connect was withdrawn");
-        }
-        let ids = client.rooms.clone();
-        for id in ids {
-            let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
-            let Some(client) = self.client_mut(conn) else { return };
-            // A room that everybody is put into is nobody's to lose.
-            let own = room.as_str() == "global"
-                || room.as_str().strip_prefix("user:") == Some(&client.session.identity.user_id)
-                || room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
-            let allowed = own
-                || known_room(&settings.config, room.as_str())
-                    .is_ok_and(|(kind, name)| client.session.may_join(kind, name).is_ok());
-            if allowed {
-                continue;
-            }
-            client.forget_room(id);
-            self.core.remove_member(id, conn);
-            self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
-            let refused = Refused::because(
-                ErrorCode::Forbidden,
-                format!("the permission for {} was withdrawn; its events end here", room.as_str()),
-            );
-            self.leave_home(room, conn);
-            self.figures.subscriptions.sub(1);
-            self.refuse_command(conn, None, &refused);
-        }
-        self.free_forbidden_locks(conn);
     }
 }
 

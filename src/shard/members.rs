@@ -4,11 +4,13 @@ use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
 use super::connection::{Client, LagWaits, Phase};
 use super::state::State;
+use super::withdraw::may_stay;
 use crate::config::Policy;
 use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
 use crate::hub::message::{
-    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, ResumeAsked, Ticket,
+    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, NO_CONNECTION, Publish, Published, ResumeAsked,
+    Ticket,
 };
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
@@ -43,6 +45,7 @@ impl State {
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
             Message::TakenOver { address, room, successor } => self.taken_over(address.conn, room, successor),
+            Message::WithdrawnTold { address, withdrawn } => self.withdrawn_told(address.conn, &withdrawn),
             Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
@@ -100,6 +103,7 @@ impl State {
             return;
         }
         let Joined { room, selection, ticket, outcome, replay, resume_token, .. } = joined;
+        let settings = self.settings.clone();
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -107,11 +111,17 @@ impl State {
             return;
         };
         let acked = membership_answered(client, &room, true);
+        // It may have lost the permission while the home was asked.
+        let may_stay = may_stay(client, &settings.config, room.as_str());
         let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
         if let Some(token) = resume_token.filter(|_| is_own) {
             client.resume_token = token;
         }
         let outcome = match outcome {
+            Ok(_) if !may_stay => {
+                self.leave_home(room.clone(), conn);
+                Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
+            }
             Ok(state) => self.enter(conn, &room, selection, replay.is_some()).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionBusy) => Err(Refused::new(ErrorCode::Unavailable, "the session is being taken up")),
@@ -323,6 +333,17 @@ impl State {
 
     fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {
         let settings = self.settings.clone();
+        let request = match request {
+            ClientRequest::Reauthenticate { grace_s, responder } => {
+                let asked = self.reauthenticate(conn, grace_s);
+                return responder.resolve(asked.ok_or_else(|| NO_CONNECTION.into()));
+            }
+            ClientRequest::Withdraw { withdraw, responder } => {
+                let withdrew = self.withdraw(conn, &withdraw);
+                return responder.resolve(withdrew.ok_or_else(|| NO_CONNECTION.into()));
+            }
+            other => other,
+        };
         let Some(client) = self.client_mut(conn) else {
             request.refuse();
             return;
@@ -343,6 +364,7 @@ impl State {
                 self.close(conn, code, &reason);
                 responder.resolve(Ok(1));
             }
+            other @ (ClientRequest::Reauthenticate { .. } | ClientRequest::Withdraw { .. }) => other.refuse(),
         }
     }
 }

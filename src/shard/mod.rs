@@ -25,6 +25,7 @@ mod state;
 mod time;
 mod timers;
 mod websocket;
+mod withdraw;
 
 use std::fmt;
 use std::sync::Arc;

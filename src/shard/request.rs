@@ -7,8 +7,9 @@ use bytes::Bytes;
 use super::Settings;
 use crate::control::Adopted;
 use crate::hub::canary::Signs;
+use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::hub::message::{ClientRequest, Publish};
+use crate::hub::message::{ClientRequest, Publish, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
@@ -54,6 +55,33 @@ pub enum Request {
         /// Is told how many there were.
         responder: Responder<u32>,
     },
+    /// That this shard's connections of a user show a valid token, or be closed.
+    ReauthenticateUser {
+        /// The user.
+        user_id: Box<str>,
+        /// Within so many seconds.
+        grace_s: u32,
+        /// Is told how many there are.
+        responder: Responder<u32>,
+    },
+    /// That permissions be taken away from a session homed here, and from its connection.
+    WithdrawFromSession {
+        /// The session's room.
+        room: RoomName,
+        /// Which, and how.
+        withdraw: Withdraw,
+        /// Is told what became of it.
+        responder: Responder<Withdrew>,
+    },
+    /// That permissions be taken away from this shard's connections of a user, and from the user's sessions homed here.
+    WithdrawFromUser {
+        /// The user.
+        user_id: Box<str>,
+        /// Which, and how.
+        withdraw: Withdraw,
+        /// Is told what became of it.
+        responder: Responder<Withdrew>,
+    },
     /// Whether a client id homed here is held.
     HasClient {
         /// The id.
@@ -74,6 +102,15 @@ pub enum Request {
         room: RoomName,
         /// Is told.
         responder: Responder<Vec<LockInfo>>,
+    },
+    /// A part of the locks that are held in rooms homed here, or in one of them.
+    LockPage {
+        /// The room.
+        room: Option<RoomName>,
+        /// Which part.
+        window: Window,
+        /// Is told.
+        responder: Responder<LockPage>,
     },
     /// Frees a lock of a room homed here, whoever holds it.
     Unlock {

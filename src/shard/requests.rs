@@ -42,9 +42,21 @@ impl State {
                 }
                 responder.resolve(Ok(closed));
             }
+            Request::ReauthenticateUser { user_id, grace_s, responder } => {
+                responder.resolve(Ok(self.reauthenticate_user(&user_id, grace_s)));
+            }
+            Request::WithdrawFromSession { room, withdraw, responder } => {
+                self.core.withdraw_from_session(&room, withdraw, responder);
+            }
+            Request::WithdrawFromUser { user_id, withdraw, responder } => {
+                responder.resolve(Ok(self.withdraw_from_user(&user_id, &withdraw)));
+            }
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
             Request::Locks { room, responder } => responder.resolve(Ok(self.core.list_locks(&room))),
+            Request::LockPage { room, window, responder } => {
+                responder.resolve(Ok(self.core.lock_page(room.as_ref(), &window)));
+            }
             Request::Unlock { room, field, responder } => {
                 responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
             }
@@ -65,7 +77,7 @@ impl State {
             Request::History { room, since, limit, reverse, responder } => {
                 responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
             }
-            Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
+            Request::ClearHistory { room, responder } => self.core.clear_history(&room, responder),
             Request::Ping { number, asked, canaries, signs } => {
                 signs.answer(number, asked.elapsed().as_micros() as u64);
                 if canaries {

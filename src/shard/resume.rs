@@ -8,6 +8,7 @@ use super::answers::write_room_error;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Membership, Phase, Wish};
 use super::gather::write_results;
 use super::state::State;
+use crate::auth::withdrawal;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
@@ -89,7 +90,8 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(&format!("session:{session_id}"));
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
-        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default() };
+        let asked =
+            ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default(), withdrawn: None };
         let identity = client.session.identity.clone();
         let resume = Resume { room: room.clone(), address, identity, token, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
@@ -97,11 +99,14 @@ impl State {
     }
 
     /// A session is taken up by another connection, which gets what this one had, by way of the session's home.
-    pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, asked: Box<ResumeAsked>) {
+    pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, mut asked: Box<ResumeAsked>) {
         let holds_it = self.client_mut(conn).is_some_and(|client| *client.session.session_id == *asked.session_id);
         let kept = if holds_it { self.keep_with_locks(conn) } else { None };
         if let Some(client) = self.client_mut(conn).filter(|_| holds_it) {
             client.is_succeeded = true;
+            // Either of the two may not have heard of all of it yet.
+            let here = client.session.identity.permissions.withdrawn();
+            asked.withdrawn = withdrawal::together(asked.withdrawn.as_ref(), here);
         }
         self.core.send_home(&room.clone(), Message::HandDown { room, successor, asked, kept });
     }
@@ -110,7 +115,7 @@ impl State {
     pub fn resumed(&mut self, resumed: Resumed) {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
-        let ResumeAsked { reference, session_id, cursors, turn } = asked;
+        let ResumeAsked { reference, session_id, cursors, turn, withdrawn } = asked;
         let kept = match outcome {
             Ok(kept) => kept,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
@@ -122,10 +127,7 @@ impl State {
                 let busy = Refused::new(ErrorCode::Unavailable, "too many commands of this connection are under way");
                 self.refuse_command(conn, reference.as_ref(), &busy);
             }
-            let room = self.core.hasher().room(&format!("session:{session_id}"));
-            let kept = Some(Box::new(kept));
-            self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
-            return;
+            return self.took_up(&session_id, address, Some(Box::new(kept)));
         }
         let Kept { rooms, metadata, locks } = kept;
         let wanted = wanted(rooms, cursors, &session_id);
@@ -133,13 +135,14 @@ impl State {
             Ok(part) => part,
             Err(refused) => {
                 self.core.free_locks(locks, Freed::SessionEnded);
-                self.took_up(&session_id, address);
+                self.took_up(&session_id, address, Some(Box::default()));
                 return self.refuse_command(conn, reference.as_ref(), &refused);
             }
         };
         self.change_session(conn, &session_id, turn, metadata);
+        self.inherit_withdrawn(conn, withdrawn);
         self.inherit_locks(conn, locks);
-        self.took_up(&session_id, address);
+        self.took_up(&session_id, address, None);
         for (room, wish) in wanted {
             if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
                 self.figures.errors.add(refused.code.as_str());
@@ -149,10 +152,10 @@ impl State {
         }
     }
 
-    /// Tells a session's home that it has arrived, so that the next one may have it.
-    fn took_up(&mut self, session_id: &str, address: Address) {
+    /// Tells a session's home that it has arrived or is given back, so that the next one may have it.
+    fn took_up(&mut self, session_id: &str, address: Address, given_back: Option<Box<Kept>>) {
         let room = self.core.hasher().room(&format!("session:{session_id}"));
-        self.core.send_home(&room.clone(), Message::TookUp { room, address });
+        self.core.send_home(&room.clone(), Message::TookUp { room, address, given_back });
     }
 
     /// All rooms have answered.

@@ -1,5 +1,6 @@
 //! Whole shards in the simulated world: one seed is one run.
 
+mod access;
 mod bounds;
 mod client;
 mod disk;

@@ -127,9 +127,12 @@ impl Run {
         self.clients[who].send("resume", data);
     }
 
+    /// A client asks for the session, perhaps more than once.
     fn resume_again(&mut self) {
         let who = self.rng.usize(..self.clients.len());
-        self.resume(who);
+        for _ in 0..self.rng.usize(1..4) {
+            self.resume(who);
+        }
     }
 
     fn vanish(&mut self) {
@@ -184,5 +187,41 @@ impl Run {
         // Until what is kept of the session has gone.
         self.node.world.advance(Duration::from_secs(3600));
         self.node.assert_empty();
+    }
+}
+
+#[test]
+fn of_sessions_resumed_in_one_breath_a_client_has_the_one_it_was_told_last() {
+    for shards in 1..=3 {
+        for order in 0..27 {
+            let mut node = Node::new(order, shards, Faults::none(), config());
+            let names = ["a", "b", "c"];
+            let tokens = names.map(|name| {
+                let client = node.client(0, &format!("session_id={name}"));
+                client.link.close();
+                client.messages[0]["data"]["resume"]["token"].clone()
+            });
+            node.settle();
+            let mut client = node.client(usize::from(shards) - 1, "");
+            // Every order of three, with repeats; each in turn is asked for twice.
+            for digit in [order / 9, order / 3 % 3, order % 3] {
+                let place = digit as usize;
+                for _ in 0..2 {
+                    client.send("resume", json!({"session_id": names[place], "token": tokens[place]}));
+                }
+            }
+            node.settle();
+            client.poll();
+            let told = client.messages.iter().rfind(|message| message["type"] == "resumed").expect("one at least");
+            let session = told["data"]["session_id"].clone();
+            let mut other = node.client(0, "");
+            let id = other.send("send", json!({"to": {"session": session}, "type": "x", "data": 1}));
+            node.settle();
+            other.poll();
+            client.poll();
+            let answer = other.answer(id).expect("an answer");
+            assert_eq!(answer["data"]["delivered"], 1, "{shards} shards, order {order}: {session} {answer}");
+            assert!(client.messages.iter().any(|message| message["type"] == "x"));
+        }
     }
 }
