@@ -27,7 +27,7 @@ use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
 use super::windows::{Lately, Windows};
-use super::{broadcast, connections, messages, rooms};
+use super::{broadcast, connections, messages, rooms, trace};
 
 /// What handlers need.
 pub(crate) struct Api<B> {
@@ -73,6 +73,8 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
             "/api/v1/connections/{client_id}",
             get(connections::show::<B>).patch(connections::change::<B>).delete(connections::end::<B>),
         )
+        .route("/api/v1/connections/{client_id}/trace", get(trace::trace::<B>))
+        .route("/api/v1/connections/{client_id}/explain", get(trace::explain::<B>))
         .route("/api/v1/disconnect", post(connections::end_many::<B>))
         .route("/api/v1/sessions/{session_id}", get(messages::session::<B>))
         .route(

@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{alerts, api, broadcast, connections, github, messages, performance, publish, rooms};
+use super::{alerts, api, broadcast, connections, github, messages, performance, publish, rooms, trace};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -111,6 +111,8 @@ impl Modify for Bearer {
         connections::change,
         connections::end,
         connections::end_many,
+        trace::trace,
+        trace::explain,
         messages::session,
         messages::send_to_session,
         messages::receive,

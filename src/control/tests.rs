@@ -13,7 +13,9 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::config::Listen;
+use crate::hub::explain::Explanation;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{Sent, Target};
 use crate::wire::codes::ErrorCode;
@@ -80,6 +82,14 @@ impl Backend for FakeHub {
     }
 
     fn connection(&self, _: &str) -> Pending<ConnectionView> {
+        absent()
+    }
+
+    fn trace(&self, _: &str, _: usize) -> Pending<Vec<ConnectionTrace>> {
+        absent()
+    }
+
+    fn explain(&self, _: &str, _: &str) -> Pending<Explanation> {
         absent()
     }
 

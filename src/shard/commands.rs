@@ -12,6 +12,7 @@ use crate::config::{Config, KindConfig};
 use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
 use crate::hub::name::{RoomName, split};
 use crate::hub::presence::Change;
+use crate::hub::recorder::What;
 use crate::hub::schema;
 use crate::hub::selection::Selection;
 use crate::ring::ConnKey;
@@ -36,10 +37,14 @@ impl State {
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
-        native::parse(&mut scratch, text, |parsed| match over_rate {
-            None => self.carry_out(conn, parsed),
-            // Read all the same, since the refusal carries the message's id.
-            Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+        let (payload, bytes) = (self.payload_to_keep(text), text.len());
+        native::parse(&mut scratch, text, |parsed| {
+            self.note_received(conn, &parsed, bytes, &payload);
+            match over_rate {
+                None => self.carry_out(conn, parsed),
+                // Read all the same, since the refusal carries the message's id.
+                Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+            }
         });
         self.scratch = Some(scratch);
         self.drain_local();
@@ -99,7 +104,7 @@ impl State {
                 for room in rooms {
                     let ticket = Ticket::Part(part);
                     if let Err(refused) = self.join(conn, &room, selection.clone(), since.clone(), ticket) {
-                        self.figures.errors.add(refused.code.as_str());
+                        self.count_refused(conn, refused.code);
                         self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
                     }
                 }
@@ -373,6 +378,8 @@ impl State {
                 continue;
             }
             client.forget_room(id);
+            let (before, why) = (self.core.mark_of(id, conn), "permission withdrawn");
+            self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
             self.core.remove_member(id, conn);
             self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
             let refused = Refused::because(

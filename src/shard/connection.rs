@@ -39,6 +39,8 @@ pub struct Connection {
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
     /// it missed is read from the log from there on.
     pub is_behind: bool,
+    /// Whether something waits because the kernel has not taken all of what was sent before.
+    pub waits: bool,
     /// Deliveries to it whose latency is measured.
     pub(super) followed: Followed,
     /// When it is to be looked at.
@@ -384,6 +386,7 @@ mod tests {
             phase: Phase::Closing { shut: false },
             heard_ms: 0,
             is_behind: false,
+            waits: false,
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),

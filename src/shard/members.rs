@@ -12,6 +12,7 @@ use crate::hub::message::{
 };
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
+use crate::hub::recorder::{Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
@@ -129,7 +130,7 @@ impl State {
                 self.tell_behind_events(conn, Some(lane), "subscribed", reference.as_ref(), |payload| {
                     write_subscribed(payload, room.as_str(), &state);
                 });
-                self.replay(conn, id, &replay);
+                self.replay(conn, id, &replay, state.seq);
             }
             (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
             (Ticket::Part(part), Ok((id, state))) => {
@@ -137,6 +138,7 @@ impl State {
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
             }
             (Ticket::Part(part), Err(refused)) => {
+                self.core.recorder.change(conn, What::Refused { code: refused.code });
                 self.gathered(conn, part, |results| write_room_error(results, room.as_str(), &refused));
             }
             (Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_), _) => {}
@@ -155,6 +157,9 @@ impl State {
         let before = self.core.rooms().find(room);
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
+        let selected_before = before.filter(|_| was_member).map(|id| self.core.mark_of(id, conn));
+        let mark = Mark::of(selection.as_ref());
+        self.core.recorder.selected(selection.as_ref());
         let mut rest_after = None;
         if let Some(id) = before.filter(|_| was_member) {
             if !begins_anew && self.core.is_settled_with(id, conn, selection.as_ref()) {
@@ -172,7 +177,9 @@ impl State {
             };
             client.rooms.retain(|one| *one != id);
             if begins_anew {
-                client.forget_lag(id);
+                if client.forget_lag(id).is_some() {
+                    self.core.recorder.change(conn, What::BeganAnew { room: room.clone() });
+                }
                 rest_after = None;
             }
             self.core.remove_member(id, conn);
@@ -184,6 +191,8 @@ impl State {
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
+                let subscribed = What::Subscribed { room: room.clone(), mark, before: selected_before };
+                self.core.recorder.change(conn, subscribed);
                 self.figures.subscriptions.add(1);
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
                     self.core.park(id, conn);
@@ -196,6 +205,10 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 if let (Some(id), Some(client)) = (before, self.client_mut(conn)) {
                     client.forget_lag(id);
+                }
+                if let Some(before) = selected_before {
+                    let why = "too many different filters";
+                    self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
                 }
                 Err(Refused::new(ErrorCode::RoomLimit, "this room has too many different filters"))
             }
@@ -252,7 +265,9 @@ impl State {
         membership_answered(client, &room, false);
         if let Some(id) = id {
             client.forget_room(id);
+            let before = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
+                self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why: "asked to" });
                 self.figures.subscriptions.sub(1);
                 self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
                 self.leave_home(room.clone(), conn);
@@ -292,7 +307,7 @@ impl State {
                 self.gathered_send(conn, part, u64::from(published.delivered), u64::from(published.queued));
             }
             (Ticket::Part(part), Err(refused)) => {
-                self.figures.errors.add(refused.code.as_str());
+                self.count_refused(conn, refused.code);
                 self.gathered_send(conn, part, 0, 0);
             }
             (Ticket::Admission, _) => {}

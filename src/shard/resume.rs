@@ -12,6 +12,7 @@ use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
 use crate::hub::presence::{Change, Turn};
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
@@ -144,7 +145,7 @@ impl State {
             };
             let since = cursor.or_else(ack).unwrap_or(Since::Time(left_ms));
             if let Err(refused) = self.join(conn, &room, selection, Some(since), Ticket::Part(part)) {
-                self.figures.errors.add(refused.code.as_str());
+                self.count_refused(conn, refused.code);
                 self.presence_refused(conn, &self.core.hasher().room(&room));
                 self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
             }
@@ -203,7 +204,10 @@ impl State {
             && let Some(client) = self.client_mut(conn)
         {
             client.forget_room(id);
+            let selected = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
+                let (room, why) = (before.clone(), "took up another session");
+                self.core.recorder.change(conn, What::Unsubscribed { room, before: selected, why });
                 self.figures.subscriptions.sub(1);
                 self.leave_home(before.clone(), conn);
             }
