@@ -501,7 +501,7 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
         What::Unsubscribed { .. } if !is_join => Some(record.at_us),
         _ => None,
     };
-    let joined = story.of_room(room).filter(|record| record.number > number).find_map(|record| at(record, true));
+    let joined = story.of_room(room).filter(|record| record.number >= number).find_map(|record| at(record, true));
     let left =
         story.of_room(room).filter(|record| record.number < number).filter_map(|record| at(record, false)).last();
     Finding::NotSubscribed { joined_us: joined, left_us: left }

@@ -480,7 +480,7 @@ mod tests {
             assert_eq!(selection.mark(), again.mark());
         }
         let selection = compiled(r#"{"name":"ünlich"}"#).expect("compiles").expect("selects");
-        assert_eq!(selection.text(21), "{\"filters\":{\"name\":…");
+        assert_eq!(selection.text(21), "{\"filters\":{\"name\":\"…", "cut between characters");
         assert_ne!(selection.mark(), compiled(r#"{"name":"x"}"#).expect("compiles").expect("selects").mark());
     }
 
