@@ -204,8 +204,10 @@ pub struct Witness {
     pub lags_after: Option<u64>,
     /// Where the event is in its outbox.
     pub place: Place,
-    /// Whether a chunk is with the kernel.
-    pub is_sending: bool,
+    /// Whether the kernel has taken a part of a message, and not yet the rest of it.
+    pub is_cut: bool,
+    /// The first event of that room in its outbox or in what the kernel has yet to take.
+    pub next_seq: Option<u64>,
     /// Whether a fan-out of the event's room is under way.
     pub fans_out: bool,
 }
@@ -419,7 +421,7 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
     for record in recorder.traffic_records().filter(|record| record.conn == witness.conn && event.is_before(record)) {
         match record.what {
             What::Given { room: of, chosen, .. } if of == room && chosen.has(seq) => {
-                return settle(recorder, witness, record, record.at_us, true);
+                return settle(recorder, witness, event, record, record.at_us, true);
             }
             What::Given { room: of, chosen, .. } if of == room && chosen.covers(seq) => looked_at = Some(record),
             _ => {}
@@ -462,7 +464,7 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
             None if done_us == 0 && witness.fans_out && witness.place == Place::Nowhere => {
                 Finding::FanningOut { since_us: record.at_us }
             }
-            None => settle(recorder, witness, record, done_us.max(record.at_us), false),
+            None => settle(recorder, witness, event, record, done_us.max(record.at_us), false),
             Some(LagEnd::Open { since_us }) => {
                 Finding::Behind { after_seq: witness.lags_after.unwrap_or(seq - 1), since_us }
             }
@@ -490,6 +492,10 @@ fn no_fan_out(recorder: &Recorder, story: &Story<'_>, event: &EventFound) -> Fin
     match story.membership(room, later, at_us) {
         Membership::No => not_subscribed(story, room, later),
         Membership::Unknown => Finding::Unknown,
+        // Where all members here have fallen behind there is no fan-out.
+        Membership::Member(_) if let Some(LagEnd::Left { at_us }) = story.lag(room, event.seq, later) => {
+            Finding::Dropped { at_us }
+        }
         Membership::Member(_) if at_us < recorder.traffic_since_us() || witness.closed_us.is_some() => Finding::Unknown,
         Membership::Member(_) => Finding::OnItsWay,
     }
@@ -508,8 +514,15 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
 }
 
 /// What became of an event that was put into the outbox.
-fn settle(recorder: &Recorder, witness: &Witness, record: &Record, done_us: u64, is_replay: bool) -> Finding {
-    let since_us = record.at_us;
+fn settle(
+    recorder: &Recorder,
+    witness: &Witness,
+    event: &EventFound,
+    record: &Record,
+    done_us: u64,
+    is_replay: bool,
+) -> Finding {
+    let (room, seq, since_us) = (event.room, event.seq, record.at_us);
     match witness.place {
         Place::Waiting { bytes_ahead } => return Finding::Waiting { bytes_ahead, since_us },
         Place::BeingSent { bytes_ahead } => return Finding::BeingSent { bytes_ahead, since_us },
@@ -520,8 +533,8 @@ fn settle(recorder: &Recorder, witness: &Witness, record: &Record, done_us: u64,
         if later_bytes < witness.unsent_bytes {
             return Finding::Dropped { at_us };
         }
-    } else if witness.is_sending && later_bytes == 0 {
-        // The end of what is being sent is the end of what was put there last.
+    } else if witness.is_cut && !was_given_between(recorder, witness, room, seq, witness.next_seq.unwrap_or(u64::MAX)) {
+        // It is the last of its room that was taken, and may be the one that was not taken whole.
         return Finding::BeingSent { bytes_ahead: 0, since_us };
     }
     // Where something had to wait meanwhile, it was sent when nothing waited any more, at the latest.
@@ -542,6 +555,20 @@ fn settle(recorder: &Recorder, witness: &Witness, record: &Record, done_us: u64,
         by_us = witness.closed_us.unwrap_or(recorder.now_us()).max(by_us);
     }
     Finding::Written { by_us, is_replay }
+}
+
+/// Whether a connection got an event of a room between two others.
+fn was_given_between(recorder: &Recorder, witness: &Witness, room: u64, after_seq: u64, before_seq: u64) -> bool {
+    let is_its = |of: Mark| witness.rooms.iter().any(|(name, mark)| name.hash() == room && *mark == of);
+    recorder.traffic_records().any(|record| match record.what {
+        What::Given { room: of, chosen, .. } if record.conn == witness.conn => {
+            of == room && chosen.has_between(after_seq, before_seq)
+        }
+        What::FannedOut { room: of, mark, chosen, .. } => {
+            of == room && is_its(mark) && chosen.has_between(after_seq, before_seq)
+        }
+        _ => false,
+    })
 }
 
 /// Bytes of events that were put into a connection's outbox behind those of a record.

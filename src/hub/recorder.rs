@@ -87,6 +87,14 @@ impl Chosen {
         self.covers(seq) && self.bits >> place & 1 == 1
     }
 
+    /// Whether one between two others was chosen.
+    pub fn has_between(&self, after_seq: u64, before_seq: u64) -> bool {
+        let end = self.first_seq.saturating_add(u64::from(self.count)).min(before_seq);
+        let first = self.first_seq.max(after_seq.saturating_add(1));
+        // Of more than there are bits for, all were chosen or none.
+        (first..end).take(EVENTS_PER_RECORD as usize).any(|seq| self.has(seq))
+    }
+
     /// How many were chosen.
     pub fn chosen(&self) -> u32 {
         if u64::from(self.count) > EVENTS_PER_RECORD {

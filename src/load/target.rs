@@ -187,7 +187,10 @@ impl Target {
     pub(crate) fn get(&self, timeout: Duration) -> Result<Vec<u8>, Failure> {
         let failed = |error: std::io::Error| Failure::from_io(&error);
         let mut stream = TcpStream::connect_timeout(&self.address, timeout).map_err(failed)?;
-        stream.set_read_timeout(Some(timeout)).and_then(|()| stream.set_write_timeout(Some(timeout))).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(timeout))
+            .and_then(|()| stream.set_write_timeout(Some(timeout)))
+            .map_err(failed)?;
         let path = self.request.uri().path_and_query().map_or("/", |path| path.as_str());
         // HTTP/1.0: the answer ends with the connection, and is in one piece.
         let mut head = format!("GET {path} HTTP/1.0\r\n").into_bytes();

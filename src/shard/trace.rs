@@ -11,6 +11,7 @@ use crate::hub::trace::{ConnectionTrace, TraceAsked, trace};
 use crate::ring::ConnKey;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::Parsed;
+use crate::wire::ws;
 
 impl State {
     // ---- what is recorded ----
@@ -154,6 +155,10 @@ impl State {
         let rooms = client.rooms.iter().filter_map(|id| Some((*id, self.core.rooms().get(*id)?)));
         if let Some((id, room)) = rooms.into_iter().find(|(_, room)| room.name.hash() == event.room) {
             witness.fans_out = room.jobs > 0;
+            witness.is_cut = under_way.is_some_and(begins_within_a_message);
+            let seq = format!("\"room\":\"{}\",\"seq\":", room.name.as_str());
+            let next = |bytes: &[u8]| seq_behind(bytes, seq.as_bytes());
+            witness.next_seq = next(with_kernel).or_else(|| connection.outbox.find_map(next));
             let lags = client.under_way.iter().flat_map(|under_way| under_way.lags.iter());
             witness.lags_after = lags.into_iter().find(|lag| lag.room == id).map(|lag| lag.after_seq);
         }
@@ -168,7 +173,8 @@ impl State {
             rooms: self.rooms_and_marks(client, conn),
             lags_after: None,
             place: Place::Nowhere,
-            is_sending: connection.outbox.is_sending(),
+            is_cut: false,
+            next_seq: None,
             fans_out: false,
         }
     }
@@ -192,7 +198,26 @@ fn witness_of(gone: &Gone) -> Witness {
         rooms: gone.rooms.clone(),
         lags_after: None,
         place: Place::Nowhere,
-        is_sending: false,
+        is_cut: false,
+        next_seq: None,
         fans_out: false,
     }
+}
+
+/// The number behind the first place where a text stands.
+fn seq_behind(bytes: &[u8], text: &[u8]) -> Option<u64> {
+    let digits = bytes.get(memchr::memmem::find(bytes, text)? + text.len()..)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(digits.get(..end)?).ok()?.parse().ok()
+}
+
+/// Whether bytes that end with a message begin within one: then no sequence of whole frames leads from their beginning to
+/// their end.
+fn begins_within_a_message(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let Some(next) = ws::frame_bytes(rest).and_then(|length| rest.get(length..)) else { return true };
+        rest = next;
+    }
+    false
 }

@@ -12,4 +12,5 @@ mod node;
 mod operations;
 mod presence;
 mod regressions;
+mod trace;
 mod urgent;
