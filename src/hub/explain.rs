@@ -5,6 +5,7 @@
 //! the selection that the fan-out was for, and had not fallen behind, got what was chosen. What is left is where in its
 //! outbox it is now, if it is there.
 
+use hashbrown::HashMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -45,6 +46,11 @@ impl EventFound {
     fn is_before(&self, record: &Record) -> bool {
         self.received_us <= record.at_us.saturating_add(TURN_US_MAX)
     }
+
+    /// Whether it may have been received by then or later.
+    fn is_about(&self, at_us: u64) -> bool {
+        at_us <= self.received_us.saturating_add(TURN_US_MAX)
+    }
 }
 
 /// What shards say of an event that is looked for by its id.
@@ -77,7 +83,7 @@ pub enum Outcome {
     NotSubscribed,
     /// The records don't reach back, or there was no such event.
     Unknown,
-    /// It waited for the client when its connection ended.
+    /// It waited for the client, or was being sent, when its connection ended.
     Dropped,
     /// Its subscription does not want it, or it is the client's own.
     Filtered,
@@ -196,8 +202,10 @@ pub struct Witness {
     pub opened_us: u64,
     /// When it ended.
     pub closed_us: Option<u64>,
-    /// Bytes of events that it had not been sent by then.
+    /// Bytes of events that waited by then.
     pub unsent_bytes: u64,
+    /// Bytes before these that were with the kernel when its socket failed.
+    pub cut_bytes: u64,
     /// The rooms it is in, or was in at its end, and what it selects.
     pub rooms: Vec<(RoomName, Mark)>,
     /// Where it has fallen behind in the event's room: the last event that it has.
@@ -214,7 +222,7 @@ pub struct Witness {
 
 /// Whether a connection was a member, as far as that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Membership {
+enum Membership {
     /// With that selection.
     Member(Mark),
     /// It was none.
@@ -227,13 +235,97 @@ pub(super) enum Membership {
 pub(super) struct Story<'r> {
     witness: &'r Witness,
     changes: Vec<&'r Record>,
+    rooms: HashMap<u64, RoomStory>,
     since_us: u64,
+}
+
+/// The same for one room, in the order of the records.
+#[derive(Debug, Default)]
+struct RoomStory {
+    turns: Vec<Turning>,
+    lags: Vec<Lag>,
+}
+
+/// A membership begins, changes or ends.
+#[derive(Debug)]
+struct Turning {
+    number: u64,
+    before: Membership,
+    after: Membership,
+}
+
+/// A time in which a room's fan-outs passed the connection by.
+#[derive(Debug)]
+struct Lag {
+    after_seq: u64,
+    is_replay: bool,
+    began: u64,
+    /// The number of the record that ended it.
+    ended: u64,
+    end: LagEnd,
+}
+
+/// How falling behind ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LagEnd {
+    CaughtUp,
+    Left { at_us: u64 },
+    Open { since_us: Option<u64> },
+}
+
+impl RoomStory {
+    fn take(&mut self, record: &Record) {
+        match record.what {
+            What::Subscribed { mark, before, .. } => {
+                let before = before.map_or(Membership::No, Membership::Member);
+                self.turns.push(Turning { number: record.number, before, after: Membership::Member(mark) });
+            }
+            What::Unsubscribed { before, .. } => {
+                let before = Membership::Member(before);
+                self.turns.push(Turning { number: record.number, before, after: Membership::No });
+                self.end_lag(record, LagEnd::Left { at_us: record.at_us });
+            }
+            What::FellBehind { after_seq, is_replay, .. } => self.lags.push(Lag {
+                after_seq,
+                is_replay,
+                began: record.number,
+                ended: u64::MAX,
+                end: LagEnd::Open { since_us: Some(record.at_us) },
+            }),
+            What::CaughtUp { .. } => self.end_lag(record, LagEnd::CaughtUp),
+            What::BeganAnew { .. } => self.end_lag(record, LagEnd::Left { at_us: record.at_us }),
+            _ => {}
+        }
+    }
+
+    fn end_lag(&mut self, record: &Record, end: LagEnd) {
+        if let Some(lag) = self.lags.last_mut().filter(|lag| lag.ended == u64::MAX) {
+            (lag.ended, lag.end) = (record.number, end);
+        }
+    }
+}
+
+impl Lag {
+    /// Whether an event's fan-out passed the connection by. Of what was on its way when it could not take more it got
+    /// nothing; a replay takes nothing back of what it was given before.
+    fn passes_by(&self, seq: u64, number: u64) -> bool {
+        seq > self.after_seq && number < self.ended && (!self.is_replay || number > self.began)
+    }
 }
 
 impl<'r> Story<'r> {
     pub(super) fn new(recorder: &'r Recorder, witness: &'r Witness) -> Story<'r> {
-        let changes = recorder.changes().filter(|record| record.conn == witness.conn).collect();
-        Story { witness, changes, since_us: recorder.changes_since_us() }
+        let changes: Vec<_> = recorder.changes().filter(|record| record.conn == witness.conn).collect();
+        let mut rooms: HashMap<u64, RoomStory> = HashMap::new();
+        for record in &changes {
+            if let Some(room) = room_of(&record.what) {
+                rooms.entry(room.hash()).or_default().take(record);
+            }
+        }
+        for (room, _) in &witness.rooms {
+            rooms.entry(room.hash()).or_default();
+        }
+        Story { witness, changes, rooms, since_us: recorder.changes_since_us() }
     }
 
     /// All of it, oldest first.
@@ -246,70 +338,49 @@ impl<'r> Story<'r> {
     }
 
     /// Whether it was in a room at the time of a record.
-    pub(super) fn membership(&self, room: u64, number: u64, at_us: u64) -> Membership {
-        let is_there = self.witness.opened_us <= at_us && self.witness.closed_us.is_none_or(|closed| closed >= at_us);
-        let before = self.of_room(room).filter(|record| record.number < number).filter_map(after_it).next_back();
-        if let Some(after) = before {
-            return if self.witness.closed_us.is_some_and(|closed| closed < at_us) { Membership::No } else { after };
+    fn membership(&self, room: u64, number: u64, at_us: u64) -> Membership {
+        let Some(story) = self.rooms.get(&room) else {
+            return if at_us < self.since_us { Membership::Unknown } else { Membership::No };
+        };
+        let is_over = self.witness.closed_us.is_some_and(|closed_us| closed_us < at_us);
+        let next = story.turns.partition_point(|turn| turn.number < number);
+        if let Some(last) = next.checked_sub(1).and_then(|last| story.turns.get(last)) {
+            return if is_over { Membership::No } else { last.after };
         }
-        if !is_there {
+        if is_over || self.witness.opened_us > at_us {
             return Membership::No;
         }
         if at_us < self.since_us {
             return Membership::Unknown;
         }
-        if let Some(before) = self.of_room(room).find_map(before_it) {
-            return before;
+        if let Some(turn) = story.turns.first() {
+            return turn.before;
         }
         let now = self.witness.rooms.iter().find(|(name, _)| name.hash() == room);
         now.map_or(Membership::No, |(_, mark)| Membership::Member(*mark))
     }
 
-    /// Whether it had fallen behind in a room so that a fan-out passed an event of it by, and what ended that.
-    pub(super) fn lag(&self, room: u64, seq: u64, number: u64) -> Option<LagEnd> {
-        let mut open: Option<&Record> = None;
-        let mut passed_by = None;
-        for record in self.of_room(room) {
-            let end = match &record.what {
-                What::FellBehind { .. } => {
-                    open = Some(record);
-                    continue;
-                }
-                What::CaughtUp { .. } => LagEnd::CaughtUp,
-                What::BeganAnew { .. } | What::Unsubscribed { .. } => LagEnd::Left { at_us: record.at_us },
-                _ => continue,
-            };
-            // Its first record may have been overwritten; what was given later tells then.
-            if let Some(began) = open.take()
-                && began_before(began, seq)
-                && number < record.number
-            {
-                passed_by = Some(end);
-            }
-        }
-        if passed_by.is_some() {
-            return passed_by;
-        }
-        let began = open.filter(|began| began_before(began, seq));
+    /// Whether a fan-out passed it by, since it had fallen behind in the room, and what ended that.
+    fn lag(&self, room: u64, seq: u64, number: u64) -> Option<LagEnd> {
+        let lags = self.rooms.get(&room).map_or(&[][..], |story| &story.lags);
+        // They don't overlap, so that it is the first which had not ended by then.
+        let lag = lags.get(lags.partition_point(|lag| lag.ended <= number)).filter(|lag| lag.passes_by(seq, number));
         let is_behind = self.witness.lags_after.is_some_and(|after_seq| seq > after_seq);
-        match (self.witness.closed_us, began) {
-            (Some(closed_us), Some(_)) => Some(LagEnd::Left { at_us: closed_us }),
-            (None, began) if is_behind => Some(LagEnd::Open { since_us: began.map(|record| record.at_us) }),
-            _ => None,
+        match (lag.map(|lag| lag.end), self.witness.closed_us) {
+            (Some(LagEnd::Open { .. }), Some(at_us)) => Some(LagEnd::Left { at_us }),
+            (Some(LagEnd::Open { since_us }), None) => Some(LagEnd::Open { since_us }),
+            (Some(end), _) => Some(end),
+            // Its beginning was overwritten.
+            (None, None) if is_behind && lags.is_empty() => Some(LagEnd::Open { since_us: None }),
+            (None, _) => None,
         }
     }
-}
 
-/// How falling behind ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LagEnd {
-    CaughtUp,
-    Left { at_us: u64 },
-    Open { since_us: Option<u64> },
-}
-
-fn began_before(record: &Record, seq: u64) -> bool {
-    matches!(record.what, What::FellBehind { after_seq, .. } if seq > after_seq)
+    /// Whether a fan-out gave it what was chosen.
+    pub(super) fn was_given(&self, record: &Record, room: u64, mark: Mark, first_seq: u64) -> bool {
+        self.membership(room, record.number, record.at_us) == Membership::Member(mark)
+            && self.lag(room, first_seq, record.number).is_none()
+    }
 }
 
 /// The room that a record is about.
@@ -321,24 +392,6 @@ pub(super) fn room_of(what: &What) -> Option<&RoomName> {
         | What::CaughtUp { room, .. }
         | What::BeganAnew { room }
         | What::Gap { room, .. } => Some(room),
-        _ => None,
-    }
-}
-
-fn after_it(record: &Record) -> Option<Membership> {
-    match record.what {
-        What::Subscribed { mark, .. } => Some(Membership::Member(mark)),
-        What::Unsubscribed { .. } => Some(Membership::No),
-        _ => None,
-    }
-}
-
-fn before_it(record: &Record) -> Option<Membership> {
-    match record.what {
-        What::Subscribed { before: Some(mark), .. } | What::Unsubscribed { before: mark, .. } => {
-            Some(Membership::Member(mark))
-        }
-        What::Subscribed { before: None, .. } => Some(Membership::No),
         _ => None,
     }
 }
@@ -401,6 +454,11 @@ pub enum Finding {
         /// When.
         at_us: u64,
     },
+    /// It was being sent when the connection failed.
+    Cut {
+        /// When.
+        at_us: u64,
+    },
     /// The kernel has it.
     Written {
         /// Since when, at the latest.
@@ -412,20 +470,37 @@ pub enum Finding {
     Unknown,
 }
 
+impl Finding {
+    /// Whether it was put into the outbox and was not lost there.
+    fn is_given(&self) -> bool {
+        matches!(
+            self,
+            Finding::Written { .. } | Finding::Waiting { .. } | Finding::BeingSent { .. } | Finding::FanningOut { .. }
+        )
+    }
+}
+
+fn is_own(event: &EventFound, me: ShardId, witness: &Witness) -> bool {
+    event.exclude == Some(Address { shard: me, conn: witness.conn })
+}
+
 /// Finds out what became of an event for a connection of shard `me`.
 pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witness) -> Finding {
     let (room, seq) = (event.room, event.seq);
     let story = Story::new(recorder, witness);
-    let is_own = event.exclude == Some(Address { shard: me, conn: witness.conn });
     let mut looked_at = None;
     for record in recorder.traffic_records().filter(|record| record.conn == witness.conn && event.is_before(record)) {
         match record.what {
             What::Given { room: of, chosen, .. } if of == room && chosen.has(seq) => {
-                return settle(recorder, witness, event, record, record.at_us, true);
+                return settle(recorder, &story, event, record, record.at_us, true);
             }
             What::Given { room: of, chosen, .. } if of == room && chosen.covers(seq) => looked_at = Some(record),
             _ => {}
         }
+    }
+    let by_fan_out = by_fan_out(recorder, me, event, &story);
+    if by_fan_out.is_given() {
+        return by_fan_out;
     }
     let gaps = story.of_room(room).filter(|record| event.is_before(record)).filter_map(|record| match record.what {
         What::Gap { from_seq, to_seq, reason, .. } if (from_seq..=to_seq).contains(&seq) => {
@@ -438,11 +513,17 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
     }
     if let Some(record) = looked_at {
         return match story.membership(room, record.number, record.at_us) {
-            _ if is_own => Finding::Own,
+            _ if is_own(event, me, witness) => Finding::Own,
             Membership::Member(mark) => Finding::Filtered(mark),
             Membership::No | Membership::Unknown => Finding::Unknown,
         };
     }
+    by_fan_out
+}
+
+/// What the room's fan-out says.
+fn by_fan_out(recorder: &Recorder, me: ShardId, event: &EventFound, story: &Story<'_>) -> Finding {
+    let (room, seq, witness) = (event.room, event.seq, story.witness);
     let mut fanned_out = None;
     for record in recorder.traffic_records() {
         let What::FannedOut { room: of, mark, chosen, done_us, .. } = record.what else { continue };
@@ -454,7 +535,7 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
         if membership != Membership::Member(mark) {
             continue;
         }
-        if is_own {
+        if is_own(event, me, witness) {
             return Finding::Own;
         }
         if !chosen.has(seq) {
@@ -464,7 +545,7 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
             None if done_us == 0 && witness.fans_out && witness.place == Place::Nowhere => {
                 Finding::FanningOut { since_us: record.at_us }
             }
-            None => settle(recorder, witness, event, record, done_us.max(record.at_us), false),
+            None => settle(recorder, story, event, record, done_us.max(record.at_us), false),
             Some(LagEnd::Open { since_us }) => {
                 Finding::Behind { after_seq: witness.lags_after.unwrap_or(seq - 1), since_us }
             }
@@ -477,27 +558,40 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
         return Finding::Behind { after_seq, since_us: None };
     }
     match fanned_out {
-        // Its members here had other selections than it: then its own was overwritten, or it was none.
-        Some((_, Membership::Member(_) | Membership::Unknown)) => Finding::Unknown,
-        Some((record, Membership::No)) => not_subscribed(&story, room, record.number),
-        None => no_fan_out(recorder, &story, event),
+        Some((record, Membership::No)) => not_subscribed(story, room, record.number),
+        // Nobody here had its selection but those who had fallen behind.
+        Some((record, Membership::Member(_))) => match story.lag(room, seq, record.number) {
+            Some(LagEnd::Left { at_us }) => Finding::Dropped { at_us },
+            _ => Finding::Unknown,
+        },
+        Some((_, Membership::Unknown)) => Finding::Unknown,
+        None => no_fan_out(recorder, story, event),
     }
 }
 
-/// Where no fan-out of the event on this shard is known.
+/// Where no fan-out of the event on this shard is known: nobody here was a member, or all had fallen behind, or it has yet
+/// to come.
 fn no_fan_out(recorder: &Recorder, story: &Story<'_>, event: &EventFound) -> Finding {
     let (room, at_us, witness) = (event.room, event.received_us, story.witness);
-    // The first record that came after the event was received.
-    let later = story.changes.iter().find(|record| record.at_us > at_us).map_or(u64::MAX, |record| record.number);
-    match story.membership(room, later, at_us) {
-        Membership::No => not_subscribed(story, room, later),
-        Membership::Unknown => Finding::Unknown,
-        // Where all members here have fallen behind there is no fan-out.
-        Membership::Member(_) if let Some(LagEnd::Left { at_us }) = story.lag(room, event.seq, later) => {
-            Finding::Dropped { at_us }
-        }
-        Membership::Member(_) if at_us < recorder.traffic_since_us() || witness.closed_us.is_some() => Finding::Unknown,
-        Membership::Member(_) => Finding::OnItsWay,
+    if witness.opened_us > at_us.saturating_add(TURN_US_MAX) {
+        return not_subscribed(story, room, 0);
+    }
+    let is_member = witness.rooms.iter().any(|(name, _)| name.hash() == room);
+    let joined = story.of_room(room).rfind(|record| matches!(record.what, What::Subscribed { before: None, .. }));
+    if let Some(record) = joined.filter(|_| is_member)
+        && let What::Subscribed { after_seq, .. } = record.what
+        && (event.seq <= after_seq || !event.is_about(record.at_us))
+    {
+        return not_subscribed(story, room, record.number);
+    }
+    if at_us < story.since_us || at_us < recorder.traffic_since_us() {
+        return Finding::Unknown;
+    }
+    match story.lag(room, event.seq, u64::MAX) {
+        Some(LagEnd::Left { at_us }) if is_member => Finding::Dropped { at_us },
+        _ if is_member && witness.closed_us.is_none() => Finding::OnItsWay,
+        // Had it come before it left, its fan-out would be known.
+        _ => not_subscribed(story, room, u64::MAX),
     }
 }
 
@@ -516,24 +610,27 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
 /// What became of an event that was put into the outbox.
 fn settle(
     recorder: &Recorder,
-    witness: &Witness,
+    story: &Story<'_>,
     event: &EventFound,
     record: &Record,
     done_us: u64,
     is_replay: bool,
 ) -> Finding {
-    let (room, seq, since_us) = (event.room, event.seq, record.at_us);
+    let (witness, since_us) = (story.witness, record.at_us);
     match witness.place {
         Place::Waiting { bytes_ahead } => return Finding::Waiting { bytes_ahead, since_us },
         Place::BeingSent { bytes_ahead } => return Finding::BeingSent { bytes_ahead, since_us },
         Place::Nowhere => {}
     }
-    let later_bytes = bytes_behind(recorder, witness, record.number);
+    let later_bytes = bytes_behind(recorder, story, record.number);
     if let Some(at_us) = witness.closed_us {
         if later_bytes < witness.unsent_bytes {
             return Finding::Dropped { at_us };
         }
-    } else if witness.is_cut && !was_given_between(recorder, witness, room, seq, witness.next_seq.unwrap_or(u64::MAX)) {
+        if later_bytes < witness.unsent_bytes + witness.cut_bytes {
+            return Finding::Cut { at_us };
+        }
+    } else if witness.is_cut && !was_given_between(recorder, story, event, witness.next_seq.unwrap_or(u64::MAX)) {
         // It is the last of its room that was taken, and may be the one that was not taken whole.
         return Finding::BeingSent { bytes_ahead: 0, since_us };
     }
@@ -557,29 +654,31 @@ fn settle(
     Finding::Written { by_us, is_replay }
 }
 
-/// Whether a connection got an event of a room between two others.
-fn was_given_between(recorder: &Recorder, witness: &Witness, room: u64, after_seq: u64, before_seq: u64) -> bool {
-    let is_its = |of: Mark| witness.rooms.iter().any(|(name, mark)| name.hash() == room && *mark == of);
+/// Whether a connection got an event of the same room between one and another.
+fn was_given_between(recorder: &Recorder, story: &Story<'_>, event: &EventFound, before_seq: u64) -> bool {
     recorder.traffic_records().any(|record| match record.what {
-        What::Given { room: of, chosen, .. } if record.conn == witness.conn => {
-            of == room && chosen.has_between(after_seq, before_seq)
+        What::Given { room, chosen, .. } if record.conn == story.witness.conn && room == event.room => {
+            chosen.has_between(event.seq, before_seq)
         }
-        What::FannedOut { room: of, mark, chosen, .. } => {
-            of == room && is_its(mark) && chosen.has_between(after_seq, before_seq)
+        What::FannedOut { room, mark, chosen, .. } if room == event.room => {
+            chosen.has_between(event.seq, before_seq) && story.was_given(record, room, mark, chosen.first_seq)
         }
         _ => false,
     })
 }
 
 /// Bytes of events that were put into a connection's outbox behind those of a record.
-fn bytes_behind(recorder: &Recorder, witness: &Witness, number: u64) -> u64 {
-    let is_its = |room: u64, of: Mark| witness.rooms.iter().any(|(name, mark)| name.hash() == room && *mark == of);
-    let bytes =
-        recorder.traffic_records().rev().take_while(|record| record.number > number).map(|record| match record.what {
-            What::Given { bytes, .. } if record.conn == witness.conn => bytes,
-            What::FannedOut { room, mark, bytes, .. } if is_its(room, mark) => bytes,
-            _ => 0,
-        });
+fn bytes_behind(recorder: &Recorder, story: &Story<'_>, number: u64) -> u64 {
+    let later = recorder.traffic_records().rev().take_while(|record| record.number > number);
+    let bytes = later.map(|record| match record.what {
+        What::Given { bytes, .. } if record.conn == story.witness.conn => bytes,
+        What::FannedOut { room, mark, chosen, bytes, .. }
+            if bytes > 0 && story.was_given(record, room, mark, chosen.first_seq) =>
+        {
+            bytes
+        }
+        _ => 0,
+    });
     bytes.map(u64::from).sum()
 }
 
@@ -653,6 +752,12 @@ pub fn tell(
         Finding::Dropped { at_us } => {
             let detail =
                 format!("It waited for the client until {}, when the connection ended or left the room.", time(at_us));
+            (Outcome::Dropped, detail)
+        }
+        Finding::Cut { at_us } => {
+            let at = time(at_us);
+            let detail =
+                format!("It was being sent when the connection failed at {at}: the client may have it or not.");
             (Outcome::Dropped, detail)
         }
         Finding::Written { by_us, is_replay } => {

@@ -120,6 +120,8 @@ pub enum What {
         mark: Mark,
         /// What it selected before; none where it was no member.
         before: Option<Mark>,
+        /// The room's last event by then: only later ones come by themselves.
+        after_seq: u64,
     },
     /// It is no member from here on.
     Unsubscribed {
@@ -139,10 +141,10 @@ pub enum What {
     FellBehind {
         /// The room.
         room: RoomName,
-        /// The last event that it has.
+        /// The last event that it has, or wants to begin after.
         after_seq: u64,
-        /// Why.
-        why: &'static str,
+        /// It was to be replayed what it had asked for. Else it could not take what came.
+        is_replay: bool,
     },
     /// It takes a room's events as they come again.
     CaughtUp {
@@ -290,8 +292,10 @@ pub struct Gone {
     pub opened_ms: u64,
     /// When it ended, in microseconds of the monotonic clock.
     pub closed_us: u64,
-    /// Bytes of events that were not sent by then, and now won't be.
+    /// Bytes of events that waited by then, and now won't be sent.
     pub unsent_bytes: u64,
+    /// Bytes that were with the kernel when the socket failed: some of them may have been sent.
+    pub cut_bytes: u64,
     /// The rooms it was in, and what it selected.
     pub rooms: Vec<(RoomName, Mark)>,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::explain::{Membership, Story, Witness, room_of, wall_time};
+use super::explain::{Story, Witness, room_of, wall_time};
 use super::name::RoomName;
 use super::recorder::{Chosen, Mark, Record, Recorder, What};
 use crate::ring::Now;
@@ -96,11 +96,7 @@ pub fn trace(recorder: &Recorder, now: Now, witness: &Witness, limit: usize) -> 
         rooms.get(place).copied()
     };
     let is_about_it = |record: &&Record| match record.what {
-        What::FannedOut { room, mark, chosen, .. } => {
-            known(room).is_some()
-                && story.membership(room, record.number, record.at_us) == Membership::Member(mark)
-                && story.lag(room, chosen.first_seq, record.number).is_none()
-        }
+        What::FannedOut { room, mark, chosen, .. } => story.was_given(record, room, mark, chosen.first_seq),
         _ => record.conn == witness.conn,
     };
     let mut changes = story.changes().iter().rev().copied().peekable();
@@ -154,10 +150,10 @@ fn entry<'r>(
             TraceEntry { room: room(from), reason: text(why), ..of("unsubscribed") }
         }
         What::Refused { code } => TraceEntry { code: text(code.as_str()), ..of("refused") },
-        What::FellBehind { room: of_room, after_seq, why } => TraceEntry {
+        What::FellBehind { room: of_room, after_seq, is_replay } => TraceEntry {
             room: room(of_room),
             from_seq: Some(after_seq.saturating_add(1)),
-            reason: text(why),
+            reason: text(if *is_replay { "has yet to be replayed" } else { "its outbox is full" }),
             ..of("fell_behind")
         },
         What::CaughtUp { room: of_room, to_seq } => {

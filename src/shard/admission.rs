@@ -269,9 +269,10 @@ impl State {
             return;
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
-        if id.is_some() {
+        if let (Some(_), Ok(state)) = (id, &outcome) {
             let (room, mark) = (room.clone(), Mark::EVERYTHING);
-            self.core.recorder.change(conn, What::Subscribed { room, mark, before: None });
+            let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
+            self.core.recorder.change(conn, subscribed);
         }
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };

@@ -26,14 +26,15 @@ impl State {
         if self.core.policy_of(room) == Policy::Disconnect {
             return self.close_slow(conn);
         }
-        self.lag_begins(conn, room, after_seq, LagWaits::Outbox);
+        self.lag_begins(conn, room, after_seq, LagWaits::Outbox, false);
         // Where the shard's memory is full, a connection may be put off that has nothing to wait for.
         if self.connections.get(conn).is_some_and(|connection| connection.outbox.is_empty()) {
             self.ask_to_catch_up(conn);
         }
     }
 
-    pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) {
+    /// `is_replay` where it was asked for, and nothing that came live was held back.
+    pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits, is_replay: bool) {
         let Some(client) = self.client_mut(conn) else { return };
         let lags = &mut client.under_way().lags;
         // A batch behind the one that did not fit changes nothing: it is read from the log as well.
@@ -41,9 +42,8 @@ impl State {
             lags.push(Lag { room, after_seq, waits });
             self.core.park(room, conn);
             self.figures.slow_readers.add(1);
-            let why = if waits == LagWaits::Outbox { "its outbox is full" } else { "an answer goes first" };
             if let Some(room) = self.core.rooms().get(room).map(|room| room.name.clone()) {
-                self.core.recorder.change(conn, What::FellBehind { room, after_seq, why });
+                self.core.recorder.change(conn, What::FellBehind { room, after_seq, is_replay });
             }
         }
     }
@@ -156,7 +156,7 @@ impl State {
     /// from the log then.
     pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], part: u32) {
         if let Some(event) = batches.first().and_then(|batch| batch.events.first()) {
-            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part));
+            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part), true);
         }
     }
 
@@ -183,7 +183,7 @@ impl State {
             self.core.recorder.given(conn, &name, first_seq - 1, to_seq, events_for(address, &given), bytes);
         }
         if let Some(after_seq) = stopped_at {
-            self.lag_begins(conn, room, after_seq, LagWaits::Outbox);
+            self.lag_begins(conn, room, after_seq, LagWaits::Outbox, true);
         }
     }
 

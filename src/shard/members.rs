@@ -113,7 +113,7 @@ impl State {
             client.resume_token = token;
         }
         let outcome = match outcome {
-            Ok(state) => self.enter(conn, &room, selection, replay.is_some()).map(|id| (id, state)),
+            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), state.seq).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
@@ -146,13 +146,15 @@ impl State {
     }
 
     /// Makes a connection a member on this shard, now that the home counts it as one. Where it said from where on it wants
-    /// the room's events (`begins_anew`), what it had not been given before counts no more.
+    /// the room's events (`begins_anew`), what it had not been given before counts no more. `after_seq` is the room's last
+    /// event as its home counted it.
     fn enter(
         &mut self,
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
         begins_anew: bool,
+        after_seq: u64,
     ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
         let was_member =
@@ -191,13 +193,13 @@ impl State {
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
-                let subscribed = What::Subscribed { room: room.clone(), mark, before: selected_before };
+                let subscribed = What::Subscribed { room: room.clone(), mark, before: selected_before, after_seq };
                 self.core.recorder.change(conn, subscribed);
                 self.figures.subscriptions.add(1);
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
                     self.core.park(id, conn);
                 } else if let Some(after_seq) = rest_after {
-                    self.lag_begins(conn, id, after_seq, LagWaits::Outbox);
+                    self.lag_begins(conn, id, after_seq, LagWaits::Outbox, false);
                 }
                 Ok(id)
             }

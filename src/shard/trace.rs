@@ -37,9 +37,9 @@ impl State {
     /// A connection is about to give back all that it holds.
     pub(super) fn note_closing(&mut self, conn: ConnKey, ending: Ending<'_>) {
         let Some((connection, client)) = self.open_client(conn).filter(|_| self.core.recorder.is_on()) else { return };
-        let waiting = connection.outbox.events_bytes();
+        let outbox = &connection.outbox;
         // What is with the kernel is sent before a close frame, but not on a socket that has failed.
-        let unsent_bytes = if ending.code.is_some() { waiting } else { connection.outbox.queued_bytes() };
+        let cut_bytes = if ending.code.is_some() { 0 } else { outbox.queued_bytes() - outbox.events_bytes() };
         let session = &client.session;
         let gone = Gone {
             conn,
@@ -48,7 +48,8 @@ impl State {
             user_id: session.identity.user_id.as_str().into(),
             opened_ms: client.opened_ms,
             closed_us: self.now.monotonic_us,
-            unsent_bytes: unsent_bytes as u64,
+            unsent_bytes: outbox.events_bytes() as u64,
+            cut_bytes: cut_bytes as u64,
             rooms: self.rooms_and_marks(client, conn),
         };
         self.core.recorder.change(conn, What::Closing { code: ending.code, by: ending.by.as_str() });
@@ -99,18 +100,18 @@ impl State {
                 shard: self.me.0,
                 connected_at: self.time_text(witness.opened_us),
                 closed_at: witness.closed_us.map(|at_us| self.time_text(at_us)),
-                unsent_bytes: witness.unsent_bytes,
+                unsent_bytes: witness.unsent_bytes + witness.cut_bytes,
                 truncated,
                 records,
             }
         };
         let gone = recorder.gone_as(&asked.client_id);
         let mut all: Vec<_> = gone.map(|gone| told(witness_of(gone), &gone.session_id, &gone.user_id)).collect();
-        if let Some((connection, client)) = live.and_then(|conn| self.open_client(conn))
+        if let Some((_, client)) = live.and_then(|conn| self.open_client(conn))
             && let Some(conn) = live
         {
             let session = &client.session;
-            let witness = self.witness(conn, connection, client);
+            let witness = self.witness(conn, client);
             all.push(told(witness, &session.session_id, &session.identity.user_id));
         }
         all
@@ -123,13 +124,17 @@ impl State {
         let recorder = &self.core.recorder;
         let tell = |witness: &Witness| {
             let finding = explain::find(recorder, self.me, &event, witness);
+            if std::env::var("DBG_REC").is_ok() && std::env::var("DBG_REC").is_ok_and(|id| id == *event.id) {
+                let _dbg: Vec<_> = recorder.changes().filter(|r| r.conn == witness.conn).chain(recorder.traffic_records().filter(|r| matches!(r.what, What::FannedOut { room, chosen, .. } if room == event.room && chosen.covers(event.seq)) || (r.conn == witness.conn && matches!(r.what, What::Given { .. })))).collect();
+                eprintln!("{witness:?}\nroom {:x} seq {}\n{_dbg:#?}", event.room, event.seq);
+            }
             explain::tell(recorder, self.now, self.me, &client_id, &event, witness, finding)
         };
         let mut all: Vec<_> = recorder.gone_as(&client_id).map(|gone| tell(&witness_of(gone))).collect();
         if let Some((connection, client)) = live.and_then(|conn| self.open_client(conn))
             && let Some(conn) = live
         {
-            let mut witness = self.witness(conn, connection, client);
+            let mut witness = self.witness(conn, client);
             self.look_for(&mut witness, connection, client, &event, under_way);
             all.push(tell(&witness));
         }
@@ -164,12 +169,13 @@ impl State {
         }
     }
 
-    fn witness(&self, conn: ConnKey, connection: &Connection, client: &Client) -> Witness {
+    fn witness(&self, conn: ConnKey, client: &Client) -> Witness {
         Witness {
             conn,
             opened_us: client.opened_ms * 1000,
             closed_us: None,
             unsent_bytes: 0,
+            cut_bytes: 0,
             rooms: self.rooms_and_marks(client, conn),
             lags_after: None,
             place: Place::Nowhere,
@@ -195,6 +201,7 @@ fn witness_of(gone: &Gone) -> Witness {
         opened_us: gone.opened_ms * 1000,
         closed_us: Some(gone.closed_us),
         unsent_bytes: gone.unsent_bytes,
+        cut_bytes: gone.cut_bytes,
         rooms: gone.rooms.clone(),
         lags_after: None,
         place: Place::Nowhere,
