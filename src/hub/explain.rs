@@ -202,9 +202,9 @@ pub struct Witness {
     pub opened_us: u64,
     /// When it ended.
     pub closed_us: Option<u64>,
-    /// Bytes of events that waited by then.
+    /// Bytes of events that wait, or waited by then.
     pub unsent_bytes: u64,
-    /// Bytes before these that were with the kernel when its socket failed.
+    /// Bytes before these that are with the kernel, or were when its socket failed.
     pub cut_bytes: u64,
     /// The rooms it is in, or was in at its end, and what it selects.
     pub rooms: Vec<(RoomName, Mark)>,
@@ -218,6 +218,12 @@ pub struct Witness {
     pub next_seq: Option<u64>,
     /// Whether a fan-out of the event's room is under way.
     pub fans_out: bool,
+}
+
+impl Witness {
+    fn queued_bytes(&self) -> u64 {
+        self.unsent_bytes.saturating_add(self.cut_bytes)
+    }
 }
 
 /// Whether a connection was a member, as far as that is known.
@@ -488,17 +494,36 @@ fn is_own(event: &EventFound, me: ShardId, witness: &Witness) -> bool {
 pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witness) -> Finding {
     let (room, seq) = (event.room, event.seq);
     let story = Story::new(recorder, witness);
+    let by_fan_out = by_fan_out(recorder, me, event, &story);
+    let mut given: Vec<(&Record, u64)> = by_fan_out.iter().map(|record| (*record, done_us(record))).collect();
     let mut looked_at = None;
     for record in recorder.traffic_records().filter(|record| record.conn == witness.conn && event.is_before(record)) {
         match record.what {
-            What::Given { room: of, chosen, .. } if of == room && chosen.has(seq) => {
-                return settle(recorder, &story, event, record, record.at_us, true);
-            }
+            What::Given { room: of, chosen, .. } if of == room && chosen.has(seq) => given.push((record, record.at_us)),
             What::Given { room: of, chosen, .. } if of == room && chosen.covers(seq) => looked_at = Some(record),
             _ => {}
         }
     }
-    let by_fan_out = by_fan_out(recorder, me, event, &story);
+    // It may have been asked for again after it was sent.
+    if let Some((last, before)) = given.split_last() {
+        for (record, done_us) in before {
+            let later_bytes = bytes_behind(recorder, &story, record.number);
+            if later_bytes >= witness.queued_bytes() {
+                return written(recorder, &story, record, *done_us);
+            }
+            if later_bytes >= witness.unsent_bytes {
+                return match witness.closed_us {
+                    Some(at_us) => Finding::Cut { at_us },
+                    None => Finding::BeingSent { bytes_ahead: 0, since_us: record.at_us },
+                };
+            }
+        }
+        return settle(recorder, &story, event, last.0, last.1);
+    }
+    let by_fan_out = match by_fan_out {
+        Err(finding) => finding,
+        Ok(_) => Finding::Unknown,
+    };
     if by_fan_out.is_given() {
         return by_fan_out;
     }
@@ -522,7 +547,12 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
 }
 
 /// What the room's fan-out says.
-fn by_fan_out(recorder: &Recorder, me: ShardId, event: &EventFound, story: &Story<'_>) -> Finding {
+fn by_fan_out<'r>(
+    recorder: &'r Recorder,
+    me: ShardId,
+    event: &EventFound,
+    story: &Story<'_>,
+) -> Result<&'r Record, Finding> {
     let (room, seq, witness) = (event.room, event.seq, story.witness);
     let mut fanned_out = None;
     for record in recorder.traffic_records() {
@@ -536,28 +566,28 @@ fn by_fan_out(recorder: &Recorder, me: ShardId, event: &EventFound, story: &Stor
             continue;
         }
         if is_own(event, me, witness) {
-            return Finding::Own;
+            return Err(Finding::Own);
         }
         if !chosen.has(seq) {
-            return Finding::Filtered(mark);
+            return Err(Finding::Filtered(mark));
         }
         return match story.lag(room, seq, record.number) {
             None if done_us == 0 && witness.fans_out && witness.place == Place::Nowhere => {
-                Finding::FanningOut { since_us: record.at_us }
+                Err(Finding::FanningOut { since_us: record.at_us })
             }
-            None => settle(recorder, story, event, record, done_us.max(record.at_us), false),
+            None => Ok(record),
             Some(LagEnd::Open { since_us }) => {
-                Finding::Behind { after_seq: witness.lags_after.unwrap_or(seq - 1), since_us }
+                Err(Finding::Behind { after_seq: witness.lags_after.unwrap_or(seq - 1), since_us })
             }
-            Some(LagEnd::Left { at_us }) => Finding::Dropped { at_us },
+            Some(LagEnd::Left { at_us }) => Err(Finding::Dropped { at_us }),
             // What it was given instead was overwritten.
-            Some(LagEnd::CaughtUp) => Finding::Unknown,
+            Some(LagEnd::CaughtUp) => Err(Finding::Unknown),
         };
     }
     if let Some(after_seq) = witness.lags_after.filter(|after_seq| seq > *after_seq) {
-        return Finding::Behind { after_seq, since_us: None };
+        return Err(Finding::Behind { after_seq, since_us: None });
     }
-    match fanned_out {
+    Err(match fanned_out {
         Some((record, Membership::No)) => not_subscribed(story, room, record.number),
         // Nobody here had its selection but those who had fallen behind.
         Some((record, Membership::Member(_))) => match story.lag(room, seq, record.number) {
@@ -566,6 +596,14 @@ fn by_fan_out(recorder: &Recorder, me: ShardId, event: &EventFound, story: &Stor
         },
         Some((_, Membership::Unknown)) => Finding::Unknown,
         None => no_fan_out(recorder, story, event),
+    })
+}
+
+/// When what a fan-out gave was with the kernel, as far as it is known.
+fn done_us(record: &Record) -> u64 {
+    match record.what {
+        What::FannedOut { done_us, .. } => done_us.max(record.at_us),
+        _ => record.at_us,
     }
 }
 
@@ -587,7 +625,7 @@ fn no_fan_out(recorder: &Recorder, story: &Story<'_>, event: &EventFound) -> Fin
     if at_us < story.since_us || at_us < recorder.traffic_since_us() {
         return Finding::Unknown;
     }
-    match story.lag(room, event.seq, u64::MAX) {
+    match story.lag(room, event.seq, u64::MAX - 1) {
         Some(LagEnd::Left { at_us }) if is_member => Finding::Dropped { at_us },
         _ if is_member && witness.closed_us.is_none() => Finding::OnItsWay,
         // Had it come before it left, its fan-out would be known.
@@ -608,33 +646,32 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
 }
 
 /// What became of an event that was put into the outbox.
-fn settle(
-    recorder: &Recorder,
-    story: &Story<'_>,
-    event: &EventFound,
-    record: &Record,
-    done_us: u64,
-    is_replay: bool,
-) -> Finding {
+fn settle(recorder: &Recorder, story: &Story<'_>, event: &EventFound, record: &Record, done_us: u64) -> Finding {
     let (witness, since_us) = (story.witness, record.at_us);
     match witness.place {
         Place::Waiting { bytes_ahead } => return Finding::Waiting { bytes_ahead, since_us },
         Place::BeingSent { bytes_ahead } => return Finding::BeingSent { bytes_ahead, since_us },
         Place::Nowhere => {}
     }
-    let later_bytes = bytes_behind(recorder, story, record.number);
     if let Some(at_us) = witness.closed_us {
+        let later_bytes = bytes_behind(recorder, story, record.number);
         if later_bytes < witness.unsent_bytes {
             return Finding::Dropped { at_us };
         }
-        if later_bytes < witness.unsent_bytes + witness.cut_bytes {
+        if later_bytes < witness.queued_bytes() {
             return Finding::Cut { at_us };
         }
     } else if witness.is_cut && !was_given_between(recorder, story, event, witness.next_seq.unwrap_or(u64::MAX)) {
         // It is the last of its room that was taken, and may be the one that was not taken whole.
         return Finding::BeingSent { bytes_ahead: 0, since_us };
     }
-    // Where something had to wait meanwhile, it was sent when nothing waited any more, at the latest.
+    written(recorder, story, record, done_us)
+}
+
+/// When the kernel had what was put into the outbox: where something had to wait meanwhile, when nothing waited any more,
+/// at the latest.
+fn written(recorder: &Recorder, story: &Story<'_>, record: &Record, done_us: u64) -> Finding {
+    let (witness, since_us) = (story.witness, record.at_us);
     let (mut by_us, mut waits) = (done_us, false);
     for record in recorder.traffic_records().filter(|record| record.conn == witness.conn) {
         match record.what {
@@ -651,7 +688,7 @@ fn settle(
     if waits {
         by_us = witness.closed_us.unwrap_or(recorder.now_us()).max(by_us);
     }
-    Finding::Written { by_us, is_replay }
+    Finding::Written { by_us, is_replay: matches!(record.what, What::Given { .. }) }
 }
 
 /// Whether a connection got an event of the same room between one and another.
@@ -667,11 +704,13 @@ fn was_given_between(recorder: &Recorder, story: &Story<'_>, event: &EventFound,
     })
 }
 
-/// Bytes of events that were put into a connection's outbox behind those of a record.
+/// Bytes of events, and of answers in line with them, that were put into a connection's outbox behind those of a record.
 fn bytes_behind(recorder: &Recorder, story: &Story<'_>, number: u64) -> u64 {
     let later = recorder.traffic_records().rev().take_while(|record| record.number > number);
     let bytes = later.map(|record| match record.what {
-        What::Given { bytes, .. } if record.conn == story.witness.conn => bytes,
+        What::Given { bytes, .. } | What::Told { bytes, is_in_line: true, .. } if record.conn == story.witness.conn => {
+            bytes
+        }
         What::FannedOut { room, mark, chosen, bytes, .. }
             if bytes > 0 && story.was_given(record, room, mark, chosen.first_seq) =>
         {

@@ -21,6 +21,7 @@ use super::name::RoomName;
 use super::selection::Selection;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
+use crate::wire::ws::header_bytes;
 
 /// Connections that are remembered after their end. With their names and some rooms each takes half a KiB at about.
 const GONE_MAX: usize = 4096;
@@ -189,6 +190,8 @@ pub enum What {
         kind: &'static str,
         /// Its length.
         bytes: u32,
+        /// It went the way of events, behind those that waited.
+        is_in_line: bool,
     },
     /// A room's batch goes to this shard's members with one selection. Of no connection.
     FannedOut {
@@ -494,12 +497,13 @@ impl Recorder {
         }
     }
 
-    /// An answer or a notice, with its payload as far as it is written.
-    pub fn told(&mut self, conn: ConnKey, kind: &'static str, payload: &[u8]) {
-        let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    /// An answer or a notice, with its payload but for the brace that ends it.
+    pub fn told(&mut self, conn: ConnKey, kind: &'static str, payload: &[u8], is_in_line: bool) {
+        let payload_bytes = payload.len().saturating_add(1);
+        let bytes = u32::try_from(payload_bytes.saturating_add(header_bytes(payload_bytes))).unwrap_or(u32::MAX);
         // The one answer with something that proves who somebody is.
         let payload = if kind == "resumed" { &[] } else { payload };
-        self.traffic_with(conn, What::Told { kind, bytes }, payload);
+        self.traffic_with(conn, What::Told { kind, bytes, is_in_line }, payload);
     }
 
     /// An event got its number.

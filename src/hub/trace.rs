@@ -97,6 +97,8 @@ pub fn trace(recorder: &Recorder, now: Now, witness: &Witness, limit: usize) -> 
     };
     let is_about_it = |record: &&Record| match record.what {
         What::FannedOut { room, mark, chosen, .. } => story.was_given(record, room, mark, chosen.first_seq),
+        // Is among the changes, with what it says.
+        What::Told { kind: "gap", .. } => false,
         _ => record.conn == witness.conn,
     };
     let mut changes = story.changes().iter().rev().copied().peekable();
@@ -173,7 +175,7 @@ fn entry<'r>(
         What::Received { command, bytes } => {
             TraceEntry { kind: text(command), bytes: Some(u64::from(*bytes)), payload: payload(), ..of("received") }
         }
-        What::Told { kind, bytes } => {
+        What::Told { kind, bytes, .. } => {
             TraceEntry { kind: text(kind), bytes: Some(u64::from(*bytes)), payload: payload(), ..of("answered") }
         }
         What::FannedOut { room, chosen, bytes, .. } => of_events("events", *room, *chosen, *bytes),

@@ -29,7 +29,7 @@ impl State {
         }
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
-        self.core.recorder.told(conn, kind, &self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, false);
         envelope::finish(&mut self.payload, connection.outbox.answers());
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
@@ -62,7 +62,7 @@ impl State {
         let mut frame = Vec::new();
         envelope::begin(&mut self.payload, kind, &stamp, Some(reference));
         write(&mut self.payload);
-        self.core.recorder.told(conn, kind, &self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, true);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
         // An answer has the answers' reserve wherever it stands.

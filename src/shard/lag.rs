@@ -204,7 +204,7 @@ impl State {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, kind, &stamp, reference.as_ref());
         self.payload.extend_from_slice(&body);
-        self.core.recorder.told(address.conn, kind, &self.payload);
+        self.core.recorder.told(address.conn, kind, &self.payload, true);
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
@@ -234,6 +234,7 @@ impl State {
         self.payload.extend_from_slice(b",\"reason\":");
         write_string(&mut self.payload, reason);
         self.payload.push(b'}');
+        self.core.recorder.told(conn, "gap", &self.payload, true);
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         // Among the events, since it tells what is missing between them.

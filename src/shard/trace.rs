@@ -160,6 +160,9 @@ impl State {
         let rooms = client.rooms.iter().filter_map(|id| Some((*id, self.core.rooms().get(*id)?)));
         if let Some((id, room)) = rooms.into_iter().find(|(_, room)| room.name.hash() == event.room) {
             witness.fans_out = room.jobs > 0;
+            let outbox = &connection.outbox;
+            witness.unsent_bytes = outbox.events_bytes() as u64;
+            witness.cut_bytes = (outbox.queued_bytes() - outbox.events_bytes()) as u64;
             witness.is_cut = under_way.is_some_and(begins_within_a_message);
             let seq = format!("\"room\":\"{}\",\"seq\":", room.name.as_str());
             let next = |bytes: &[u8]| seq_behind(bytes, seq.as_bytes());
