@@ -5,13 +5,15 @@
 //! the selection that the fan-out was for, and had not fallen behind, got what was chosen. What is left is where in its
 //! outbox it is now, if it is there.
 
+use std::ops::RangeInclusive;
+
 use hashbrown::HashMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::batch::Address;
 use super::name::{RoomName, ShardId};
-use super::recorder::{Mark, Record, Recorder, What};
+use super::recorder::{Chosen, Mark, Record, Recorder, What};
 use crate::ring::{ConnKey, Now};
 use crate::wire::envelope::rfc3339;
 
@@ -214,8 +216,6 @@ pub struct Witness {
     pub place: Place,
     /// Whether the kernel has taken a part of a message, and not yet the rest of it.
     pub is_cut: bool,
-    /// The first event of that room in its outbox or in what the kernel has yet to take.
-    pub next_seq: Option<u64>,
     /// Whether a fan-out of the event's room is under way.
     pub fans_out: bool,
 }
@@ -242,6 +242,8 @@ pub(super) struct Story<'r> {
     witness: &'r Witness,
     changes: Vec<&'r Record>,
     rooms: HashMap<u64, RoomStory>,
+    /// The number of the record that it is closing.
+    closing: u64,
     since_us: u64,
 }
 
@@ -331,7 +333,9 @@ impl<'r> Story<'r> {
         for (room, _) in &witness.rooms {
             rooms.entry(room.hash()).or_default();
         }
-        Story { witness, changes, rooms, since_us: recorder.changes_since_us() }
+        let closing = changes.iter().find(|record| matches!(record.what, What::Closing { .. }));
+        let closing = closing.map_or(u64::MAX, |record| record.number);
+        Story { witness, changes, rooms, closing, since_us: recorder.changes_since_us() }
     }
 
     /// All of it, oldest first.
@@ -348,7 +352,7 @@ impl<'r> Story<'r> {
         let Some(story) = self.rooms.get(&room) else {
             return if at_us < self.since_us { Membership::Unknown } else { Membership::No };
         };
-        let is_over = self.witness.closed_us.is_some_and(|closed_us| closed_us < at_us);
+        let is_over = self.witness.closed_us.is_some_and(|closed_us| closed_us < at_us) || self.closing < number;
         let next = story.turns.partition_point(|turn| turn.number < number);
         if let Some(last) = next.checked_sub(1).and_then(|last| story.turns.get(last)) {
             return if is_over { Membership::No } else { last.after };
@@ -382,10 +386,10 @@ impl<'r> Story<'r> {
         }
     }
 
-    /// Whether a fan-out gave it what was chosen.
-    pub(super) fn was_given(&self, record: &Record, room: u64, mark: Mark, first_seq: u64) -> bool {
+    /// Whether a fan-out gave it what was chosen: all of that or nothing, so that the last event tells.
+    pub(super) fn was_given(&self, record: &Record, room: u64, mark: Mark, chosen: Chosen) -> bool {
         self.membership(room, record.number, record.at_us) == Membership::Member(mark)
-            && self.lag(room, first_seq, record.number).is_none()
+            && self.lag(room, chosen.last_seq(), record.number).is_none()
     }
 }
 
@@ -507,18 +511,18 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
     // It may have been asked for again after it was sent.
     if let Some((last, before)) = given.split_last() {
         for (record, done_us) in before {
-            let later_bytes = bytes_behind(recorder, &story, record.number);
-            if later_bytes >= witness.queued_bytes() {
+            let behind = bytes_behind(recorder, &story, record.number);
+            if *behind.start() >= witness.queued_bytes() {
                 return written(recorder, &story, record, *done_us);
             }
-            if later_bytes >= witness.unsent_bytes {
+            if *behind.end() >= witness.unsent_bytes {
                 return match witness.closed_us {
                     Some(at_us) => Finding::Cut { at_us },
                     None => Finding::BeingSent { bytes_ahead: 0, since_us: record.at_us },
                 };
             }
         }
-        return settle(recorder, &story, event, last.0, last.1);
+        return settle(recorder, &story, last.0, last.1);
     }
     let by_fan_out = match by_fan_out {
         Err(finding) => finding,
@@ -646,23 +650,23 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
 }
 
 /// What became of an event that was put into the outbox.
-fn settle(recorder: &Recorder, story: &Story<'_>, event: &EventFound, record: &Record, done_us: u64) -> Finding {
+fn settle(recorder: &Recorder, story: &Story<'_>, record: &Record, done_us: u64) -> Finding {
     let (witness, since_us) = (story.witness, record.at_us);
     match witness.place {
         Place::Waiting { bytes_ahead } => return Finding::Waiting { bytes_ahead, since_us },
         Place::BeingSent { bytes_ahead } => return Finding::BeingSent { bytes_ahead, since_us },
         Place::Nowhere => {}
     }
+    let behind = bytes_behind(recorder, story, record.number);
     if let Some(at_us) = witness.closed_us {
-        let later_bytes = bytes_behind(recorder, story, record.number);
-        if later_bytes < witness.unsent_bytes {
+        if *behind.end() < witness.unsent_bytes {
             return Finding::Dropped { at_us };
         }
-        if later_bytes < witness.queued_bytes() {
+        if *behind.start() < witness.queued_bytes() {
             return Finding::Cut { at_us };
         }
-    } else if witness.is_cut && !was_given_between(recorder, story, event, witness.next_seq.unwrap_or(u64::MAX)) {
-        // It is the last of its room that was taken, and may be the one that was not taken whole.
+    } else if witness.is_cut && *behind.start() < witness.queued_bytes() {
+        // It is in what is being sent. What the kernel has taken of that ends within a message, which may be this one.
         return Finding::BeingSent { bytes_ahead: 0, since_us };
     }
     written(recorder, story, record, done_us)
@@ -691,34 +695,28 @@ fn written(recorder: &Recorder, story: &Story<'_>, record: &Record, done_us: u64
     Finding::Written { by_us, is_replay: matches!(record.what, What::Given { .. }) }
 }
 
-/// Whether a connection got an event of the same room between one and another.
-fn was_given_between(recorder: &Recorder, story: &Story<'_>, event: &EventFound, before_seq: u64) -> bool {
-    recorder.traffic_records().any(|record| match record.what {
-        What::Given { room, chosen, .. } if record.conn == story.witness.conn && room == event.room => {
-            chosen.has_between(event.seq, before_seq)
+/// Bytes of events, and of answers in line with them, that were put into a connection's outbox behind those of a record:
+/// at least, and at most.
+fn bytes_behind(recorder: &Recorder, story: &Story<'_>, number: u64) -> RangeInclusive<u64> {
+    let (mut least, mut most) = (0, 0);
+    for record in recorder.traffic_records().rev().take_while(|record| record.number > number) {
+        match record.what {
+            What::Given { bytes, .. } | What::Told { bytes, is_in_line: true, .. }
+                if record.conn == story.witness.conn =>
+            {
+                least += u64::from(bytes);
+                most += u64::from(bytes);
+            }
+            What::FannedOut { room, mark, chosen, bytes, has_exclusions, .. }
+                if bytes > 0 && story.was_given(record, room, mark, chosen) =>
+            {
+                least += if has_exclusions { 0 } else { u64::from(bytes) };
+                most += u64::from(bytes);
+            }
+            _ => {}
         }
-        What::FannedOut { room, mark, chosen, .. } if room == event.room => {
-            chosen.has_between(event.seq, before_seq) && story.was_given(record, room, mark, chosen.first_seq)
-        }
-        _ => false,
-    })
-}
-
-/// Bytes of events, and of answers in line with them, that were put into a connection's outbox behind those of a record.
-fn bytes_behind(recorder: &Recorder, story: &Story<'_>, number: u64) -> u64 {
-    let later = recorder.traffic_records().rev().take_while(|record| record.number > number);
-    let bytes = later.map(|record| match record.what {
-        What::Given { bytes, .. } | What::Told { bytes, is_in_line: true, .. } if record.conn == story.witness.conn => {
-            bytes
-        }
-        What::FannedOut { room, mark, chosen, bytes, .. }
-            if bytes > 0 && story.was_given(record, room, mark, chosen.first_seq) =>
-        {
-            bytes
-        }
-        _ => 0,
-    });
-    bytes.map(u64::from).sum()
+    }
+    least..=most
 }
 
 /// A time of the monotonic clock as people read it.

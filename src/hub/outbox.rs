@@ -159,12 +159,6 @@ impl Outbox {
         None
     }
 
-    /// What a look at the events that wait gives first, in their order; see [`Outbox::find`].
-    pub fn find_map<T>(&self, look: impl FnMut(&[u8]) -> Option<T>) -> Option<T> {
-        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
-        urgent.chain(self.events.iter()).map(|chunk| &chunk[..]).find_map(look)
-    }
-
     /// The lane of answers, to be appended to; ask [`Outbox::answers_full`] after.
     pub fn answers(&mut self) -> &mut Vec<u8> {
         &mut self.answers

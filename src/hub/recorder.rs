@@ -77,6 +77,11 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// The last event of the range.
+    pub fn last_seq(&self) -> u64 {
+        self.first_seq.saturating_add(u64::from(self.count)).saturating_sub(1)
+    }
+
     /// Whether the range has an event.
     pub fn covers(&self, seq: u64) -> bool {
         seq >= self.first_seq && seq - self.first_seq < u64::from(self.count)
@@ -86,14 +91,6 @@ impl Chosen {
     pub fn has(&self, seq: u64) -> bool {
         let place = (seq.saturating_sub(self.first_seq)).min(EVENTS_PER_RECORD - 1);
         self.covers(seq) && self.bits >> place & 1 == 1
-    }
-
-    /// Whether one between two others was chosen.
-    pub fn has_between(&self, after_seq: u64, before_seq: u64) -> bool {
-        let end = self.first_seq.saturating_add(u64::from(self.count)).min(before_seq);
-        let first = self.first_seq.max(after_seq.saturating_add(1));
-        // Of more than there are bits for, all were chosen or none.
-        (first..end).take(EVENTS_PER_RECORD as usize).any(|seq| self.has(seq))
     }
 
     /// How many were chosen.
@@ -203,6 +200,8 @@ pub enum What {
         chosen: Chosen,
         /// Bytes that each of the members gets.
         bytes: u32,
+        /// But for those who must not get some of them.
+        has_exclusions: bool,
         /// When the sends of the last member were with the kernel; 0 while it is under way.
         done_us: u64,
     },
@@ -539,15 +538,16 @@ impl Recorder {
         let whole = |bits| Chosen { first_seq: first.seq, count: span(first.seq, last.seq), bits };
         match selected {
             Some(selected) if selected.events.len() == batch.events.len() => {
-                self.fanned_out(room, mark, whole(u64::MAX), bytes)
+                self.fanned_out(room, mark, whole(u64::MAX), bytes, batch.has_exclusions())
             }
-            None => self.fanned_out(room, mark, whole(0), bytes),
+            None => self.fanned_out(room, mark, whole(0), bytes, false),
             Some(selected) => {
                 let mut noted = Noted::NONE;
                 // The first says how long all of them are.
                 let mut bytes = Some(bytes);
                 for_each_chosen(first.seq, last.seq, selected.events.iter().map(|event| event.seq), |chosen| {
-                    noted = self.fanned_out(room, mark, chosen, bytes.take().unwrap_or(0));
+                    let bytes = bytes.take().unwrap_or(0);
+                    noted = self.fanned_out(room, mark, chosen, bytes, selected.has_exclusions());
                 });
                 noted
             }
@@ -555,11 +555,11 @@ impl Recorder {
     }
 
     #[inline]
-    fn fanned_out(&mut self, room: u64, mark: Mark, chosen: Chosen, bytes: u32) -> Noted {
+    fn fanned_out(&mut self, room: u64, mark: Mark, chosen: Chosen, bytes: u32, has_exclusions: bool) -> Noted {
         if !self.is_on() {
             return Noted::NONE;
         }
-        let what = What::FannedOut { room, mark, chosen, bytes, done_us: 0 };
+        let what = What::FannedOut { room, mark, chosen, bytes, has_exclusions, done_us: 0 };
         let record = self.record(NOBODY, what);
         let noted = Noted { place: self.traffic.at as u32, number: record.number };
         self.traffic.push(record);

@@ -96,7 +96,7 @@ pub fn trace(recorder: &Recorder, now: Now, witness: &Witness, limit: usize) -> 
         rooms.get(place).copied()
     };
     let is_about_it = |record: &&Record| match record.what {
-        What::FannedOut { room, mark, chosen, .. } => story.was_given(record, room, mark, chosen.first_seq),
+        What::FannedOut { room, mark, chosen, .. } => story.was_given(record, room, mark, chosen),
         // Is among the changes, with what it says.
         What::Told { kind: "gap", .. } => false,
         _ => record.conn == witness.conn,
@@ -136,7 +136,7 @@ fn entry<'r>(
         what: if chosen.chosen() == 0 { "filtered" } else { what }.to_owned(),
         room: known(room).map(|room| room.as_str().to_owned()),
         from_seq: Some(chosen.first_seq),
-        to_seq: Some(chosen.first_seq.saturating_add(u64::from(chosen.count)).saturating_sub(1)),
+        to_seq: Some(chosen.last_seq()),
         events: Some(chosen.chosen()),
         bytes: Some(u64::from(bytes)),
         ..blank.clone()

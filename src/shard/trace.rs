@@ -124,10 +124,6 @@ impl State {
         let recorder = &self.core.recorder;
         let tell = |witness: &Witness| {
             let finding = explain::find(recorder, self.me, &event, witness);
-            if std::env::var("DBG_REC").is_ok() && std::env::var("DBG_REC").is_ok_and(|id| id == *event.id) {
-                let _dbg: Vec<_> = recorder.changes().filter(|r| r.conn == witness.conn).chain(recorder.traffic_records().filter(|r| matches!(r.what, What::FannedOut { room, chosen, .. } if room == event.room && chosen.covers(event.seq)) || (r.conn == witness.conn && matches!(r.what, What::Given { .. })))).collect();
-                eprintln!("{witness:?}\nroom {:x} seq {}\n{_dbg:#?}", event.room, event.seq);
-            }
             explain::tell(recorder, self.now, self.me, &client_id, &event, witness, finding)
         };
         let mut all: Vec<_> = recorder.gone_as(&client_id).map(|gone| tell(&witness_of(gone))).collect();
@@ -157,16 +153,13 @@ impl State {
         } else if let Some(place) = connection.outbox.find(text.as_bytes()) {
             witness.place = Place::Waiting { bytes_ahead: (with_kernel.len() + place) as u64 };
         }
+        let outbox = &connection.outbox;
+        witness.unsent_bytes = outbox.events_bytes() as u64;
+        witness.cut_bytes = (outbox.queued_bytes() - outbox.events_bytes()) as u64;
+        witness.is_cut = under_way.is_some_and(begins_within_a_message);
         let rooms = client.rooms.iter().filter_map(|id| Some((*id, self.core.rooms().get(*id)?)));
         if let Some((id, room)) = rooms.into_iter().find(|(_, room)| room.name.hash() == event.room) {
             witness.fans_out = room.jobs > 0;
-            let outbox = &connection.outbox;
-            witness.unsent_bytes = outbox.events_bytes() as u64;
-            witness.cut_bytes = (outbox.queued_bytes() - outbox.events_bytes()) as u64;
-            witness.is_cut = under_way.is_some_and(begins_within_a_message);
-            let seq = format!("\"room\":\"{}\",\"seq\":", room.name.as_str());
-            let next = |bytes: &[u8]| seq_behind(bytes, seq.as_bytes());
-            witness.next_seq = next(with_kernel).or_else(|| connection.outbox.find_map(next));
             let lags = client.under_way.iter().flat_map(|under_way| under_way.lags.iter());
             witness.lags_after = lags.into_iter().find(|lag| lag.room == id).map(|lag| lag.after_seq);
         }
@@ -183,7 +176,6 @@ impl State {
             lags_after: None,
             place: Place::Nowhere,
             is_cut: false,
-            next_seq: None,
             fans_out: false,
         }
     }
@@ -209,16 +201,8 @@ fn witness_of(gone: &Gone) -> Witness {
         lags_after: None,
         place: Place::Nowhere,
         is_cut: false,
-        next_seq: None,
         fans_out: false,
     }
-}
-
-/// The number behind the first place where a text stands.
-fn seq_behind(bytes: &[u8], text: &[u8]) -> Option<u64> {
-    let digits = bytes.get(memchr::memmem::find(bytes, text)? + text.len()..)?;
-    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
-    std::str::from_utf8(digits.get(..end)?).ok()?.parse().ok()
 }
 
 /// Whether bytes that end with a message begin within one: then no sequence of whole frames leads from their beginning to
