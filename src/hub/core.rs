@@ -854,6 +854,15 @@ impl Core {
         }
     }
 
+    /// The last event before those that fan-outs under way still have for a member; none where they have nothing.
+    pub fn given_up_to(&self, id: RoomId, conn: ConnKey) -> Option<u64> {
+        let room = self.rooms.get(id).filter(|room| room.jobs > 0)?;
+        let (list, _, place) = room.members.find(conn)?;
+        let mut rest = self.jobs.iter().filter(|job| job.room == id && job.list == list);
+        let job = rest.find(|job| (job.at..job.end).contains(&place))?;
+        job.batch.events.first().map(|event| event.seq.saturating_sub(1))
+    }
+
     /// Whether a connection is a member with that very selection, and has been given all that came so far.
     pub fn is_settled_with(&self, id: RoomId, conn: ConnKey, selection: Option<&Arc<Selection>>) -> bool {
         let found = self.rooms.get(id).filter(|room| room.jobs == 0).and_then(|room| room.members.find(conn));

@@ -85,10 +85,10 @@ pub enum Outcome {
     NotSubscribed,
     /// The records don't reach back, or there was no such event.
     Unknown,
-    /// It waited for the client, or was being sent, when its connection ended.
-    Dropped,
     /// Its subscription does not want it, or it is the client's own.
     Filtered,
+    /// It waited for the client, or was being sent, when its connection ended.
+    Dropped,
     /// It was told of a gap instead.
     Skipped,
     /// It has yet to be sent.
@@ -386,6 +386,13 @@ impl<'r> Story<'r> {
         }
     }
 
+    /// Whether it had fallen behind before an event, and then said anew from where on it wants events.
+    fn began_anew(&self, room: u64, event: &EventFound) -> Option<LagEnd> {
+        let lags = self.rooms.get(&room).map_or(&[][..], |story| &story.lags);
+        let ends = lags.iter().rev().filter(|lag| event.seq > lag.after_seq).map(|lag| lag.end);
+        ends.into_iter().find(|end| matches!(end, LagEnd::Left { at_us } if event.received_us <= *at_us))
+    }
+
     /// Whether a fan-out gave it what was chosen: all of that or nothing, so that the last event tells.
     pub(super) fn was_given(&self, record: &Record, room: u64, mark: Mark, chosen: Chosen) -> bool {
         self.membership(room, record.number, record.at_us) == Membership::Member(mark)
@@ -629,7 +636,7 @@ fn no_fan_out(recorder: &Recorder, story: &Story<'_>, event: &EventFound) -> Fin
     if at_us < story.since_us || at_us < recorder.traffic_since_us() {
         return Finding::Unknown;
     }
-    match story.lag(room, event.seq, u64::MAX - 1) {
+    match story.lag(room, event.seq, u64::MAX - 1).or_else(|| story.began_anew(room, event)) {
         Some(LagEnd::Left { at_us }) if is_member => Finding::Dropped { at_us },
         _ if is_member && witness.closed_us.is_none() => Finding::OnItsWay,
         // Had it come before it left, its fan-out would be known.

@@ -378,6 +378,7 @@ impl State {
                 continue;
             }
             client.forget_room(id);
+            self.note_leaving(conn, &room, id);
             let (before, why) = (self.core.mark_of(id, conn), "permission withdrawn");
             self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
             self.core.remove_member(id, conn);

@@ -267,6 +267,7 @@ impl State {
         membership_answered(client, &room, false);
         if let Some(id) = id {
             client.forget_room(id);
+            self.note_leaving(conn, &room, id);
             let before = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
                 self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why: "asked to" });

@@ -204,6 +204,7 @@ impl State {
             && let Some(client) = self.client_mut(conn)
         {
             client.forget_room(id);
+            self.note_leaving(conn, &before, id);
             let selected = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
                 let (room, why) = (before.clone(), "took up another session");

@@ -7,6 +7,7 @@ use super::state::State;
 use crate::hub::explain::{self, EventFound, EventSought, Place, Witness};
 use crate::hub::name::RoomName;
 use crate::hub::recorder::{Gone, Mark, What};
+use crate::hub::rooms::RoomId;
 use crate::hub::trace::{ConnectionTrace, TraceAsked, trace};
 use crate::ring::ConnKey;
 use crate::wire::envelope::rfc3339;
@@ -52,8 +53,21 @@ impl State {
             cut_bytes: cut_bytes as u64,
             rooms: self.rooms_and_marks(client, conn),
         };
+        for (room, _) in &gone.rooms {
+            if let Some(id) = self.core.rooms().find(room) {
+                self.note_leaving(conn, room, id);
+            }
+        }
         self.core.recorder.change(conn, What::Closing { code: ending.code, by: ending.by.as_str() });
         self.core.recorder.gone(gone);
+    }
+
+    /// A connection is about to lose its place in a room: what fan-outs under way still have for it, it won't get.
+    pub(super) fn note_leaving(&mut self, conn: ConnKey, room: &RoomName, id: RoomId) {
+        if let Some(after_seq) = self.core.given_up_to(id, conn) {
+            let fell_behind = What::FellBehind { room: room.clone(), after_seq, is_replay: false };
+            self.core.recorder.change(conn, fell_behind);
+        }
     }
 
     fn rooms_and_marks(&self, client: &Client, conn: ConnKey) -> Vec<(RoomName, Mark)> {
