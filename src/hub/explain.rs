@@ -4,6 +4,9 @@
 //! it had missed) comes first, then what it was told that it won't get, then the room's fan-out: whoever was a member with
 //! the selection that the fan-out was for, and had not fallen behind, got what was chosen. What is left is where in its
 //! outbox it is now, if it is there.
+//!
+//! Larger than most files because the way to one answer is told in one place: what is known of a connection, what follows
+//! from it for an event, and the words for that.
 
 use std::ops::RangeInclusive;
 
@@ -538,13 +541,14 @@ pub fn find(recorder: &Recorder, me: ShardId, event: &EventFound, witness: &Witn
     if by_fan_out.is_given() {
         return by_fan_out;
     }
-    let gaps = story.of_room(room).filter(|record| event.is_before(record)).filter_map(|record| match record.what {
-        What::Gap { from_seq, to_seq, reason, .. } if (from_seq..=to_seq).contains(&seq) => {
-            Some(Finding::Skipped { from_seq, to_seq, reason, at_us: record.at_us })
-        }
-        _ => None,
-    });
-    if let Some(skipped) = gaps.last() {
+    let mut gaps =
+        story.of_room(room).filter(|record| event.is_before(record)).filter_map(|record| match record.what {
+            What::Gap { from_seq, to_seq, reason, .. } if (from_seq..=to_seq).contains(&seq) => {
+                Some(Finding::Skipped { from_seq, to_seq, reason, at_us: record.at_us })
+            }
+            _ => None,
+        });
+    if let Some(skipped) = gaps.next_back() {
         return skipped;
     }
     if let Some(record) = looked_at {
@@ -652,7 +656,7 @@ fn not_subscribed(story: &Story<'_>, room: u64, number: u64) -> Finding {
     };
     let joined = story.of_room(room).filter(|record| record.number >= number).find_map(|record| at(record, true));
     let left =
-        story.of_room(room).filter(|record| record.number < number).filter_map(|record| at(record, false)).last();
+        story.of_room(room).filter(|record| record.number < number).filter_map(|record| at(record, false)).next_back();
     Finding::NotSubscribed { joined_us: joined, left_us: left }
 }
 

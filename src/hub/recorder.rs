@@ -11,6 +11,8 @@
 //! member at that moment ([`super::explain`]). The rings have a fixed number of records, and have their memory from the
 //! start, so that recording takes none later. A busy room pushes out what is old in `traffic`, but not what became of
 //! connections.
+//!
+//! Larger than most files, since half of it is a list: what records say.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -730,4 +732,156 @@ fn for_each_chosen(first_seq: u64, last_seq: u64, seqs: impl Iterator<Item = u64
         from_seq = to_seq.saturating_add(1);
     }
     pending.into_iter().for_each(each);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::{FrameMemory, OpenBatch};
+    use super::super::name::NameHasher;
+    use super::*;
+    use crate::wire::envelope::{Event, Stamp, rfc3339};
+
+    const CONN: ConnKey = ConnKey { slot: 7, generation: 1 };
+    const LIMITS: RecorderLimits = RecorderLimits { records: 8, payload_bytes: 4, keep_ms: 1000 };
+
+    #[test]
+    fn ranges_take_few_records_and_say_of_each_event_whether_it_was_chosen() {
+        let mut state = 1u64;
+        for round in 0..2000u64 {
+            let (first, count) = (round % 5 + 1, round % 300);
+            let all: Vec<u64> = (first..first + count)
+                .filter(|seq| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    // Runs of all and of none as well as what is mixed.
+                    match seq / 80 % 3 {
+                        0 => true,
+                        1 => false,
+                        _ => state >> 60 > 7,
+                    }
+                })
+                .collect();
+            let mut ranges = Vec::new();
+            for_each_chosen(first, (first + count).saturating_sub(1), all.iter().copied(), |range| ranges.push(range));
+            let mut next = first;
+            for range in &ranges {
+                assert_eq!(range.first_seq, next, "without holes and in order");
+                next = range.last_seq() + 1;
+            }
+            assert_eq!(next, first + count);
+            let told: Vec<u64> =
+                (first..first + count).filter(|seq| ranges.iter().any(|range| range.has(*seq))).collect();
+            assert_eq!(told, all);
+            assert_eq!(ranges.iter().map(|range| range.chosen() as usize).sum::<usize>(), all.len());
+        }
+        let mut ranges = 0;
+        for_each_chosen(1, u64::MAX - 1, [5, 1 << 40].into_iter(), |_| ranges += 1);
+        assert!(ranges < 8, "however long a range is: {ranges}");
+    }
+
+    #[test]
+    fn the_newest_records_are_kept_and_since_when_all_are_there_is_known() {
+        let mut recorder = Recorder::new(LIMITS);
+        let before = recorder.memory_bytes();
+        for number in 0..20u64 {
+            recorder.turn(100 + number);
+            recorder.change(CONN, What::Opened);
+        }
+        let times: Vec<u64> = recorder.changes().map(|record| record.at_us).collect();
+        assert_eq!(times, (112..120).collect::<Vec<_>>());
+        assert_eq!(
+            (recorder.changes_since_us(), recorder.traffic_since_us()),
+            (112, 0),
+            "a ring does not push out another"
+        );
+        assert_eq!(recorder.memory_bytes(), before, "records take no memory beyond that of the start");
+        assert!(size_of::<Record>() * 2 + size_of::<EventRecord>() <= 300, "as the option says");
+    }
+
+    #[test]
+    fn payloads_are_cut_and_go_with_their_records() {
+        let mut recorder = Recorder::new(LIMITS);
+        for _ in 0..20 {
+            recorder.traffic_with(CONN, What::Received { command: "ping", bytes: 6 }, b"secret");
+        }
+        let kept: Vec<_> = recorder.traffic_records().filter_map(|record| recorder.payload(record.number)).collect();
+        assert_eq!((kept.len(), kept[0]), (8, &b"secr"[..]));
+        recorder.told(CONN, "resumed", b"{\"token\":1", false);
+        assert_eq!(recorder.traffic_records().last().and_then(|record| recorder.payload(record.number)), None);
+        assert_eq!(recorder.payload_bytes, 32);
+        recorder.set_limits(RecorderLimits { payload_bytes: 0, ..LIMITS });
+        recorder.traffic_with(CONN, What::Received { command: "ping", bytes: 6 }, b"secret");
+        assert!(recorder.payloads.is_empty() && recorder.payload_bytes == 0);
+    }
+
+    #[test]
+    fn a_fan_out_is_noted_once_with_what_was_chosen_and_when_it_was_done() {
+        let memory = FrameMemory::default();
+        let stamp = Stamp { id: [b'i'; 36], timestamp: rfc3339(0) };
+        let mut open = OpenBatch::default();
+        for seq in 5..=9 {
+            open.push(&stamp, &Event { room: "a:b", kind: "k", seq, data: b"{}" }, None, 0);
+        }
+        let batch = Arc::new(open.seal(NameHasher::new(0).room("a:b"), &memory, 0));
+        let part = Batch::part(&batch, 1..2).expect("an event");
+        let mut recorder = Recorder::new(LIMITS);
+        recorder.turn(10);
+        let noted = recorder.fan_out(&batch, Mark::EVERYTHING, Some(&batch));
+        recorder.fan_out(&batch, Mark::new(77), Some(&part));
+        recorder.fan_out(&batch, Mark::new(78), None);
+        recorder.fan_out_ended(noted);
+        recorder.turn(25);
+        let told: Vec<_> = recorder
+            .traffic_records()
+            .filter_map(|record| match record.what {
+                What::FannedOut { chosen, done_us, .. } => {
+                    Some((chosen.first_seq, chosen.count, chosen.chosen(), done_us))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, [(5, 5, 5, 25), (5, 1, 0, 0), (6, 4, 1, 0), (5, 5, 0, 0)]);
+    }
+
+    #[test]
+    fn those_who_are_gone_are_remembered_for_a_while_and_in_bounds() {
+        let gone = |name: &str, closed_us| Gone {
+            conn: CONN,
+            client_id: name.into(),
+            session_id: "s".into(),
+            user_id: "u".into(),
+            opened_ms: 0,
+            closed_us,
+            unsent_bytes: 0,
+            cut_bytes: 0,
+            rooms: Vec::new(),
+        };
+        let mut recorder = Recorder::new(LIMITS);
+        (0..5000).for_each(|number| recorder.gone(gone(if number == 4999 { "b" } else { "a" }, number)));
+        assert_eq!((recorder.gone_as("a").count(), recorder.gone_as("b").count()), (GONE_MAX - 1, 1));
+        recorder.turn(1_004_999);
+        recorder.expire();
+        assert_eq!((recorder.gone_as("a").count(), recorder.gone_as("b").count()), (0, 1));
+        let mut off = Recorder::new(RecorderLimits { records: 0, ..LIMITS });
+        off.gone(gone("a", 0));
+        off.change(CONN, What::Opened);
+        assert_eq!((off.gone_as("a").count(), off.changes().count(), off.memory_bytes()), (0, 0, 0));
+    }
+
+    #[test]
+    fn events_are_found_by_their_ids() {
+        let mut recorder = Recorder::new(LIMITS);
+        for number in 0..10u8 {
+            let kind = "k".repeat(usize::from(number) * 5);
+            recorder.published(&[b'0' + number; 36], &kind, 1, u64::from(number), 50 + u64::from(number), None);
+        }
+        let id = |number: u8| String::from_utf8(vec![b'0' + number; 36]).expect("digits");
+        assert_eq!(recorder.event(&id(1)).map(|event| event.seq), None, "overwritten");
+        let found = |recorder: &Recorder, number: u8| *recorder.event(&id(number)).expect("there");
+        assert_eq!(found(&recorder, 4).kind(), ("kkkkkkkkkkkkkkkkkkkk", true));
+        assert_eq!(found(&recorder, 9).kind(), ("kkkkkkkkkkkkkkkkkkkkkkk", false));
+        assert_eq!(recorder.events_since_us(), 52);
+        assert!(!recorder.is_taken_back(&found(&recorder, 4)));
+        recorder.published(&[b'x'; 36], "k", 1, 4, 70, None);
+        assert!(recorder.is_taken_back(&found(&recorder, 4)), "its number was given again");
+    }
 }

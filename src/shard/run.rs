@@ -190,7 +190,7 @@ impl<D: Driver> Shard<D> {
                 Some(ForDriver::Adopt(adopted)) => self.adopt(*adopted),
                 Some(ForDriver::Explain(asked)) => {
                     let under_way = asked.live.and_then(|conn| self.driver.sending(conn));
-                    self.state.explain(asked, under_way.as_deref());
+                    self.state.explain(*asked, under_way.as_deref());
                 }
                 None => {}
             }

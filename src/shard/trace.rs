@@ -133,8 +133,8 @@ impl State {
 
     /// What became of an event for a client's connections here; `under_way` is what of the live one's chunk the kernel has
     /// yet to take.
-    pub fn explain(&self, asked: Box<ExplainAsked>, under_way: Option<&[u8]>) {
-        let ExplainAsked { client_id, live, event, responder } = *asked;
+    pub fn explain(&self, asked: ExplainAsked, under_way: Option<&[u8]>) {
+        let ExplainAsked { client_id, live, event, responder } = asked;
         let recorder = &self.core.recorder;
         let tell = |witness: &Witness| {
             let finding = explain::find(recorder, self.me, &event, witness);
