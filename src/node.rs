@@ -18,6 +18,7 @@ mod inspect;
 mod journal;
 mod locks;
 mod start;
+mod trace;
 mod wait;
 mod watch;
 

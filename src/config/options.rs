@@ -240,6 +240,18 @@ options! {
         clear_percent: u64 = 90, range(10, 100), "%", Live;
     }
 
+    /// What is remembered of connections, so that it can be told later what became of them and of their events.
+    recorder: RecorderConfig {
+        /// Records of each kind that a shard keeps: what became of connections, frames, and events. The newest take the place
+        /// of the oldest. A shard takes 300 bytes for each of this number, from its start on; 0 records nothing.
+        records: usize = 16_384, range(0, 4_194_304), "records", Restart;
+        /// Bytes kept of the payloads of clients' messages and the answers to them. They may be anybody's secrets, so that
+        /// none are kept unless this is set; messages that carry tokens are left out in any case.
+        payload_bytes: usize = 0, range(0, 4096), "bytes", Live;
+        /// How long connections are remembered after their end, as far as the records reach.
+        keep_minutes: u64 = 15, range(0, 1440), "minutes", Live;
+    }
+
     /// Endpoints that are off by default.
     endpoints: EndpointsConfig {
         /// Serve `/echo`, which sends every data frame back as it came.

@@ -29,7 +29,7 @@ use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
 use super::windows::{Lately, Windows};
-use super::{access, broadcast, connections, locks, messages, rooms};
+use super::{access, broadcast, connections, locks, messages, rooms, trace};
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -78,6 +78,8 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
             "/api/v1/connections/{client_id}",
             get(connections::show::<B>).patch(connections::change::<B>).delete(connections::end::<B>),
         )
+        .route("/api/v1/connections/{client_id}/trace", get(trace::trace::<B>))
+        .route("/api/v1/connections/{client_id}/explain", get(trace::explain::<B>))
         .route("/api/v1/disconnect", post(connections::end_many::<B>))
         .route("/api/v1/reauthenticate", post(access::reauthenticate::<B>))
         .route("/api/v1/withdraw", post(access::withdraw::<B>))

@@ -17,9 +17,11 @@ use super::figures::{ShardTimes, Snapshot};
 use super::inbox::Adopted;
 use super::journal::JournalSnapshot;
 use crate::config::Config;
+use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{HubError, Pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{Sent, Target, Withdrew};
 use crate::wire::native::Since;
@@ -57,6 +59,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// The connection with a client id.
     fn connection(&self, client_id: &str) -> Pending<ConnectionView>;
+
+    /// What happened to a client's connections lately, newest first, with the newest `limit` records of each.
+    fn trace(&self, client_id: &str, limit: usize) -> Pending<Vec<ConnectionTrace>>;
+
+    /// What became of an event for a client.
+    fn explain(&self, client_id: &str, event_id: &str) -> Pending<Explanation>;
 
     /// Merges an object into a connection's metadata and gives the whole.
     fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value>;

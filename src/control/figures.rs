@@ -288,6 +288,7 @@ figures! {
     presence_forgotten: Counter "presence_forgotten" false "Sessions forgotten in a room before their resume window was over, because too many were away";
     connection_bytes: Gauge "connection_memory" true "Estimated memory of the connections, outboxes left out";
     room_bytes: Gauge "room_memory" true "Estimated memory of the rooms and memberships, logs left out";
+    recorder_bytes: Gauge "recorder_memory" true "Memory of the flight recorder";
     rate_limited: Counter "rate_limited" false "Messages refused because their client sent too many";
     latency_followed: Counter "latency_followed" false "Deliveries that were followed to measure the latency";
     latency_lost: Counter "latency_lost" false "Followed deliveries whose end was not seen: closed, or too many at a time";

@@ -60,6 +60,7 @@ pub mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};

@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms};
+use super::{access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms, trace};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -144,6 +144,8 @@ impl Modify for Bearer {
         connections::end_many,
         access::reauthenticate,
         access::withdraw,
+        trace::trace,
+        trace::explain,
         messages::session,
         messages::send_to_session,
         messages::receive,

@@ -13,8 +13,10 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::config::Listen;
+use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::node::{RoomPresence, Sent, Target, Withdrew};
 use crate::wire::codes::ErrorCode;
@@ -83,6 +85,14 @@ impl Backend for FakeHub {
     }
 
     fn connection(&self, _: &str) -> Pending<ConnectionView> {
+        absent()
+    }
+
+    fn trace(&self, _: &str, _: usize) -> Pending<Vec<ConnectionTrace>> {
+        absent()
+    }
+
+    fn explain(&self, _: &str, _: &str) -> Pending<Explanation> {
         absent()
     }
 

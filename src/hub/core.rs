@@ -25,6 +25,7 @@ use super::message::{
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
+use super::recorder::{Mark, Noted, Recorder, RecorderLimits};
 use super::reply::Responder;
 use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};
@@ -65,6 +66,8 @@ pub struct CoreLimits {
     pub connections_per_user_max: u32,
     /// Per network address.
     pub peer: PeerLimits,
+    /// What the flight recorder keeps.
+    pub recorder: RecorderLimits,
 }
 
 impl CoreLimits {
@@ -86,6 +89,11 @@ impl CoreLimits {
             peer: PeerLimits {
                 connections_max: count(config.limits.connections_per_address_max),
                 connects_per_s: config.limits.connects_per_s,
+            },
+            recorder: RecorderLimits {
+                records: config.recorder.records,
+                payload_bytes: config.recorder.payload_bytes,
+                keep_ms: config.recorder.keep_minutes * 60_000,
             },
         }
     }
@@ -172,6 +180,8 @@ pub struct Core {
     pub(super) kind_publishes: KindPublishes,
     /// When the publish that is being handled was received, in microseconds of the monotonic clock; 0 is now.
     received_us: u64,
+    /// What happened lately.
+    pub recorder: Recorder,
 }
 
 /// A batch on its way to a list of members.
@@ -181,6 +191,7 @@ struct Job {
     batch: Arc<Batch>,
     at: usize,
     end: usize,
+    noted: Noted,
 }
 
 impl Core {
@@ -214,6 +225,7 @@ impl Core {
             figures: CoreFigures::default(),
             kind_publishes,
             received_us: 0,
+            recorder: Recorder::new(limits.recorder),
         }
     }
 
@@ -267,6 +279,7 @@ impl Core {
     /// Goes by new limits from here on. What [`Core::take_kind_publishes`] was not asked for before is lost.
     pub fn set_limits(&mut self, limits: CoreLimits, rules: Rules) {
         self.limits = limits;
+        self.recorder.set_limits(limits.recorder);
         self.kind_publishes = KindPublishes::new(&rules);
         self.rules = rules;
         // Kinds may have changed places.
@@ -579,6 +592,7 @@ impl Core {
             home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);
         }
         let rules = home.rules;
+        self.recorder.published(&stamp.id, kind, room.hash(), seq, received_us, exclude);
         if delivered > 0 || self.rules.log(rules).events_max > 0 {
             let key = key.map_or(0, |key| self.hasher.hash(key) | 1);
             let home = self.home_mut(id).ok_or(OVERLOADED)?;
@@ -655,6 +669,11 @@ impl Core {
             Some(address) => self.send(address.shard, Message::Forward { address, request }),
             None => request.refuse(),
         }
+    }
+
+    /// The connection that holds a client id that is homed here.
+    pub fn address_of(&self, client_id: &str) -> Option<Address> {
+        self.directory.client(client_id)
     }
 
     /// Whether a connection holds a client id that is homed here.
@@ -758,14 +777,17 @@ impl Core {
     fn begin_fan_out(&mut self, id: RoomId, batch: Arc<Batch>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         for (list, selection, end) in room.members.groups() {
-            if let Some(selected) = batch.select(selection, &mut self.scratch, &self.memory) {
-                self.jobs.push_back(Job { room: id, list, batch: selected, at: 0, end });
+            let selected = batch.select(selection, &mut self.scratch, &self.memory);
+            let noted = self.recorder.fan_out(&batch, Mark::of(Some(selection)), selected.as_deref());
+            if let Some(selected) = selected {
+                self.jobs.push_back(Job { room: id, list, batch: selected, at: 0, end, noted });
                 room.jobs += 1;
             }
         }
         let end = room.members.list(0).len();
         if end > 0 {
-            self.jobs.push_back(Job { room: id, list: 0, batch, at: 0, end });
+            let noted = self.recorder.fan_out(&batch, Mark::EVERYTHING, Some(&batch));
+            self.jobs.push_back(Job { room: id, list: 0, batch, at: 0, end, noted });
             room.jobs += 1;
         }
     }
@@ -819,6 +841,7 @@ impl Core {
                 return;
             }
             let id = job.room;
+            self.recorder.fan_out_ended(job.noted);
             self.jobs.pop_front();
             room.jobs -= 1;
             if room.jobs == 0 {
@@ -842,6 +865,15 @@ impl Core {
             }
             self.figures.deliveries += job.batch.events.len() as u64;
         }
+    }
+
+    /// The last event before those that fan-outs under way still have for a member; none where they have nothing.
+    pub fn given_up_to(&self, id: RoomId, conn: ConnKey) -> Option<u64> {
+        let room = self.rooms.get(id).filter(|room| room.jobs > 0)?;
+        let (list, _, place) = room.members.find(conn)?;
+        let mut rest = self.jobs.iter().filter(|job| job.room == id && job.list == list);
+        let job = rest.find(|job| (job.at..job.end).contains(&place))?;
+        job.batch.events.first().map(|event| event.seq.saturating_sub(1))
     }
 
     /// Whether a connection is a member with that very selection, and has been given all that came so far.
@@ -907,6 +939,11 @@ impl Core {
     /// What a member wants of a room.
     pub fn selection_of(&self, id: RoomId, conn: ConnKey) -> Option<Arc<Selection>> {
         self.rooms.get(id)?.members.selection_of(conn)
+    }
+
+    /// What stands in the recorder for what a member wants of a room.
+    pub fn mark_of(&self, id: RoomId, conn: ConnKey) -> Mark {
+        Mark::of(self.selection_of(id, conn).as_ref())
     }
 
     /// Takes a connection out of a room on this shard; the home is not told by this.

@@ -220,6 +220,7 @@ impl Core {
             self.unsealed.push(id);
         }
         open.push(&stamp, &event, exclude, hash);
+        self.recorder.published(&stamp.id, &kind, room.hash(), seq, received_us, exclude);
         let bytes = open.bytes() - before;
         if let Some(journaling) = self.journaling.as_deref_mut() {
             journaling.pending_bytes += bytes;

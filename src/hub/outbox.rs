@@ -68,6 +68,8 @@ pub struct Outbox {
     dirty: bool,
     /// Urgent events queue behind those in `events` until none of them waits.
     is_in_line: bool,
+    /// Something waits because the kernel has not taken all of what was sent before: for the flight recorder.
+    pub has_stalled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -142,6 +144,21 @@ impl Outbox {
             }
         }
         self.is_in_line = !self.events.is_empty();
+    }
+
+    /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
+    /// there. Looks at all of them: for those who look into a running shard.
+    pub fn find(&self, text: &[u8]) -> Option<usize> {
+        let finder = memchr::memmem::Finder::new(text);
+        let mut ahead = self.answers.len();
+        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
+        for chunk in urgent.chain(self.events.iter()) {
+            if let Some(place) = finder.find(chunk) {
+                return Some(ahead + place);
+            }
+            ahead += chunk.len();
+        }
+        None
     }
 
     /// The lane of answers, to be appended to; ask [`Outbox::answers_full`] after.
@@ -250,6 +267,15 @@ impl Outbox {
 impl Events {
     fn is_empty(&self) -> bool {
         matches!(self, Events::None)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        let (one, many) = match self {
+            Events::None => (None, None),
+            Events::One(chunk) => (Some(chunk), None),
+            Events::Many(queue) => (None, Some(queue)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
     }
 
     fn push(&mut self, chunk: &Bytes) {
@@ -383,6 +409,23 @@ mod tests {
         assert!(outbox.waits_in(URGENT) && outbox.waits_in(ORDINARY));
         assert_eq!(drain(&mut outbox), [b"answer alert 1 alert 2 telemetry 2 telemetry 3 ".to_vec()]);
         assert!(outbox.is_empty() && !outbox.waits_in(URGENT) && !outbox.waits_in(ORDINARY));
+    }
+
+    #[test]
+    fn what_waits_is_found_with_what_goes_before_it() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        push(&mut outbox, ORDINARY, "sent");
+        assert!(outbox.take_chunk(&memory).is_some());
+        assert_eq!(outbox.find(b"sent"), None, "it is with the kernel");
+        push(&mut outbox, ORDINARY, "one two");
+        push(&mut outbox, ORDINARY, "three");
+        outbox.answers().extend_from_slice(b"answer");
+        push(&mut outbox, URGENT, "alert");
+        assert_eq!(
+            [&b"alert"[..], b"two", b"three", b"four"].map(|text| outbox.find(text)),
+            [Some(6), Some(15), Some(18), None]
+        );
     }
 
     #[test]

@@ -196,6 +196,12 @@ impl Rooms {
         found.map(|slot| RoomId(*slot))
     }
 
+    /// Looks a room up by its name's hash alone.
+    pub fn find_hash(&self, hash: u64) -> Option<&Room> {
+        let slot = self.index.find(hash, |slot| self.slot(*slot).is_some_and(|room| room.name.hash() == hash))?;
+        self.slot(*slot)
+    }
+
     /// Looks a room up by name and makes it where it is missing.
     pub fn ensure(&mut self, name: &RoomName) -> RoomId {
         if let Some(id) = self.find(name) {

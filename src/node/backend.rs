@@ -13,9 +13,11 @@ use crate::auth::Identity;
 use crate::config::Config;
 use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, ShardTimes, Snapshot};
 use crate::hub::core::epoch_text;
+use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
@@ -102,6 +104,14 @@ impl Backend for Hub {
 
     fn connection(&self, client_id: &str) -> Pending<ConnectionView> {
         Hub::connection(self, client_id)
+    }
+
+    fn trace(&self, client_id: &str, limit: usize) -> Pending<Vec<ConnectionTrace>> {
+        Hub::trace(self, client_id, limit)
+    }
+
+    fn explain(&self, client_id: &str, event_id: &str) -> Pending<Explanation> {
+        Hub::explain(self, client_id, event_id)
     }
 
     fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value> {

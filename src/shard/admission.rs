@@ -14,6 +14,7 @@ use super::state::{Action, Orphan, State};
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
+use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
 use crate::session::Session;
 use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
@@ -268,6 +269,11 @@ impl State {
             return;
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
+        if let (Some(_), Ok(state)) = (id, &outcome) {
+            let (room, mark) = (room.clone(), Mark::EVERYTHING);
+            let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
+            self.core.recorder.change(conn, subscribed);
+        }
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         admission.waiting -= 1;
@@ -357,6 +363,9 @@ impl State {
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
+        if admit.endpoint == Endpoint::Native {
+            self.core.recorder.change(conn, What::Opened);
+        }
         self.presence_entered_all(conn);
         self.withdrawn_at_admission(conn);
         self.report_opened(conn);
@@ -370,6 +379,7 @@ impl State {
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
     pub fn release(&mut self, conn: ConnKey, ending: Ending<'_>) {
         self.report_closed(conn, ending);
+        self.note_closing(conn, ending);
         let address = self.address(conn);
         let kept = self.keep_with_locks(conn);
         self.presence_released(conn, kept.is_some());

@@ -5,6 +5,7 @@ use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
 use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
@@ -14,7 +15,13 @@ use crate::wire::native::{Reference, Refused};
 
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
-    pub fn tell(&mut self, conn: ConnKey, kind: &str, reference: Option<&Reference>, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn tell(
+        &mut self,
+        conn: ConnKey,
+        kind: &'static str,
+        reference: Option<&Reference>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if !matches!(connection.phase, Phase::Open(_)) {
@@ -22,6 +29,7 @@ impl State {
         }
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, false);
         let answers = connection.outbox.answers();
         let before = answers.len();
         envelope::finish(&mut self.payload, answers);
@@ -40,7 +48,7 @@ impl State {
         &mut self,
         conn: ConnKey,
         about: Option<Lane>,
-        kind: &str,
+        kind: &'static str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -54,7 +62,7 @@ impl State {
         &mut self,
         conn: ConnKey,
         about: Option<Lane>,
-        kind: &str,
+        kind: &'static str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -69,6 +77,7 @@ impl State {
         let mut frame = Vec::new();
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, true);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
         // An answer has the answers' reserve wherever it stands.
@@ -88,7 +97,7 @@ impl State {
     pub fn answer(
         &mut self,
         conn: ConnKey,
-        kind: &str,
+        kind: &'static str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -99,7 +108,7 @@ impl State {
 
     /// Tells of a refusal; one bad message too many closes the connection.
     pub fn refuse_command(&mut self, conn: ConnKey, reference: Option<&Reference>, refused: &Refused) {
-        self.figures.errors.add(refused.code.as_str());
+        self.count_refused(conn, refused.code);
         self.tell(conn, "error", reference, |payload| {
             envelope::write_error_data(payload, refused.code, &refused.message, None);
         });
@@ -112,9 +121,15 @@ impl State {
         }
     }
 
+    /// Counts an error that a client is told of.
+    pub fn count_refused(&mut self, conn: ConnKey, code: ErrorCode) {
+        self.figures.errors.add(code.as_str());
+        self.core.recorder.change(conn, What::Refused { code });
+    }
+
     /// Tells that a message came too soon.
     pub fn refuse_rate(&mut self, conn: ConnKey, reference: Option<&Reference>, retry_after_ms: u64) {
-        self.figures.errors.add(ErrorCode::RateLimited.as_str());
+        self.count_refused(conn, ErrorCode::RateLimited);
         self.figures.rate_limited.add(1);
         self.tell(conn, "error", reference, |payload| {
             let message = "too many messages; this one was not taken";

@@ -35,10 +35,14 @@ impl State {
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
-        native::parse(&mut scratch, text, |parsed| match over_rate {
-            None => self.carry_out(conn, parsed),
-            // Read all the same, since the refusal carries the message's id.
-            Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+        let (payload, bytes) = (self.payload_to_keep(text), text.len());
+        native::parse(&mut scratch, text, |parsed| {
+            self.note_received(conn, &parsed, bytes, &payload);
+            match over_rate {
+                None => self.carry_out(conn, parsed),
+                // Read all the same, since the refusal carries the message's id.
+                Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+            }
         });
         self.scratch = Some(scratch);
         self.drain_local();
@@ -100,7 +104,7 @@ impl State {
                 let wish = Wish { selection, since, acked: None };
                 for room in rooms {
                     if let Err(refused) = self.join(conn, &room, wish.clone(), Ticket::Part(part)) {
-                        self.figures.errors.add(refused.code.as_str());
+                        self.count_refused(conn, refused.code);
                         self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
                     }
                 }

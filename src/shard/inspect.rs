@@ -38,7 +38,7 @@ impl State {
         Listing { items: items.into_iter().filter_map(|conn| self.connection_view(conn)).collect(), total }
     }
 
-    fn open_client(&self, conn: ConnKey) -> Option<(&Connection, &Client)> {
+    pub(super) fn open_client(&self, conn: ConnKey) -> Option<(&Connection, &Client)> {
         let connection = self.connections.get(conn)?;
         match &connection.phase {
             Phase::Open(client) => Some((connection, client)),

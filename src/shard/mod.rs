@@ -24,6 +24,7 @@ mod run;
 mod state;
 mod time;
 mod timers;
+mod trace;
 mod websocket;
 mod withdraw;
 

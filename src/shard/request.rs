@@ -6,14 +6,18 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::hub::batch::Address;
 use crate::hub::canary::Signs;
+use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
 use crate::hub::message::{ClientRequest, Publish, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
+use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::ring::ConnKey;
 use crate::wire::native::Since;
 use std::sync::Arc;
 use std::time::Instant;
@@ -205,6 +209,31 @@ pub enum Request {
         /// Where the answers go.
         signs: Arc<Signs>,
     },
+    /// Where the connection is that holds a client id homed here.
+    Whereabouts {
+        /// The id.
+        client_id: Box<str>,
+        /// Is told.
+        responder: Responder<Option<Address>>,
+    },
+    /// An event that may have got its number here.
+    FindEvent {
+        /// Its id.
+        event_id: Box<str>,
+        /// Is told.
+        responder: Responder<EventSought>,
+    },
+    /// What is recorded of a client's connections on this shard.
+    Trace {
+        /// Whose.
+        asked: Arc<TraceAsked>,
+        /// The connection it has here now.
+        live: Option<ConnKey>,
+        /// Is told.
+        responder: Responder<Vec<ConnectionTrace>>,
+    },
+    /// What became of an event for a client's connections on this shard.
+    Explain(Box<ExplainAsked>),
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),
     /// The journal has something to tell: how far it is stands in its link.
@@ -220,6 +249,28 @@ pub enum Request {
     },
     /// An end at once.
     Stop,
+}
+
+/// What of a request only the driver can do.
+#[derive(Debug)]
+pub enum ForDriver {
+    /// To take a socket over.
+    Adopt(Box<Adopted>),
+    /// To say what is with the kernel.
+    Explain(Box<ExplainAsked>),
+}
+
+/// What became of an event for a client.
+#[derive(Debug)]
+pub struct ExplainAsked {
+    /// The client's id.
+    pub client_id: Arc<str>,
+    /// The connection it has on this shard now.
+    pub live: Option<ConnKey>,
+    /// The event.
+    pub event: Arc<EventFound>,
+    /// Is told, for each of the client's connections that the shard knows of.
+    pub responder: Responder<Vec<Explanation>>,
 }
 
 /// The address that counts a connection against its limits.

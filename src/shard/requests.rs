@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
-use super::request::Request;
+use super::request::{ForDriver, Request};
 use super::state::{Action, State};
 use super::time::Drain;
 use crate::hub::core::CoreLimits;
@@ -14,8 +14,8 @@ use crate::wire::codes::close;
 use crate::wire::json::write_u64;
 
 impl State {
-    /// Carries out a request; a connection to adopt is given back, since that needs the driver.
-    pub fn request(&mut self, request: Request) -> Option<Box<crate::control::Adopted>> {
+    /// Carries out a request; what needs the driver is given back.
+    pub fn request(&mut self, request: Request) -> Option<ForDriver> {
         let now = self.now;
         self.core.set_now(now);
         match request {
@@ -86,7 +86,11 @@ impl State {
             }
             // Looked at in every turn that there is.
             Request::Journaled => {}
-            Request::Adopt(adopted) => return Some(adopted),
+            Request::Adopt(adopted) => return Some(ForDriver::Adopt(adopted)),
+            Request::Explain(asked) => return Some(ForDriver::Explain(asked)),
+            Request::Whereabouts { client_id, responder } => responder.resolve(Ok(self.core.address_of(&client_id))),
+            Request::FindEvent { event_id, responder } => responder.resolve(Ok(self.find_event(&event_id))),
+            Request::Trace { asked, live, responder } => responder.resolve(Ok(self.trace(&asked, live))),
             Request::Reload(settings) => {
                 // Kinds may change their places.
                 self.count_kinds();

@@ -14,6 +14,7 @@ use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Change, Turn};
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
@@ -145,7 +146,7 @@ impl State {
         self.took_up(&session_id, address, None);
         for (room, wish) in wanted {
             if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
-                self.figures.errors.add(refused.code.as_str());
+                self.count_refused(conn, refused.code);
                 self.presence_refused(conn, &self.core.hasher().room(&room));
                 self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
             }
@@ -210,7 +211,11 @@ impl State {
             && let Some(client) = self.client_mut(conn)
         {
             client.forget_room(id);
+            self.note_leaving(conn, &before, id);
+            let selected = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
+                let (room, why) = (before.clone(), "took up another session");
+                self.core.recorder.change(conn, What::Unsubscribed { room, before: selected, why });
                 self.figures.subscriptions.sub(1);
                 self.leave_home(before.clone(), conn);
             }

@@ -19,10 +19,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::connection::Phase;
+use super::request::ForDriver;
 use super::state::{Action, Start, State};
 use crate::control::{Adopted, ConnectionOrigin};
 use crate::hub::name::ShardId;
 use crate::hub::outbox::Lane;
+use crate::hub::recorder::What;
 use crate::ring::{Completion, ConnKey, Driver, Peer, ReceiveEnd};
 use crate::wire::refusal::Refusal;
 
@@ -71,6 +73,7 @@ impl<D: Driver> Shard<D> {
         self.driver.turn(wait, &mut self.completions)?;
         self.driver.doorbell().wake();
         self.state.now = self.driver.now();
+        self.state.core.recorder.turn(self.state.now.monotonic_us);
         self.measure();
 
         self.take_completions();
@@ -183,8 +186,13 @@ impl<D: Driver> Shard<D> {
         }
         for _ in 0..REQUESTS_PER_TURN {
             let Some(request) = self.state.mesh.next_request(me) else { break };
-            if let Some(adopted) = self.state.request(request) {
-                self.adopt(*adopted);
+            match self.state.request(request) {
+                Some(ForDriver::Adopt(adopted)) => self.adopt(*adopted),
+                Some(ForDriver::Explain(asked)) => {
+                    let under_way = asked.live.and_then(|conn| self.driver.sending(conn));
+                    self.state.explain(*asked, under_way.as_deref());
+                }
+                None => {}
             }
         }
     }
@@ -251,6 +259,9 @@ impl<D: Driver> Shard<D> {
                 bytes += chunk.len() as u64;
                 connection.sent_bytes += chunk.len() as u64;
                 self.driver.send(conn, connection.socket, chunk);
+            } else if connection.outbox.is_sending() && !connection.outbox.has_stalled {
+                connection.outbox.has_stalled = true;
+                core.recorder.traffic(conn, What::Waits { bytes: connection.outbox.bytes() as u64 });
             }
         }
         if bytes > 0 {

@@ -20,6 +20,7 @@ use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::recorder::What;
 use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
@@ -302,6 +303,10 @@ impl State {
         if !connection.followed.is_none() {
             self.latency.sent(&mut connection.followed, self.now.monotonic_us, &self.figures.latency);
         }
+        if connection.outbox.has_stalled && connection.outbox.is_empty() {
+            connection.outbox.has_stalled = false;
+            self.core.recorder.traffic(conn, What::Drained);
+        }
         let has_drained = connection.outbox.events_bytes() == 0;
         if (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
@@ -357,6 +362,7 @@ impl State {
         if let Some(mut connection) = self.connections.remove(conn) {
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
+            self.core.recorder.traffic(conn, What::Closed);
             self.actions.push(Action::Close(conn, connection.socket));
         }
     }

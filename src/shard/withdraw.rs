@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::hub::message::{Message, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
@@ -156,6 +157,9 @@ impl State {
                 continue;
             }
             client.forget_room(id);
+            self.note_leaving(conn, &room, id);
+            let (before, why) = (self.core.mark_of(id, conn), "permission withdrawn");
+            self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
             self.core.remove_member(id, conn);
             self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
             self.leave_home(room.clone(), conn);
@@ -167,7 +171,7 @@ impl State {
 
     /// Tells a client that it is in a room no longer: by what it would be answered had it left, and by why.
     fn tell_put_out(&mut self, conn: ConnKey, room: &RoomName) {
-        self.figures.errors.add(ErrorCode::Forbidden.as_str());
+        self.count_refused(conn, ErrorCode::Forbidden);
         let lane = self.core.rules().lane(room.as_str());
         self.tell_in_order(conn, Some(lane), "unsubscribed", None, |payload| {
             payload.extend_from_slice(b"{\"room\":");

@@ -14,4 +14,5 @@ mod operations;
 mod presence;
 mod regressions;
 mod sessions;
+mod trace;
 mod urgent;
