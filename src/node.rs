@@ -36,6 +36,7 @@ pub use locks::LockInfo;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
+use crate::control::hooks::Hooks;
 use crate::control::journal::{Journal, JournalFigures};
 use crate::control::store::Store;
 use crate::control::{ControlPlane, Figures};
@@ -99,6 +100,7 @@ struct Inner {
     journal: Mutex<Option<Journal>>,
     journal_figures: Option<Arc<JournalFigures>>,
     store: Option<Store>,
+    hooks: Option<Hooks>,
     failed: AtomicBool,
 }
 
@@ -139,6 +141,9 @@ impl Hub {
         }
         let renewed = Arc::new(Settings::new(config)?);
         *settings = renewed.clone();
+        if let Some(hooks) = &self.inner.hooks {
+            hooks.reload(&renewed.config);
+        }
         for shard in 0..self.inner.mesh.shards() {
             if self.inner.mesh.request(ShardId(shard), Request::Reload(renewed.clone())).is_err() {
                 tracing::warn!(shard, "a shard is too busy to take the new configuration; reload again");
@@ -199,6 +204,10 @@ impl Hub {
         let journal = lock(&self.inner.journal).take();
         if journal.is_some_and(|journal| journal.shutdown().is_err()) {
             self.inner.failed.store(true, Ordering::Relaxed);
+        }
+        // The hooks have their last events from the shards, too.
+        if let Some(hooks) = &self.inner.hooks {
+            hooks.shutdown();
         }
         // The store goes last: shards report the ends of their connections.
         if let Some(store) = &self.inner.store {

@@ -15,7 +15,7 @@ mod tests;
 pub use keys::AuthSetupError;
 pub use mint::{Claims, MintError, mint};
 pub use origin::origin_allowed;
-pub use permissions::Permissions;
+pub use permissions::{Added, Permissions};
 pub use verifier::{AuthError, Verifier};
 
 use std::sync::Arc;
@@ -43,5 +43,10 @@ impl Identity {
     pub fn anonymous(user_id: String) -> Self {
         let permissions = Permissions::admin();
         Self { user_id, name: None, roles: Arc::from([]), permissions, expires_at: None }
+    }
+
+    /// The same one, with what a backend has added.
+    pub fn with(&self, added: Added) -> Self {
+        Self { permissions: self.permissions.with(Arc::new(added)), ..self.clone() }
     }
 }

@@ -32,6 +32,17 @@ struct Set {
     exact: FxHashSet<Box<str>>,
     /// Permissions with one.
     patterns: Vec<Box<str>>,
+    /// What of it a backend has added to the token's; it outlives the token.
+    added: Option<Arc<Added>>,
+}
+
+/// What a backend grants one client beyond its token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Added {
+    /// Permissions.
+    pub permissions: Vec<Box<str>>,
+    /// Rooms that it may be in, whatever its permissions are.
+    pub rooms: Vec<Box<str>>,
 }
 
 impl Permissions {
@@ -49,6 +60,31 @@ impl Permissions {
         Self { set: Arc::new(set) }
     }
 
+    /// This set, and what a backend has added.
+    pub fn with(&self, added: Arc<Added>) -> Self {
+        let own = self.set.exact.iter().chain(&self.set.patterns).chain(&added.permissions).map(|text| &**text);
+        let mut set = Self::new(own);
+        if let Some(set) = Arc::get_mut(&mut set.set) {
+            set.added = Some(added);
+        }
+        set
+    }
+
+    /// This set of a new token, and what a backend had added to the old one's.
+    pub fn in_place_of(&self, old: &Permissions) -> Self {
+        old.set.added.as_ref().map_or_else(|| self.clone(), |added| self.with(added.clone()))
+    }
+
+    /// Whether a backend has put the holder into a room.
+    pub fn was_put_into(&self, kind: &str, name: &str) -> bool {
+        self.set.added.as_ref().is_some_and(|added| {
+            added.rooms.iter().any(|room| match room.split_once(':') {
+                Some(parts) => parts == (kind, name),
+                None => **room == *kind && name.is_empty(),
+            })
+        })
+    }
+
     /// The set that allows all.
     pub fn admin() -> Self {
         static ADMIN_SET: LazyLock<Permissions> = LazyLock::new(|| Permissions::new([ADMIN]));
@@ -63,6 +99,13 @@ impl Permissions {
     /// Whether `websocket:admin` was granted.
     pub fn is_admin(&self) -> bool {
         self.set.admin
+    }
+
+    /// The granted permissions in order of the alphabet.
+    pub fn list(&self) -> Vec<&str> {
+        let mut granted: Vec<&str> = self.set.exact.iter().chain(&self.set.patterns).map(|text| &**text).collect();
+        granted.sort_unstable();
+        granted
     }
 
     /// Whether `permission` was granted.
@@ -131,9 +174,7 @@ fn matches(pattern: &str, parts: &[&str]) -> bool {
 
 impl fmt::Debug for Permissions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut granted: Vec<&str> = self.set.exact.iter().chain(&self.set.patterns).map(|text| &**text).collect();
-        granted.sort_unstable();
-        f.debug_list().entries(granted).finish()
+        f.debug_list().entries(self.list()).finish()
     }
 }
 
@@ -212,6 +253,21 @@ mod tests {
         let granted = Permissions::new(["agent:a1:monitor"]);
         assert!(!granted.may_join(agent, "a1:monitor", "alice", "s1"));
         assert!(!granted.may_join(agent, "{kind}", "alice", "s1"));
+    }
+
+    #[test]
+    fn what_a_backend_adds_outlives_the_token() {
+        let rooms = vec!["project:7".into(), "global".into()];
+        let added = Arc::new(Added { permissions: vec!["project:*:read".into()], rooms });
+        let first = Permissions::new(["websocket:connect"]).with(added);
+        assert!(first.allows("project:42:read") && first.allows("websocket:connect"));
+        assert!(first.was_put_into("project", "7") && first.was_put_into("global", ""));
+        assert!(!first.was_put_into("project", "8") && !first.was_put_into("project", ""));
+        let second = Permissions::new(["websocket:publish"]).in_place_of(&first);
+        assert!(second.allows("project:42:read") && second.was_put_into("project", "7"));
+        assert!(!second.allows("websocket:connect"), "what the old token had alone is gone");
+        let plain = Permissions::new(["a:b"]);
+        assert!(!plain.in_place_of(&plain).was_put_into("project", "7"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::backend::Backend;
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
+use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
@@ -41,6 +42,7 @@ pub(crate) struct Api<B> {
     pub(crate) github: Option<Hook>,
     pub(crate) alerts: Arc<Board>,
     pub(crate) store: Option<Store>,
+    pub(crate) hooks: Option<Hooks>,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -135,6 +137,7 @@ impl<B: Backend> Api<B> {
             shards_answering: None,
             shards_deaf: None,
             store: self.store.as_ref().map(Store::status),
+            hooks: self.hooks.as_ref().map(Hooks::status),
             process: process::read(),
             journal: self.backend.journal(),
             total,
@@ -157,6 +160,9 @@ pub(crate) struct Page<'a> {
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
+    /// The backend's hooks, where there are some; their state decides nothing either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hooks: Option<HooksStatus>,
     process: Process,
     /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
     #[schema(value_type = Option<Object>)]

@@ -27,7 +27,9 @@ mod answer;
 mod api;
 mod backend;
 mod body;
+mod breaker;
 mod broadcast;
+pub mod client;
 mod connection;
 mod connections;
 mod cors;
@@ -35,6 +37,7 @@ mod door;
 pub mod figures;
 mod github;
 pub mod histogram;
+pub mod hooks;
 mod inbox;
 pub mod journal;
 mod lines;
@@ -115,6 +118,8 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     /// The stored history, where one is kept.
     pub store: Option<store::Store>,
+    /// The backend's hooks, where there are some.
+    pub hooks: Option<hooks::Hooks>,
 }
 
 impl Default for Options {
@@ -134,6 +139,7 @@ impl Default for Options {
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
             store: None,
+            hooks: None,
         }
     }
 }
@@ -290,6 +296,9 @@ fn app<B: Backend>(
     let open = Arc::clone(shared);
     let mut metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
     metrics.add(Operations { alerts: Arc::clone(&alerts), store: options.store.clone() });
+    if let Some(hooks) = &options.hooks {
+        metrics.add(hooks.clone());
+    }
     let windows = Arc::new(Windows::new(Instant::now(), &backend.figures(), backend.times()));
     let api = Api {
         backend: backend.clone(),
@@ -302,6 +311,7 @@ fn app<B: Backend>(
         github: Hook::new(&options.github_secrets),
         alerts,
         store: options.store.clone(),
+        hooks: options.hooks.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

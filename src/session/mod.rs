@@ -113,6 +113,9 @@ impl Session {
     /// Whether this client may be in a room.
     pub fn may_join(&self, kind: &KindConfig, name: &str) -> Result<(), Refused> {
         let permissions = &self.identity.permissions;
+        if permissions.was_put_into(&kind.name, name) {
+            return Ok(());
+        }
         if !permissions.may_subscribe() {
             return Err(Refused::new(ErrorCode::Forbidden, "websocket:subscribe is needed to subscribe"));
         }
@@ -162,12 +165,13 @@ impl Session {
         Ok(())
     }
 
-    /// Replaces the identity by that of a new token, which has to be the same user's.
+    /// Replaces the identity by that of a new token, which has to be the same user's. What a backend has added stays.
     pub fn refresh(&mut self, identity: Arc<Identity>) -> Result<(), Refused> {
         if identity.user_id != self.identity.user_id {
             return Err(Refused::new(ErrorCode::Forbidden, "the token is another user's"));
         }
-        self.identity = identity;
+        let permissions = identity.permissions.in_place_of(&self.identity.permissions);
+        self.identity = Arc::new(Identity { permissions, ..Identity::clone(&identity) });
         self.expiry_told = false;
         Ok(())
     }

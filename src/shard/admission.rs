@@ -6,11 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::approval::request_told;
 use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, Orphan, State};
+use crate::control::hooks::RequestTold;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
@@ -26,7 +28,7 @@ use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
 
 /// Seconds after which a client that met a full hub may try again.
-const RETRY_AFTER_S: u32 = 5;
+pub(super) const RETRY_AFTER_S: u32 = 5;
 
 impl State {
     /// More of a request's head.
@@ -79,7 +81,8 @@ impl State {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
                 head.origin.client = client;
-                self.admit(conn, *admit, head, early);
+                let told = self.hooks.desk.is_some().then(|| request_told(&parsed, &head, &settings.config));
+                self.admit(conn, *admit, head, told, early);
             }
             Ok(Request::HandOver) => {
                 head.bytes = all.to_vec();
@@ -132,7 +135,7 @@ impl State {
         self.refuse_as(conn, label, refusal);
     }
 
-    fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
+    pub(super) fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -143,7 +146,7 @@ impl State {
         self.finish(conn);
     }
 
-    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
+    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, told: Option<Box<RequestTold>>, early: Vec<u8>) {
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
@@ -184,6 +187,9 @@ impl State {
             turn: Turn::default(),
             granted: Claims::default(),
             rooms: RoomList::new(),
+            told,
+            asked: None,
+            grant: None,
             refused: None,
             early,
         }));
@@ -197,7 +203,7 @@ impl State {
             self.core.send_to_key(&*user_id.clone(), Message::ClaimUser { user_id, address });
         }
         if waiting == 0 {
-            self.opened_websocket(conn);
+            self.claims_answered(conn);
         }
         self.drain_local();
     }
@@ -234,25 +240,42 @@ impl State {
         }
     }
 
+    /// Everything that the node itself has to say was said; what the backend says comes before any room is joined.
     fn claims_answered(&mut self, conn: ConnKey) {
-        let address = self.address(conn);
-        let hasher = self.core.hasher();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.refused.is_some() {
             return self.admission_refused(conn);
         }
+        match admission.told.take() {
+            Some(told) => self.ask_backend(conn, told),
+            None => self.join_first_rooms(conn),
+        }
+    }
+
+    /// Joins the rooms that everybody is in, and those that the backend has added.
+    pub(super) fn join_first_rooms(&mut self, conn: ConnKey) {
+        let address = self.address(conn);
+        let hasher = self.core.hasher();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.admit.endpoint == Endpoint::Echo {
             return self.opened_websocket(conn);
         }
         let identity = admission.admit.identity.clone();
         let mut token = [0u8; 16];
         (self.entropy.0)(&mut token);
-        let joins = [
+        let mut joins = vec![
             (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
             (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity, token }),
             (hasher.room("global"), JoinClaim::None),
         ];
+        for room in admission.more_rooms() {
+            let room = hasher.room(room);
+            if !joins.iter().any(|(joined, _)| *joined == room) {
+                joins.push((room, JoinClaim::None));
+            }
+        }
         admission.waiting = joins.len() as u8;
         for (room, claim) in joins {
             let join =
@@ -295,7 +318,7 @@ impl State {
         }
     }
 
-    fn admission_refused(&mut self, conn: ConnKey) {
+    pub(super) fn admission_refused(&mut self, conn: ConnKey) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         let Some(refusal) = admission.refused.take() else { return };
@@ -312,7 +335,8 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
+        let more_rooms: Vec<Box<str>> = admission.more_rooms().map(Into::into).collect();
+        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, grant, early, .. } =
             *admission;
         connection.outbox.release();
         let out = connection.outbox.answers();
@@ -321,9 +345,18 @@ impl State {
         match admit.endpoint {
             Endpoint::Native => {
                 self.figures.subscriptions.add(rooms.len() as u64);
-                let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                let mut session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                let metadata = grant.map_or_else(Default::default, |grant| grant.metadata);
+                if let Err(refused) = session.merge_metadata(metadata, &settings.config) {
+                    // The bound was lowered since the backend's answer was read.
+                    tracing::debug!(
+                        shard = self.me.0,
+                        code = refused.code.as_str(),
+                        "the backend's metadata is left out"
+                    );
+                }
                 envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
+                settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
                 envelope::finish(&mut self.payload, out);
                 let client = Client {
                     session,

@@ -10,6 +10,7 @@ use super::locks::ClientLocks;
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
+use crate::control::hooks::{Grant, RequestTold};
 use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -107,6 +108,12 @@ pub struct Admission {
     pub granted: Claims,
     /// The rooms that were joined so far.
     pub rooms: RoomList,
+    /// What the backend is told where it is asked; none where it is not, or has been.
+    pub told: Option<Box<RequestTold>>,
+    /// While the backend is being asked. Gone with the connection, which tells that nobody waits any more.
+    pub asked: Option<Arc<()>>,
+    /// What the backend has granted.
+    pub grant: Option<Box<Grant>>,
     /// The first refusal.
     pub refused: Option<Refusal>,
     /// What the client sent ahead of our answer.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::control::hooks::Verdict;
 use crate::hub::canary::Signs;
 use crate::hub::locks::LockInfo;
 use crate::hub::message::{ClientRequest, Publish};
@@ -13,6 +14,7 @@ use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::ring::ConnKey;
 use crate::wire::native::Since;
 use std::sync::Arc;
 use std::time::Instant;
@@ -167,6 +169,13 @@ pub enum Request {
         canaries: bool,
         /// Where the answers go.
         signs: Arc<Signs>,
+    },
+    /// Whether one of this shard's clients may connect, as the backend says.
+    Verdict {
+        /// The connection.
+        conn: ConnKey,
+        /// What it says.
+        verdict: Verdict,
     },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),

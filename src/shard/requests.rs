@@ -74,6 +74,7 @@ impl State {
             }
             // Looked at in every turn that there is.
             Request::Journaled => {}
+            Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::Adopt(adopted) => return Some(adopted),
             Request::Reload(settings) => {
                 // Kinds may change their places.

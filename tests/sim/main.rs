@@ -5,6 +5,7 @@ mod client;
 mod disk;
 mod durable;
 mod figures;
+mod hooks;
 mod locks;
 mod logs;
 mod model;
