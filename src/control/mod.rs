@@ -266,8 +266,8 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
         };
         let figures = ControlFigures::default();
         let board = Arc::new(Board::default());
-        let store = options.store.clone();
-        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store);
+        let (store, hooks) = (options.store.clone(), options.hooks.clone());
+        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store, hooks);
         let app = app(options, backend, &shared, figures.clone(), board);
         if started.send(Ok(())).is_ok() {
             executor.run(async move {
