@@ -39,6 +39,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::hooks::Hooks;
 use crate::control::journal::{Journal, JournalFigures};
 use crate::control::store::Store;
+use crate::control::telemetry::Telemetry;
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -101,6 +102,7 @@ struct Inner {
     journal_figures: Option<Arc<JournalFigures>>,
     store: Option<Store>,
     hooks: Option<Hooks>,
+    telemetry: Option<Telemetry>,
     failed: AtomicBool,
 }
 
@@ -208,6 +210,9 @@ impl Hub {
         // The hooks have their last events from the shards, too.
         if let Some(hooks) = &self.inner.hooks {
             hooks.shutdown();
+        }
+        if let Some(telemetry) = &self.inner.telemetry {
+            telemetry.shutdown();
         }
         // The store goes last: shards report the ends of their connections.
         if let Some(store) = &self.inner.store {

@@ -48,7 +48,7 @@ impl FromStr for HookUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         // What was meant to be secret is not repeated.
         if text.split('/').nth(2).is_some_and(|authority| authority.contains('@')) {
-            return Err("a URL with a user or password; calls are signed with hooks.secret instead".to_owned());
+            return Err("a URL with a user or password, which would be shown wherever the option is".to_owned());
         }
         let expected = || format!("{text:?}: expected http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH");
         let uri: Uri = text.parse().map_err(|_| expected())?;

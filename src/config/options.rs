@@ -318,6 +318,24 @@ options! {
         connect_calls_max: usize = 16, range(1, 256), "calls", Restart;
     }
 
+    /// Traces and metrics for an OpenTelemetry collector.
+    telemetry: TelemetryConfig {
+        /// The collector's OTLP address for HTTP, such as `http://127.0.0.1:4318`: traces go to `/v1/traces` there, metrics to
+        /// `/v1/metrics`, as protobuf. Empty tells nobody.
+        otlp_url: Option<HookUrl> = None, Rule::Any, "", Restart;
+        /// How many of a thousand HTTP calls, hook calls and admissions are traced; those whose caller traces them (`traceparent`)
+        /// always are, and those whose caller does not never.
+        traces_per_1000: u64 = 10, range(0, 1000), "of 1000", Restart;
+        /// How often the metrics are told; 0 never.
+        metrics_interval_s: u64 = 30, range(0, 3600), "s", Restart;
+        /// Spans that may wait; what does not fit is counted as lost.
+        queue_max: usize = 4096, range(64, 1_048_576), "spans", Restart;
+        /// How long a call may take.
+        timeout_ms: u64 = 5000, range(50, 60_000), "ms", Restart;
+        /// A PEM file with the certificates that `https://` is trusted by; empty: those that browsers trust.
+        ca_file: Option<PathBuf> = None, Rule::Any, "", Restart;
+    }
+
     /// Browsers that call the HTTP API from other sites.
     cors: CorsConfig {
         /// Origins that are answered with CORS headers, written as in `auth.origins`; empty answers none.

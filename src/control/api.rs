@@ -27,6 +27,7 @@ use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
+use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{broadcast, connections, messages, rooms};
 
@@ -34,7 +35,7 @@ use super::{broadcast, connections, messages, rooms};
 pub(crate) struct Api<B> {
     pub(crate) backend: B,
     pub(crate) door: Arc<Door>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) windows: Arc<Windows>,
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
@@ -43,6 +44,7 @@ pub(crate) struct Api<B> {
     pub(crate) alerts: Arc<Board>,
     pub(crate) store: Option<Store>,
     pub(crate) hooks: Option<Hooks>,
+    pub(crate) telemetry: Option<Telemetry>,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -138,6 +140,7 @@ impl<B: Backend> Api<B> {
             shards_deaf: None,
             store: self.store.as_ref().map(Store::status),
             hooks: self.hooks.as_ref().map(Hooks::status),
+            telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
             total,
@@ -163,6 +166,9 @@ pub(crate) struct Page<'a> {
     /// The backend's hooks, where there are some; their state decides nothing either.
     #[serde(skip_serializing_if = "Option::is_none")]
     hooks: Option<HooksStatus>,
+    /// Traces and metrics, where somebody collects them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry: Option<TelemetryStatus>,
     process: Process,
     /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
     #[schema(value_type = Option<Object>)]

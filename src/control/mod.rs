@@ -58,6 +58,7 @@ mod rooms;
 mod service;
 pub mod store;
 mod stream;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -120,6 +121,8 @@ pub struct Options {
     pub store: Option<store::Store>,
     /// The backend's hooks, where there are some.
     pub hooks: Option<hooks::Hooks>,
+    /// Where traces and metrics go, if somebody collects them.
+    pub telemetry: Option<telemetry::Telemetry>,
 }
 
 impl Default for Options {
@@ -140,6 +143,7 @@ impl Default for Options {
             cors_origins: Vec::new(),
             store: None,
             hooks: None,
+            telemetry: None,
         }
     }
 }
@@ -299,6 +303,15 @@ fn app<B: Backend>(
     if let Some(hooks) = &options.hooks {
         metrics.add(hooks.clone());
     }
+    if let Some(telemetry) = &options.telemetry {
+        metrics.add(telemetry.clone());
+    }
+    let metrics = Arc::new(metrics);
+    if let Some(telemetry) = &options.telemetry {
+        // The metrics know the telemetry, so that it must not hold them.
+        let metrics = Arc::downgrade(&metrics);
+        telemetry.set_exposition(Box::new(move || metrics.upgrade()?.open_metrics().ok()));
+    }
     let windows = Arc::new(Windows::new(Instant::now(), &backend.figures(), backend.times()));
     let api = Api {
         backend: backend.clone(),
@@ -312,6 +325,7 @@ fn app<B: Backend>(
         alerts,
         store: options.store.clone(),
         hooks: options.hooks.clone(),
+        telemetry: options.telemetry.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

@@ -17,6 +17,7 @@ use crate::config::{Config, Listen, Secret};
 use crate::control::hooks::{self, Hooks, ShardHooks, Tell};
 use crate::control::journal::Link;
 use crate::control::store::{Ledger, Store, StoreOptions};
+use crate::control::telemetry::{self, Telemetry};
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::stored::StoredRoom;
@@ -59,6 +60,9 @@ pub enum StartError {
     /// The hooks.
     #[error("{0}")]
     Hooks(#[from] hooks::StartError),
+    /// Traces and metrics.
+    #[error("{0}")]
+    Telemetry(#[from] telemetry::StartError),
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
@@ -94,7 +98,8 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let hasher = NameHasher::new(seeds[0]);
     let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
     let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
-    let shard_hooks = hooks::for_shards(config);
+    let telemetry = Telemetry::start(config)?;
+    let shard_hooks = hooks::for_shards(config, telemetry.clone());
     let mut restored = journal.as_mut().map(|journal| journal.rooms_by_home(&hasher, shards)).unwrap_or_default();
 
     let cpus = if config.shards.pin { cpus() } else { Vec::new() };
@@ -155,10 +160,12 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             journal: Mutex::new(journal),
             store: store.clone(),
             hooks: hooks.clone(),
+            telemetry: telemetry.clone(),
             failed: AtomicBool::new(false),
         }),
     };
-    let started = control::start(control_options(config, store, hooks), hub.clone(), intake);
+    let started =
+        control::start(control::Options { hooks, telemetry, ..control_options(config, store) }, hub.clone(), intake);
     match started {
         Ok(control) => {
             *lock(&hub.inner.internal_address) = control.internal_address();
@@ -212,7 +219,7 @@ fn verdicts(mesh: Arc<Mesh>, watch: Watch) -> Tell {
     })
 }
 
-fn control_options(config: &Config, store: Option<Store>, hooks: Option<Hooks>) -> control::Options {
+fn control_options(config: &Config, store: Option<Store>) -> control::Options {
     control::Options {
         internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,
@@ -221,7 +228,6 @@ fn control_options(config: &Config, store: Option<Store>, hooks: Option<Hooks>) 
         github_secrets: config.webhooks.github_secret.clone(),
         cors_origins: config.cors.origins.clone(),
         store,
-        hooks,
         ..control::Options::default()
     }
 }

@@ -13,6 +13,7 @@ use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, Orphan, State};
 use crate::control::hooks::RequestTold;
+use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
@@ -29,6 +30,11 @@ use crate::wire::upgrade::switching_protocols;
 
 /// Seconds after which a client that met a full hub may try again.
 pub(super) const RETRY_AFTER_S: u32 = 5;
+/// What traces have for a client that did not wait: no status of HTTP's own, but the one that proxies write.
+const CLIENT_GONE: u16 = 499;
+
+/// What the backend is told of a request, and its span.
+type Beside = (Option<Box<RequestTold>>, Option<Box<Span>>);
 
 impl State {
     /// More of a request's head.
@@ -76,19 +82,23 @@ impl State {
             client = (!told.is_unspecified()).then_some(told);
         }
         let head_bytes = parsed.bytes;
+        let mut span = self.admission_span(&parsed);
         let decision = settings.gate().decide(&parsed, self.now);
         match decision {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
                 head.origin.client = client;
                 let told = self.hooks.desk.is_some().then(|| request_told(&parsed, &head, &settings.config));
-                self.admit(conn, *admit, head, told, early);
+                self.admit(conn, *admit, head, (told, span.take()), early);
             }
             Ok(Request::HandOver) => {
                 head.bytes = all.to_vec();
                 self.hand_over(conn, head);
             }
-            Err(refusal) => self.refuse(conn, &refusal),
+            Err(refusal) => {
+                self.end_span(span, refusal.code, refusal.status);
+                self.refuse(conn, &refusal);
+            }
         }
     }
 
@@ -146,17 +156,18 @@ impl State {
         self.finish(conn);
     }
 
-    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, told: Option<Box<RequestTold>>, early: Vec<u8>) {
+    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
+        let (told, span) = beside;
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
+            self.end_span(span, "draining", refusal.status);
             return self.refuse_as(conn, "draining", &refusal);
         }
         let on_this_shard = self.figures.connections.value() as usize + self.admissions;
-        if on_this_shard >= config.limits.connections_per_shard_max {
-            return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
-        }
-        if !self.mesh.claim_connection(config.limits.connections_max) {
+        let is_full = on_this_shard >= config.limits.connections_per_shard_max;
+        if is_full || !self.mesh.claim_connection(config.limits.connections_max) {
+            self.end_span(span, "capacity", 503);
             return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
         }
         let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
@@ -190,6 +201,7 @@ impl State {
             told,
             asked: None,
             grant: None,
+            span,
             refused: None,
             early,
         }));
@@ -322,6 +334,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         let Some(refusal) = admission.refused.take() else { return };
+        self.admission_ended(conn, refusal.code, refusal.status);
         self.release(conn, Ending::LOST);
         self.refuse(conn, &refusal);
     }
@@ -336,8 +349,20 @@ impl State {
         };
         self.admissions -= 1;
         let more_rooms: Vec<Box<str>> = admission.more_rooms().map(Into::into).collect();
-        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, grant, early, .. } =
-            *admission;
+        let Admission {
+            admit,
+            client_id,
+            session_id,
+            peer,
+            resume_token,
+            turn,
+            granted,
+            rooms,
+            grant,
+            span,
+            early,
+            ..
+        } = *admission;
         connection.outbox.release();
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
@@ -382,6 +407,7 @@ impl State {
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
+        self.end_span(span, "open", 101);
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
@@ -397,6 +423,7 @@ impl State {
     /// Gives back all that a connection holds: rooms, claims, its place in the counts.
     pub fn release(&mut self, conn: ConnKey, ending: Ending<'_>) {
         self.report_closed(conn, ending);
+        self.admission_ended(conn, "gone", CLIENT_GONE);
         let address = self.address(conn);
         let kept = self.keep_with_locks(conn);
         self.presence_released(conn, kept.is_some());

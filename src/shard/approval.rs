@@ -11,6 +11,7 @@ use super::request::counted_address;
 use super::state::State;
 use crate::config::Config;
 use crate::control::hooks::{Question, RequestTold, Verdict};
+use crate::control::telemetry::{Side, Span};
 use crate::ring::ConnKey;
 use crate::wire::http::Head;
 use crate::wire::refusal::Refusal;
@@ -48,6 +49,32 @@ impl Admission {
 }
 
 impl State {
+    /// Begins the span of an admission, where it is to be told.
+    pub(super) fn admission_span(&self, head: &Head<'_>) -> Option<Box<Span>> {
+        let telemetry = self.hooks.telemetry.as_ref().filter(|_| head.wants_websocket())?;
+        telemetry.begin(Side::Server, head.header("traceparent")).map(Box::new)
+    }
+
+    /// Tells how an admission ended; `outcome` is a word of a small set.
+    pub(super) fn end_span(&self, span: Option<Box<Span>>, outcome: &'static str, status: u16) {
+        let Some(span) = span else { return };
+        let attributes = vec![
+            ("http.request.method", "GET".into()),
+            ("http.response.status_code", u64::from(status).into()),
+            ("ringhub.outcome", outcome.into()),
+            ("ringhub.shard", u64::from(self.me.0).into()),
+        ];
+        span.end("websocket connect", attributes, (status >= 500).then_some(outcome));
+    }
+
+    /// Tells how the admission of a connection ended, if it is in one that is traced.
+    pub(super) fn admission_ended(&mut self, conn: ConnKey, outcome: &'static str, status: u16) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        let span = admission.span.take();
+        self.end_span(span, outcome, status);
+    }
+
     /// Asks the backend; the verdict comes as a request.
     pub(super) fn ask_backend(&mut self, conn: ConnKey, request: Box<RequestTold>) {
         let due_ms = self.now_ms() + self.settings.config.hooks.connect_timeout_ms + MARGIN_MS;
@@ -62,6 +89,7 @@ impl State {
             client_id: admission.client_id.clone(),
             session_id: admission.session_id.clone(),
             request,
+            trace: admission.span.as_ref().map(|span| span.context()),
             client: Arc::downgrade(&asked),
         };
         if desk.ask(question).is_err() {
@@ -97,7 +125,8 @@ impl State {
         }
     }
 
-    fn refuse_admission(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
+    fn refuse_admission(&mut self, conn: ConnKey, label: &'static str, refusal: &Refusal) {
+        self.admission_ended(conn, label, refusal.status);
         self.release(conn, Ending::LOST);
         self.refuse_as(conn, label, refusal);
     }

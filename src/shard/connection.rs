@@ -11,6 +11,7 @@ use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
 use crate::control::hooks::{Grant, RequestTold};
+use crate::control::telemetry::Span;
 use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -114,6 +115,8 @@ pub struct Admission {
     pub asked: Option<Arc<()>>,
     /// What the backend has granted.
     pub grant: Option<Box<Grant>>,
+    /// Its span, where it is traced.
+    pub span: Option<Box<Span>>,
     /// The first refusal.
     pub refused: Option<Refusal>,
     /// What the client sent ahead of our answer.

@@ -256,7 +256,7 @@ async def test_https_is_trusted_by_the_file_that_is_named(start, server, tmp_pat
 
 @pytest.mark.parametrize("settings, word", [
     ({"hooks.url": "ftp://host/"}, "hooks.url"),
-    ({"hooks.url": "http://user:hunter2@host/"}, "hooks.secret"),
+    ({"hooks.url": "http://user:hunter2@host/"}, "hooks.url"),
     ({"hooks.events": "connect,other"}, "hooks.events"),
     ({"hooks.room_kinds": "nothing"}, "hooks.room_kinds"),
     ({"hooks.connect_headers": "Authorization"}, "hooks.connect_headers"),

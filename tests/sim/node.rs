@@ -72,6 +72,7 @@ impl Node {
         let hooks = ShardHooks {
             feed: hooks.url.as_ref().map(|_| Arc::new(Feed::new(64 * 1024, 1 << 20))),
             desk: hooks.connect_url.as_ref().map(|_| Desk::new(hooks.connect_pending_max, 1)),
+            telemetry: None,
         };
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {

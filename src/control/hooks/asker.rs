@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::desk::{Desk, Grant, Question, Verdict};
-use super::{Shared, Tell, decision, signature};
+use super::{Shared, Tell, decision, end_span, signature};
 use crate::config::HookFail;
 use crate::control::breaker::{Breaker, BreakerState};
 use crate::control::client::{Answer, CallError, Client};
@@ -98,9 +98,11 @@ impl Asker {
         }
         let body = decision::body(question, &config.node.name, unix_ms());
         let id = format!("ask_{:032x}", u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..)));
-        let headers = signature::headers(&hooks.secret, &id, unix_ms() / 1000, &body);
+        let mut headers = signature::headers(&hooks.secret, &id, unix_ms() / 1000, &body);
         let timeout = Duration::from_millis(hooks.connect_timeout_ms);
+        let span = self.shared.trace(question.trace, &mut headers);
         let answer = calls.timed(|| self.call(&headers, &body, timeout));
+        end_span(span, "hook connect", &answer, ("ringhub.shard", u64::from(question.shard.0).into()));
         let verdict = answer.map_err(CallError::word).and_then(|answer| decision::read(&answer, &config));
         let now_ms = self.shared.elapsed_ms();
         let (before, after) = {

@@ -233,6 +233,7 @@ mod tests {
                 address: Some([127, 0, 0, 1].into()),
                 headers: vec![("user-agent".into(), "x".into())],
             }),
+            trace: None,
             client: std::sync::Weak::new(),
         };
         let told: Value = serde_json::from_slice(&body(&question, "node-1", 0)).expect("JSON");

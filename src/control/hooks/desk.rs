@@ -13,6 +13,7 @@ use crossbeam::queue::ArrayQueue;
 use serde_json::{Map, Value};
 
 use crate::auth::{Added, Identity};
+use crate::control::telemetry::SpanContext;
 use crate::hub::name::ShardId;
 use crate::ring::ConnKey;
 use crate::wire::refusal::Refusal;
@@ -32,6 +33,8 @@ pub struct Question {
     pub session_id: Arc<str>,
     /// What it asked for.
     pub request: Box<RequestTold>,
+    /// The admission's span, where it is traced.
+    pub trace: Option<SpanContext>,
     /// Gone when the client is.
     pub client: Weak<()>,
 }
@@ -181,6 +184,7 @@ mod tests {
             client_id: "c".into(),
             session_id: "s".into(),
             request: Box::default(),
+            trace: None,
             client: Arc::downgrade(&client),
         };
         (question, client)

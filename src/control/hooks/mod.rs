@@ -34,7 +34,8 @@ pub use super::breaker::BreakerState;
 pub use desk::{Desk, DeskTicket, Grant, Question, RequestTold, Verdict};
 pub use feed::{Feed, MessageReport, Report};
 
-use super::client::{Client, ClientError};
+use super::client::{Answer, CallError, Client, ClientError};
+use super::telemetry::{Side, Span, SpanContext, Telemetry, Value};
 use crate::config::Config;
 use crate::hub::name::ShardId;
 use crate::ring::ConnKey;
@@ -109,6 +110,7 @@ impl Calls {
 /// What the handle and the threads share.
 struct Shared {
     feed: Arc<Feed>,
+    telemetry: Option<Telemetry>,
     config: Mutex<Arc<Config>>,
     events_calls: Calls,
     connect_calls: Calls,
@@ -130,9 +132,30 @@ impl Shared {
         self.began.elapsed().as_millis() as u64
     }
 
+    /// Begins the span of a call, where it is to be told, and lets the backend know.
+    fn trace(&self, parent: Option<SpanContext>, headers: &mut Vec<(&'static str, String)>) -> Option<Span> {
+        let span = self.telemetry.as_ref()?.begin_under(Side::Client, parent)?;
+        headers.push(("traceparent", span.context().traceparent()));
+        Some(span)
+    }
+
     fn whole(&self) -> Arc<Config> {
         lock(&self.config).clone()
     }
+}
+
+/// Tells how a call went.
+fn end_span(span: Option<Span>, name: &'static str, answer: &Result<Answer, CallError>, more: (&'static str, Value)) {
+    let Some(span) = span else { return };
+    let mut attributes = vec![("http.request.method", "POST".into()), more];
+    attributes
+        .extend(answer.as_ref().ok().map(|answer| ("http.response.status_code", u64::from(answer.status).into())));
+    let failure = match answer {
+        Ok(answer) if answer.status < 400 => None,
+        Ok(_) => Some("status"),
+        Err(error) => Some(error.word()),
+    };
+    span.end(name, attributes, failure);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,6 +184,8 @@ pub struct ShardHooks {
     pub feed: Option<Arc<Feed>>,
     /// Where it is asked who may connect; none where nobody is asked.
     pub desk: Option<Desk>,
+    /// Where traces of admissions go; none where nobody collects them.
+    pub telemetry: Option<Telemetry>,
 }
 
 /// How the hooks are.
@@ -226,23 +251,25 @@ pub struct ConnectStatus {
 }
 
 /// What shards need before the hooks are started.
-pub fn for_shards(config: &Config) -> ShardHooks {
+pub fn for_shards(config: &Config, telemetry: Option<Telemetry>) -> ShardHooks {
     let hooks = &config.hooks;
     ShardHooks {
         feed: hooks.url.as_ref().map(|_| Arc::new(Feed::new(hooks.queue_max, hooks.queue_bytes_max))),
         desk: hooks.connect_url.as_ref().map(|_| Desk::new(hooks.connect_pending_max, hooks.connect_calls_max)),
+        telemetry,
     }
 }
 
 impl Hooks {
     /// Starts the threads; none where nothing is configured.
     pub fn start(config: &Config, hooks: &ShardHooks, run: u64, tell: Tell) -> Result<Option<Hooks>, StartError> {
-        let ShardHooks { feed, desk } = hooks;
+        let ShardHooks { feed, desk, telemetry } = hooks;
         if feed.is_none() && desk.is_none() {
             return Ok(None);
         }
         let shared = Arc::new(Shared {
             feed: feed.clone().unwrap_or_else(|| Arc::new(Feed::new(1, 0))),
+            telemetry: telemetry.clone(),
             config: Mutex::new(Arc::new(config.clone())),
             events_calls: Calls::new(),
             connect_calls: Calls::new(),

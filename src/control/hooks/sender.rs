@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::batch::{self, Batch, Event, Numbers};
 use super::debounce::{Change, Debounce, Noted};
 use super::feed::Report;
-use super::{END_WAIT, Shared, retry, signature};
+use super::{END_WAIT, Shared, end_span, retry, signature};
 use crate::config::{HookKind, HooksConfig};
 use crate::control::breaker::{Breaker, BreakerState};
 use crate::control::client::{Answer, CallError, Client};
@@ -176,14 +176,14 @@ impl Sender {
     fn attempt(&mut self, config: &HooksConfig) {
         let Some(attempted) = &mut self.batch else { return };
         let batch = &attempted.batch;
-        let headers = signature::headers(&config.secret, &batch.id, unix_ms() / 1000, &batch.body);
+        let mut headers = signature::headers(&config.secret, &batch.id, unix_ms() / 1000, &batch.body);
         let timeout = Duration::from_millis(config.timeout_ms);
         let events = batch.events;
-        let outcome = outcome(
-            self.shared
-                .events_calls
-                .timed(|| self.client.post(&self.url, &headers, &batch.body, timeout, ANSWER_BYTES_MAX)),
-        );
+        let span = self.shared.trace(None, &mut headers);
+        let calls = &self.shared.events_calls;
+        let answer = calls.timed(|| self.client.post(&self.url, &headers, &batch.body, timeout, ANSWER_BYTES_MAX));
+        end_span(span, "hook events", &answer, ("ringhub.events", events.into()));
+        let outcome = outcome(answer);
         let now_ms = self.shared.elapsed_ms();
         match outcome {
             Outcome::Taken => {
