@@ -62,7 +62,8 @@ pub(crate) struct Answer {
     pub status: u16,
     /// `Retry-After` in seconds; a date there is not understood.
     pub retry_after: Option<Duration>,
-    pub body: Vec<u8>,
+    /// What came with it, or why that could not be read.
+    pub body: Result<Vec<u8>, CallError>,
 }
 
 /// A client with its own connections. Clones share them.
@@ -117,7 +118,7 @@ impl Client {
         let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(answer_bytes_max).read_to_vec();
-        let body = body.map_err(|error| reason(&error))?;
+        let body = body.map_err(|error| reason(&error));
         Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
     }
 }

@@ -92,7 +92,7 @@ struct Said {
 pub(super) fn read(answer: &Answer, config: &Config) -> Result<Verdict, &'static str> {
     match answer.status {
         204 => Ok(Verdict::Allow(Box::default())),
-        200..=299 => said(&answer.body, config),
+        200..=299 => said(answer.body.as_ref().map_err(|error| error.word())?, config),
         // Why is for the client only where it is said in so many words.
         status @ (401 | 403) => Ok(Verdict::Deny(refusal(status, None, None))),
         429 => Err("rate_limited"),
@@ -155,7 +155,7 @@ mod tests {
     use crate::ring::ConnKey;
 
     fn verdict(status: u16, body: &str) -> Result<Verdict, &'static str> {
-        read(&Answer { status, retry_after: None, body: body.as_bytes().to_vec() }, &Config::default())
+        read(&Answer { status, retry_after: None, body: Ok(body.as_bytes().to_vec()) }, &Config::default())
     }
 
     fn grant(body: Value) -> Grant {

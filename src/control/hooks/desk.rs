@@ -70,6 +70,11 @@ pub enum Verdict {
     Failed,
 }
 
+/// Too many clients wait for an answer, or the hub ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many clients wait to be let in")]
+pub struct Busy;
+
 /// The shards' end; clones share the queue.
 #[derive(Debug, Clone)]
 pub struct Desk {
@@ -102,16 +107,17 @@ impl Desk {
         Desk { shared: Arc::new(shared) }
     }
 
-    /// Asks; gives the question back where too many wait.
-    pub fn ask(&self, question: Question) -> Result<(), Question> {
+    /// Asks, unless too many wait.
+    pub fn ask(&self, question: Question) -> Result<(), Busy> {
         let shared = &*self.shared;
         if shared.pending.fetch_add(1, Ordering::SeqCst) >= shared.pending_max || shared.stop.load(Ordering::SeqCst) {
             shared.pending.fetch_sub(1, Ordering::SeqCst);
-            return Err(question);
+            return Err(Busy);
         }
-        shared.questions.push(question).inspect_err(|_| {
+        if shared.questions.push(question).is_err() {
             shared.pending.fetch_sub(1, Ordering::SeqCst);
-        })?;
+            return Err(Busy);
+        }
         // Between the question and the look at who waits, as on the other side (`wait`): one of the two sees the other.
         fence(Ordering::SeqCst);
         let woken = shared.waiting.iter().position(|waits| waits.swap(false, Ordering::SeqCst));
@@ -191,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_desk_gives_questions_back_until_one_is_answered() {
+    fn a_full_desk_takes_no_question_until_one_is_answered() {
         let desk = Desk::new(2, 1);
         let (all, clients): (Vec<_>, Vec<_>) = (0..4).map(question).unzip();
         let taken: Vec<bool> = all.into_iter().map(|one| desk.ask(one).is_ok()).collect();

@@ -31,7 +31,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use super::breaker::BreakerState;
-pub use desk::{Desk, DeskTicket, Grant, Question, RequestTold, Verdict};
+pub use desk::{Busy, Desk, DeskTicket, Grant, Question, RequestTold, Verdict};
 pub use feed::{Feed, MessageReport, Report};
 
 use super::client::{Answer, CallError, Client, ClientError};

@@ -16,7 +16,7 @@ use crate::control::moment::unix_ms;
 
 /// How often the queue is looked into.
 const LOOK: Duration = Duration::from_millis(25);
-/// Of an answer nothing matters but its status; this much is read so that the connection can be used again.
+/// Of an answer nothing matters but its status; so much is read, where it is no more, that the connection can be used again.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// What an attempt came to.
@@ -122,7 +122,7 @@ impl Sender {
             let made = batch::gather(&mut self.events, config.batch_max, wait_ms, now_ms, &mut self.numbers);
             self.batch = made.map(|batch| Attempted { batch, failures: 0, began_ms: now_ms, next_ms: 0 });
         }
-        self.shared.held.store((self.events.len() + self.debounce.len()) as u64, Ordering::Relaxed);
+        self.count_held();
         let state = self.breaker.state(now_ms);
         self.shared.events_calls.set_state(state);
         let is_due = self.batch.as_ref().is_some_and(|one| one.next_ms <= now_ms);
@@ -130,7 +130,14 @@ impl Sender {
             return false;
         }
         self.attempt(config);
+        self.count_held();
         true
+    }
+
+    fn count_held(&self) {
+        let in_hand = self.batch.as_ref().map_or(0, |attempted| attempted.batch.events);
+        let held = in_hand + (self.events.len() + self.debounce.len()) as u64;
+        self.shared.held.store(held, Ordering::Relaxed);
     }
 
     /// Takes reports out of the queue, as many as a batch has: what waits for a backend that does not answer waits in the
@@ -244,7 +251,7 @@ mod tests {
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
-        let answer = |status| outcome(Ok(Answer { status, retry_after: None, body: Vec::new() }));
+        let answer = |status| outcome(Ok(Answer { status, retry_after: None, body: Err(CallError::Garbage) }));
         assert_eq!((answer(200), answer(204)), (Outcome::Taken, Outcome::Taken));
         for status in [301, 400, 401, 404, 410, 413] {
             assert_eq!(answer(status), Outcome::Refused(status));
