@@ -31,7 +31,8 @@ pub const CLOSE_CODES: [&str; 18] = [
 ];
 
 /// Why a connection was refused before its upgrade: the codes of the refusals, with `capacity` and `draining` apart from
-/// `unavailable`, and `http_busy` for requests that the control plane had no place for.
+/// `unavailable`, `http_busy` for requests that the control plane had no place for, and `hook_…` for clients whom the
+/// backend refused, about whom it said nothing, or who were too many to ask about.
 pub const REFUSALS: [&str; 19] = [
     "bad_request",
     "bad_upgrade",
