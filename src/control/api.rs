@@ -1,6 +1,7 @@
 //! The routes of the HTTP API (protocol, section 7).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::Router;
@@ -15,7 +16,7 @@ use utoipa::ToSchema;
 
 use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
-use super::backend::Backend;
+use super::backend::{Backend, PublishRequest, Published};
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
@@ -30,6 +31,7 @@ use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{broadcast, connections, messages, rooms};
+use crate::hub::reply::Pending;
 
 /// What handlers need.
 pub(crate) struct Api<B> {
@@ -45,6 +47,8 @@ pub(crate) struct Api<B> {
     pub(crate) store: Option<Store>,
     pub(crate) hooks: Option<Hooks>,
     pub(crate) telemetry: Option<Telemetry>,
+    /// Whether shards are about to be woken.
+    pub(crate) ring_is_due: AtomicBool,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -124,6 +128,26 @@ impl<B: Backend> Api<B> {
             return Err(ApiError::forbidden("websocket:admin is needed for this call"));
         }
         Ok(identity)
+    }
+
+    /// Publishes an event. The shards are woken once for all that is published in this round of the executor: waking one
+    /// costs as much as a third of a request.
+    pub(crate) fn publish(
+        self: &Arc<Self>,
+        identity: &Arc<B::Identity>,
+        event: PublishRequest,
+    ) -> Remote<Pending<Published>> {
+        let pending = self.backend.publish(identity, event);
+        if !self.ring_is_due.swap(true, Ordering::Relaxed) {
+            let api = Arc::clone(self);
+            // Runs behind the tasks that are ready now.
+            let ring = glommio::spawn_local(async move {
+                api.ring_is_due.store(false, Ordering::Relaxed);
+                api.backend.ring();
+            });
+            ring.detach();
+        }
+        self.remote(pending)
     }
 
     /// Awaits what another thread answers.

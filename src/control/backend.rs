@@ -27,8 +27,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Identity: Send + Sync + 'static;
 
     /// Publishes one event after checking what `identity` may do. The answer comes when the room's home gave the event its
-    /// `seq`, or refused it. Calls in a row keep their order within a room.
+    /// `seq`, or refused it. Calls in a row keep their order within a room. A home that sleeps looks at it after the next
+    /// [`Backend::ring`].
     fn publish(&self, identity: &Arc<Self::Identity>, event: PublishRequest) -> Pending<Published>;
+
+    /// Wakes the shards for which publishes wait.
+    fn ring(&self);
 
     /// Sends one event to a client, to sessions or to a user's connections, after checking what `identity` may do.
     fn send(&self, identity: &Arc<Self::Identity>, to: &Target, kind: &str, data: Bytes) -> Pending<Sent>;

@@ -73,7 +73,7 @@ pub(crate) async fn broadcast<B: Backend>(
     };
     let pending = rooms.into_iter().map(|room| {
         let event = PublishRequest { room, kind: kind.clone(), data: data.clone(), key: key.clone() };
-        api.remote(api.backend.publish(&identity, event))
+        api.publish(&identity, event)
     });
     let results = join_all(pending.collect::<Vec<_>>()).await;
     let published = || results.iter().filter_map(|result| result.as_ref().ok());
@@ -104,6 +104,6 @@ pub(crate) async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, headers: He
     let data = RawValue::from_string(r#"{"severity":"info","message":"This is a test.","test":true}"#.to_owned());
     let data = data.map_err(|error| ApiError::bad_json(error.to_string()))?;
     let event = PublishRequest { room: EVERYONE.to_owned(), kind: "system_alert".to_owned(), data, key: None };
-    let published = api.remote(api.backend.publish(&identity, event)).await?;
+    let published = api.publish(&identity, event).await?;
     Ok(json(StatusCode::OK, &Tested { connections: published.delivered, id: published.id }))
 }

@@ -155,7 +155,7 @@ pub(crate) async fn github<B: Backend>(
     let data = RawValue::from_string(data.to_string()).map_err(|error| ApiError::bad_json(error.to_string()))?;
     // The key, too, so that two requests at a time with the same delivery make one event.
     let request = PublishRequest { room, kind: kind.to_owned(), data, key: Some(format!("github:{delivery}")) };
-    let published = api.remote(api.backend.publish(&api.backend.itself(), request)).await?;
+    let published = api.publish(&api.backend.itself(), request).await?;
     // Only now: what failed may be delivered again.
     hook.remember(delivery);
     let (room, id, seq) = (published.room, published.id, published.seq);

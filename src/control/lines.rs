@@ -95,11 +95,10 @@ impl<B: Backend> Lines<B> {
     }
 
     fn publish(&mut self, line: &[u8]) {
-        let pending = match serde_json::from_slice(line) {
-            Ok(event) => self.api.backend.publish(&self.identity, event),
-            Err(error) => Pending::ready(Err(refused(&error))),
-        };
-        self.pending.push_back(self.api.remote(pending));
+        self.pending.push_back(match serde_json::from_slice(line) {
+            Ok(event) => self.api.publish(&self.identity, event),
+            Err(error) => self.api.remote(Pending::ready(Err(refused(&error)))),
+        });
     }
 
     fn answer(&mut self, outcome: &Result<Published, HubError>) {

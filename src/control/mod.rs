@@ -16,6 +16,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -326,6 +327,7 @@ fn app<B: Backend>(
         store: options.store.clone(),
         hooks: options.hooks.clone(),
         telemetry: options.telemetry.clone(),
+        ring_is_due: AtomicBool::new(false),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

@@ -62,18 +62,15 @@ pub(crate) async fn publish<B: Backend>(
     let body = read(body, api.body_bytes_max).await?;
     if body.trim_ascii_start().first() != Some(&b'[') {
         let event: PublishRequest = parse(&body)?;
-        let published = api.remote(api.backend.publish(&identity, event)).await?;
+        let published = api.publish(&identity, event).await?;
         return Ok(json(StatusCode::OK, &published));
     }
     // All are sent before any answer is awaited: the shards work on them side by side, and order within a room is kept.
     let pending: Vec<_> = split(&body, api.events_max)?
         .into_iter()
-        .map(|event| {
-            let pending = match serde_json::from_str(event.get()) {
-                Ok(event) => api.backend.publish(&identity, event),
-                Err(error) => Pending::ready(Err(refused(&error))),
-            };
-            api.remote(pending)
+        .map(|event| match serde_json::from_str(event.get()) {
+            Ok(event) => api.publish(&identity, event),
+            Err(error) => api.remote(Pending::ready(Err(refused(&error)))),
         })
         .collect();
     let results = join_all(pending).await;

@@ -50,6 +50,8 @@ impl Backend for FakeHub {
         pending
     }
 
+    fn ring(&self) {}
+
     fn send(&self, _: &Arc<String>, _: &Target, _: &str, _: Bytes) -> Pending<Sent> {
         Pending::ready(Ok(Sent { delivered: 1, queued: 0 }))
     }

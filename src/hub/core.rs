@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 
 use super::batch::{Address, Batch, FrameMemory};
 use super::directory::{Directory, PeerLimits};
@@ -24,6 +26,7 @@ use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
 use super::reply::Responder;
+use super::resume::Handover;
 use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
 use super::selection::Selection;
@@ -156,6 +159,8 @@ pub struct Core {
     pub(super) journaling: Option<Box<Journaling>>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
+    /// Sessions that are on their way from one connection to another.
+    pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
     /// Until when something is known of sessions that left rooms.
     pub(super) presence_away: VecDeque<(u64, RoomName, Arc<Who>)>,
     pub(super) ids: Ids,
@@ -201,6 +206,7 @@ impl Core {
             jobs: VecDeque::new(),
             journaling: None,
             away: VecDeque::new(),
+            handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
             scratch: Scratch::new(limits.depth_max),
@@ -391,7 +397,8 @@ impl Core {
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
-            Message::TakeKept { room, successor, asked } => self.take_kept(&room, successor, *asked),
+            Message::HandDown { room, successor, asked, kept } => self.hand_down(&room, successor, *asked, kept),
+            Message::TookUp { room, address } => self.handover_settled(&room, address),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -438,7 +445,9 @@ impl Core {
                 let place = rules.place(name.as_str());
                 let mut home = Box::new(Home::new(ids.epoch(), shards, place));
                 let ack = journaling.as_ref().and_then(|_| rules.durable(place));
-                home.durable = ack.map(|ack| Box::new(Durable::new(ack)));
+                if let Some(ack) = ack {
+                    home.rare().durable = Some(Box::new(Durable::new(ack)));
+                }
                 home
             });
         }
@@ -449,7 +458,8 @@ impl Core {
         self.rooms.get_mut(id)?.home.as_deref_mut()
     }
 
-    fn join(&mut self, join: Join) {
+    pub(super) fn join(&mut self, join: Join) {
+        let Some(join) = self.await_handover(join) else { return };
         let Join { room, address, claim, selection, since, ticket } = join;
         let mut replay = None;
         let outcome = self.admit(&room, address, claim).and_then(|id| {
@@ -487,7 +497,8 @@ impl Core {
             self.occupancy.push((room.clone(), true));
         }
         if let Some(old) = taken_over {
-            self.send(old.shard, Message::TakenOver { address: old, successor: None });
+            self.begin_handover(room.clone(), old);
+            self.send(old.shard, Message::TakenOver { address: old, room: room.clone(), successor: None });
         }
         // What has its number already goes out before the newcomer is a member.
         self.seal(id);
@@ -515,7 +526,7 @@ impl Core {
         self.received_us = publish.received_us;
         let id = self.ensure_home(&publish.room);
         if let Some(id) = id
-            && self.home_mut(id).is_some_and(|home| home.durable.is_some())
+            && self.home_mut(id).is_some_and(|home| home.is_durable())
         {
             // Answered when the journal has it, or at once where it is refused.
             drop(self.publish_durable(id, publish));
@@ -542,7 +553,7 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
-        if self.home_mut(id).is_some_and(|home| home.durable.is_some()) {
+        if self.home_mut(id).is_some_and(|home| home.is_durable()) {
             let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
             let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
             let received_us = now.monotonic_us;
@@ -719,7 +730,7 @@ impl Core {
         let unix_ms = self.now.unix_ms;
         let Some(open) = home.open.take() else { return };
         let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
-        if home.durable.is_some() {
+        if home.is_durable() {
             return self.hand_to_journal(id, batch);
         }
         self.send_out(id, batch);

@@ -125,7 +125,7 @@ impl Core {
         let mut home = Box::new(Home::new(epoch, self.shards, place));
         home.seq = seq;
         let held_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
-        home.durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
+        home.rare().durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
         let bounds = self.rules.log(place);
         for stored in batches {
             for (at, key) in &stored.keys {
@@ -197,7 +197,7 @@ impl Core {
         let stamp = self.ids.stamp(now_ms);
         let home = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()).ok_or(OVERLOADED)?;
         let (epoch, before) = (home.epoch, home.open_bytes());
-        let durable = home.durable.as_deref_mut().ok_or(OVERLOADED)?;
+        let durable = home.durable_mut().ok_or(OVERLOADED)?;
         durable.given += 1;
         let seq = durable.given;
         let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered: 0, queued: 0 };
@@ -206,6 +206,7 @@ impl Core {
         if let Some(key) = &key {
             home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch))).remember(key, published, now_ms);
         }
+        let durable = home.durable_mut().ok_or(OVERLOADED)?;
         durable.waiting.push(Waiting { reply, published, key });
         let first = home.open.is_none();
         let rules = home.rules;
@@ -243,7 +244,7 @@ impl Core {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
         let acknowledged = home.seq;
-        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let Some(durable) = home.durable_mut() else { return };
         if seq <= acknowledged {
             let name = room.name.clone();
             return self.answer(waiting.reply, name, Ok(waiting.published));
@@ -268,7 +269,7 @@ impl Core {
         let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
         let (epoch, log_from) = (home.epoch, home.log.first_seq().unwrap_or(home.seq + 1));
         let place = home.rules;
-        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let Some(durable) = home.durable_mut() else { return };
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
         let waiting = std::mem::take(&mut durable.waiting);
         if !journaling.is_up {
@@ -317,7 +318,7 @@ impl Core {
         self.no_longer_pending(&batch, &waiting);
         let Some(home) = self.home_mut(id) else { return };
         home.seq = batch.events.last().map_or(home.seq, |event| event.seq);
-        if let Some(durable) = home.durable.as_deref_mut() {
+        if let Some(durable) = home.durable_mut() {
             durable.pending = durable.pending.saturating_sub(1);
         }
         let (delivered, queued) = home.audience();
@@ -347,8 +348,9 @@ impl Core {
     fn roll_back(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
-        let Some(durable) = home.durable.as_deref_mut().filter(|durable| durable.given > home.seq) else { return };
-        durable.given = home.seq;
+        let acknowledged = home.seq;
+        let Some(durable) = home.durable_mut().filter(|durable| durable.given > acknowledged) else { return };
+        durable.given = acknowledged;
         durable.pending = 0;
         let waiting = std::mem::take(&mut durable.waiting);
         if let Some(keys) = &mut home.keys {
@@ -408,7 +410,7 @@ impl Core {
         let now_ms = self.now.monotonic_us / 1000;
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
-        let Some(durable) = home.durable.as_deref_mut() else { return };
+        let Some(durable) = home.durable_mut() else { return };
         if durable.held_until_ms <= now_ms {
             durable.held_until_ms = 0;
         }

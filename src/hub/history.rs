@@ -156,7 +156,7 @@ impl Core {
         let before = home.log.bytes();
         home.log.push(batch.clone(), bounds);
         home.log_is_fresh = true;
-        let (after, is_durable) = (home.log.bytes(), home.durable.is_some());
+        let (after, is_durable) = (home.log.bytes(), home.is_durable());
         self.log_bytes = (self.log_bytes + after).saturating_sub(before);
         if is_durable {
             self.durable_log_changed(before, after);
@@ -180,7 +180,7 @@ impl Core {
                 continue;
             }
             // Those of durable rooms have a bound of their own, which their publishers are told of.
-            if home.durable.is_some() {
+            if home.is_durable() {
                 continue;
             }
             let bytes = home.log.bytes();

@@ -340,7 +340,7 @@ impl Core {
     pub fn list_locks(&self, room: &RoomName) -> Vec<LockInfo> {
         let id = self.rooms.find(room);
         let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
-        let fields = home.and_then(|home| home.locks.as_deref()).into_iter().flat_map(|locks| &locks.fields);
+        let fields = home.and_then(|home| home.locks()).into_iter().flat_map(|locks| &locks.fields);
         let held = fields.filter_map(|(field, entry)| Some((field, entry.lock.held()?)));
         let info = held.map(|(field, held)| LockInfo {
             room: room.as_str().to_owned(),
@@ -388,7 +388,7 @@ impl Core {
     fn ensure_lock(&mut self, room: &RoomName, field: &Arc<str>) -> Result<(), Refused> {
         let id = self.ensure_home(room).ok_or(super::message::OVERLOADED)?;
         let locks_max = self.limits.locks_per_room_max;
-        let locks = self.home_mut(id).and_then(|home| home.locks.as_deref());
+        let locks = self.home_mut(id).and_then(|home| home.locks());
         if locks.is_some_and(|locks| locks.fields.contains_key(field)) {
             return Ok(());
         }
@@ -408,7 +408,11 @@ impl Core {
         let page = (0, self.locks.last_serial);
         self.locks.calendar.insert(page, (room.clone(), field.clone()));
         if let Some(home) = self.home_mut(id) {
-            home.locks.get_or_insert_default().fields.insert(field.clone(), Entry { lock: Lock::default(), page });
+            home.rare()
+                .locks
+                .get_or_insert_default()
+                .fields
+                .insert(field.clone(), Entry { lock: Lock::default(), page });
         }
         Ok(())
     }
@@ -418,7 +422,7 @@ impl Core {
     fn with_lock<R>(&mut self, room: &RoomName, field: &Arc<str>, act: impl FnOnce(&mut Lock) -> R) -> Option<R> {
         let id = self.rooms.find(room)?;
         let home = self.rooms.get_mut(id)?.home.as_deref_mut()?;
-        let locks = home.locks.as_deref_mut()?;
+        let locks = home.locks_mut()?;
         let entry = locks.fields.get_mut(field)?;
         let done = act(&mut entry.lock);
         let (before, due_ms) = (entry.page, entry.lock.due_ms());
@@ -433,7 +437,8 @@ impl Core {
             None => {
                 locks.fields.remove(field);
                 if locks.is_empty() {
-                    home.locks = None;
+                    home.rare().locks = None;
+                    home.tidy();
                 }
                 self.locks.calendar.remove(&before);
             }

@@ -22,8 +22,16 @@ pub struct LogBounds {
 }
 
 /// The events of a room that are kept.
+///
+/// Most rooms are those of one session or one user and have had no event: a log that is empty takes a pointer.
 #[derive(Debug, Default)]
 pub struct Log {
+    kept: Option<Box<Kept>>,
+}
+
+/// A log that is not empty.
+#[derive(Debug, Default)]
+struct Kept {
     batches: VecDeque<Arc<Batch>>,
     /// Events at the front of the first batch that are beyond the bounds.
     gone: usize,
@@ -49,22 +57,22 @@ pub struct Excerpt {
 impl Log {
     /// Events kept.
     pub fn events(&self) -> usize {
-        self.events
+        self.kept.as_ref().map_or(0, |kept| kept.events)
     }
 
     /// Bytes of frames kept, counting those that share memory with kept ones as gone.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.kept.as_ref().map_or(0, |kept| kept.bytes)
     }
 
     /// Whether nothing is kept.
     pub fn is_empty(&self) -> bool {
-        self.events == 0
+        self.events() == 0
     }
 
     /// The number of the first event kept.
     pub fn first_seq(&self) -> Option<u64> {
-        self.batches.front()?.events.get(self.gone).map(|event| event.seq)
+        self.kept.as_ref()?.first_seq()
     }
 
     /// Puts a batch behind those that are there.
@@ -74,27 +82,20 @@ impl Log {
             self.clear();
             return;
         }
-        self.events += batch.events.len();
-        self.bytes += batch.bytes.len();
+        let kept = self.kept.get_or_insert_default();
+        kept.events += batch.events.len();
+        kept.bytes += batch.bytes.len();
         let now_ms = batch.unix_ms;
-        self.batches.push_back(batch);
+        kept.batches.push_back(batch);
         self.trim(bounds, now_ms);
     }
 
     /// Lets go of what is beyond the bounds.
     pub fn trim(&mut self, bounds: LogBounds, now_ms: u64) {
-        while let Some(front) = self.batches.front() {
-            let too_old = front.unix_ms.saturating_add(bounds.age_ms) < now_ms;
-            if !too_old && self.events <= bounds.events_max && self.bytes <= bounds.bytes_max {
-                return;
-            }
-            let Some(event) = front.events.get(self.gone) else { return };
-            self.bytes -= front.frame_bytes(event);
-            self.events -= 1;
-            self.gone += 1;
-            if self.gone == front.events.len() {
-                self.batches.pop_front();
-                self.gone = 0;
+        if let Some(kept) = self.kept.as_mut() {
+            kept.trim(bounds, now_ms);
+            if kept.batches.is_empty() {
+                self.kept = None;
             }
         }
     }
@@ -113,6 +114,47 @@ impl Log {
             excerpt.missing = Some((seq + 1, first - 1));
             excerpt.to_seq = first - 1;
         }
+        if let Some(kept) = self.kept.as_ref() {
+            kept.add_after(seq, bytes_max, &mut excerpt);
+        }
+        excerpt
+    }
+
+    /// The number before the newest `count` events.
+    pub fn before_last(&self, count: u64, last_seq: u64) -> u64 {
+        last_seq.saturating_sub(count)
+    }
+
+    /// The number before the first event that is not older than `unix_ms`, of those that are there.
+    pub fn before_time(&self, unix_ms: u64, last_seq: u64) -> u64 {
+        self.kept.as_ref().and_then(|kept| kept.before_time(unix_ms)).unwrap_or(last_seq)
+    }
+}
+
+impl Kept {
+    fn first_seq(&self) -> Option<u64> {
+        self.batches.front()?.events.get(self.gone).map(|event| event.seq)
+    }
+
+    fn trim(&mut self, bounds: LogBounds, now_ms: u64) {
+        while let Some(front) = self.batches.front() {
+            let too_old = front.unix_ms.saturating_add(bounds.age_ms) < now_ms;
+            if !too_old && self.events <= bounds.events_max && self.bytes <= bounds.bytes_max {
+                return;
+            }
+            let Some(event) = front.events.get(self.gone) else { return };
+            self.bytes -= front.frame_bytes(event);
+            self.events -= 1;
+            self.gone += 1;
+            if self.gone == front.events.len() {
+                self.batches.pop_front();
+                self.gone = 0;
+            }
+        }
+    }
+
+    /// Adds the events after `seq` to an excerpt, at most `bytes_max` of them (but one event at least).
+    fn add_after(&self, seq: u64, bytes_max: usize, excerpt: &mut Excerpt) {
         let mut bytes = 0;
         let from = self.batch_after(seq);
         for (place, batch) in self.batches.range(from..).enumerate() {
@@ -136,7 +178,6 @@ impl Log {
                 break;
             }
         }
-        excerpt
     }
 
     /// The first batch with an event after `seq`; the first batch of all where the front has been cut into.
@@ -144,16 +185,11 @@ impl Log {
         self.batches.partition_point(|batch| batch.events.last().is_none_or(|event| event.seq <= seq))
     }
 
-    /// The number before the newest `count` events.
-    pub fn before_last(&self, count: u64, last_seq: u64) -> u64 {
-        last_seq.saturating_sub(count)
-    }
-
-    /// The number before the first event that is not older than `unix_ms`, of those that are there.
-    pub fn before_time(&self, unix_ms: u64, last_seq: u64) -> u64 {
+    /// The number before the first event that is not older than `unix_ms`; none where all are.
+    fn before_time(&self, unix_ms: u64) -> Option<u64> {
         let batch = self.batches.partition_point(|batch| batch.unix_ms < unix_ms);
         let gone = if batch == 0 { self.gone } else { 0 };
-        self.batches.get(batch).and_then(|batch| batch.events.get(gone)).map_or(last_seq, |event| event.seq - 1)
+        self.batches.get(batch)?.events.get(gone).map(|event| event.seq - 1)
     }
 }
 

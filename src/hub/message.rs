@@ -108,15 +108,24 @@ pub enum Message {
     },
     /// To a session's home: another connection wants to take it up.
     Resume(Box<Resume>),
-    /// To a session's home: the connection that was to pass on what the session had is gone already, and has told the home
-    /// before this.
-    TakeKept {
+    /// To a session's home: what the connection that held it had. None where that one is gone already, or holds another
+    /// session, and has told the home before this.
+    HandDown {
         /// The session's room.
         room: RoomName,
         /// Who takes the session up.
         successor: Address,
         /// What it said.
         asked: Box<ResumeAsked>,
+        /// What there is to be passed on.
+        kept: Option<Box<Kept>>,
+    },
+    /// To a session's home: a connection that resumed it has it now. The next one may have it.
+    TookUp {
+        /// The session's room.
+        room: RoomName,
+        /// Who has it.
+        address: Address,
     },
     /// To a network address's home: one more connection from there.
     ClaimPeer {
@@ -202,6 +211,8 @@ pub enum Message {
     TakenOver {
         /// The old connection.
         address: Address,
+        /// The session's room: the old connection may have gone over to another session meanwhile.
+        room: RoomName,
         /// The new one, where it resumes what the old one had.
         successor: Option<(Address, Box<ResumeAsked>)>,
     },
@@ -246,16 +257,45 @@ pub type ResumeToken = [u8; 16];
 /// What a session had when its connection went.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// The rooms it was in, and what it wanted of them.
-    pub rooms: Vec<(RoomName, Option<Arc<Selection>>)>,
-    /// The last events it said to have handled, by room.
-    pub acks: Vec<(RoomName, u64)>,
+    /// The rooms it was in, or about to be in.
+    pub rooms: Vec<KeptRoom>,
     /// Its metadata.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// The locks it holds.
     pub locks: Vec<HeldLock>,
-    /// When its connection went, in milliseconds since 1970.
-    pub left_ms: u64,
+}
+
+/// A room that a session was in.
+#[derive(Debug)]
+pub struct KeptRoom {
+    /// The room.
+    pub room: RoomName,
+    /// What it wanted of it.
+    pub selection: Option<Arc<Selection>>,
+    /// From where on it has to be given the room's events, where its next connection has no cursor.
+    pub from: Since,
+    /// The last event it said to have handled.
+    pub acked: Option<u64>,
+}
+
+impl Kept {
+    /// Adds what an earlier connection of the session had and nobody took up. Locks are not looked at.
+    pub fn add_earlier(&mut self, earlier: Kept) {
+        for before in earlier.rooms {
+            match self.rooms.iter_mut().find(|kept| kept.room == before.room) {
+                // What the later one did not say to have handled is owed since the earlier one went.
+                Some(kept) if kept.acked.is_none() => {
+                    kept.from = before.from;
+                    kept.acked = before.acked;
+                }
+                Some(_) => {}
+                None => self.rooms.push(before),
+            }
+        }
+        if self.metadata.is_empty() {
+            self.metadata = earlier.metadata;
+        }
+    }
 }
 
 /// A session that a connection wants to take up.
@@ -413,6 +453,8 @@ pub struct HistoryTold {
 pub enum JoinRefused {
     /// The session is another user's.
     SessionOfOther,
+    /// Too many connections want the session at once.
+    SessionBusy,
     /// This shard has as many rooms as it may.
     Rooms,
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::batch::FrameMemory;
 
-/// The bound of the answers' lane: a client that asks on and on and doesn't read is too slow as well.
+/// The least bound of the answers' lane, however small that of events is: a client that asks on and on and doesn't read is too slow as well.
 pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 /// Chunks smaller than this are joined into one, so that they cost one send.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
@@ -149,9 +149,10 @@ impl Outbox {
         &mut self.answers
     }
 
-    /// Whether the lane of answers is beyond its bound.
-    pub fn answers_full(&self) -> bool {
-        self.answers.len() > ANSWERS_BYTES_MAX
+    /// Whether the lane of answers is beyond its bound, which is that of events or [`ANSWERS_BYTES_MAX`], whichever is more.
+    /// One answer alone (nothing waited before it) is never too much: a `pong` is as large as its `ping` was.
+    pub fn answers_full(&self, bytes_before: usize, bytes_max: usize) -> bool {
+        bytes_before > 0 && self.answers.len() > bytes_max.max(ANSWERS_BYTES_MAX)
     }
 
     /// Forgets the events that wait, so that nothing but answers goes before a close frame.

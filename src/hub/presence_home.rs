@@ -40,7 +40,7 @@ impl Core {
     }
 
     fn presence_mut(&mut self, id: RoomId) -> Option<&mut Presence> {
-        self.home_mut(id)?.presence.as_deref_mut()
+        self.home_mut(id)?.presence_mut()
     }
 
     fn moment(&mut self, id: RoomId) -> Moment {
@@ -59,10 +59,10 @@ impl Core {
         let Some(id) = self.rooms.find(&room) else { return };
         let (moment, hash) = (self.moment(id), self.session_hash(&who.session_id));
         let Some(home) = self.home_mut(id) else { return };
-        if home.presence.is_none() && change == Change::Gone && !who.turn.has_predecessor() {
+        if home.presence().is_none() && change == Change::Gone && !who.turn.has_predecessor() {
             return;
         }
-        let presence = home.presence.get_or_insert_default();
+        let presence = home.rare().presence.get_or_insert_default();
         let (tell, look_again) = presence.change(hash, who.clone(), change, moment);
         self.tell_presence(&room, tell);
         self.presence_tidy(id);
@@ -103,9 +103,10 @@ impl Core {
 
     fn presence_tidy(&mut self, id: RoomId) {
         if let Some(home) = self.home_mut(id)
-            && home.presence.as_ref().is_some_and(|presence| presence.is_idle())
+            && home.presence().is_some_and(|presence| presence.is_idle())
         {
-            home.presence = None;
+            home.rare().presence = None;
+            home.tidy();
             self.rooms.forget_if_idle(id);
         }
     }
@@ -119,7 +120,7 @@ impl Core {
         let (Some(id), Some(home)) = (id, home) else {
             return self.tell_askers(&room, &RoomPresence::default(), vec![asker]);
         };
-        match home.presence.get_or_insert_default().ask(asker) {
+        match home.rare().presence.get_or_insert_default().ask(asker) {
             Ok(true) => self.ask_shards(id, &room),
             Ok(false) => {}
             Err(Asker::Client { address, reference }) => {
@@ -135,7 +136,7 @@ impl Core {
         let home_shard = self.me();
         let Some(home) = self.home_mut(id) else { return };
         let shards: Vec<_> = home.shards_with_members().collect();
-        if let Some(presence) = &mut home.presence {
+        if let Some(presence) = home.presence_mut() {
             presence.begin(shards.len());
         }
         for shard in &shards {

@@ -1,35 +1,59 @@
 //! What the home of a session does when its connection goes, when another one takes it up, and when nobody does.
 
+use std::collections::VecDeque;
+
 use super::batch::Address;
 use super::core::Core;
-use super::locks::{self, Freed};
-use super::message::{Kept, Message, Resume, ResumeAsked, Resumed};
+use super::locks::{self, Freed, HeldLock};
+use super::message::{Join, JoinClaim, JoinRefused, Joined, Kept, Message, Resume, ResumeAsked, Resumed};
 use super::name::RoomName;
+use super::presence::Turn;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
 
+/// Connections that may wait for one session.
+const WAITING_MAX: usize = 16;
+
+/// A session on its way from one connection to another. Were the next one given it before the last has it, what the first
+/// one had would come to a connection that does not hold the session any more.
+#[derive(Debug)]
+pub(super) struct Handover {
+    /// Who has to be heard of: a connection that resumes the session, or the one from which it was taken by its name.
+    awaited: Address,
+    waiting: VecDeque<Wanted>,
+}
+
+#[derive(Debug)]
+enum Wanted {
+    Join(Join),
+    Resume(Resume),
+}
+
 impl Core {
     /// A connection that held a session is gone; what is left of it can be resumed for a while.
     pub(super) fn release_session(&mut self, room: RoomName, address: Address, kept: Option<Box<Kept>>) {
+        self.keep_session(&room, address, kept);
+        self.handover_settled(&room, address);
+    }
+
+    fn keep_session(&mut self, room: &RoomName, address: Address, kept: Option<Box<Kept>>) {
         let away_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
-        let mut kept = kept;
-        let mut held = kept.as_mut().map(|kept| std::mem::take(&mut kept.locks)).unwrap_or_default();
-        let kept = kept.filter(|_| self.limits.session_away_ms > 0);
         let locks_max = self.limits.locks_per_session_max;
-        let id = self.rooms.find(&room);
+        let may_be_resumed = self.limits.session_away_ms > 0;
+        let id = self.rooms.find(room);
         let session = id.and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
-        let (Some(id), Some(session)) = (id, session) else { return self.free_locks(held, Freed::SessionEnded) };
+        let (Some(id), Some(session)) = (id, session) else {
+            let held = kept.map(|kept| kept.locks).unwrap_or_default();
+            return self.free_locks(held, Freed::SessionEnded);
+        };
         // What an earlier connection of it left behind and nobody asked for is still the session's.
-        let before = session.kept.as_mut().map(|kept| std::mem::take(&mut kept.locks)).unwrap_or_default();
-        let mut freed = locks::merge(&mut held, before, locks_max);
-        let is_away = session.leave(address, kept, away_until_ms);
-        match session.kept.as_mut() {
-            Some(kept) => kept.locks = held,
-            None => freed.append(&mut held),
+        let (mut kept, mut freed) = join_kept(kept, session.kept.take(), locks_max);
+        if !may_be_resumed {
+            freed.extend(kept.take().map(|kept| kept.locks).unwrap_or_default());
         }
-        if is_away {
-            self.away.push_back((away_until_ms, room));
+        if session.leave(address, kept, away_until_ms) {
+            self.away.push_back((away_until_ms, room.clone()));
         }
         self.free_locks(freed, Freed::SessionEnded);
         self.rooms.forget_if_idle(id);
@@ -37,41 +61,104 @@ impl Core {
 
     /// A connection wants to take a session up.
     pub(super) fn resume(&mut self, resume: Resume) {
+        if let Some(handover) = self.handovers.get_mut(&resume.room)
+            && handover.waiting.len() < WAITING_MAX
+        {
+            handover.waiting.push_back(Wanted::Resume(resume));
+            return;
+        }
+        let is_busy = self.handovers.contains_key(&resume.room);
         let Resume { room, address, identity, token, mut asked } = resume;
         let unix_ms = self.now.unix_ms;
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let outcome = match session {
+            _ if is_busy => Err(Refused::new(ErrorCode::Unavailable, "too many connections want this session at once")),
             None => Err(Refused::new(ErrorCode::NotFound, "there is no such session any more")),
             Some(session) if !session.may_be_resumed(&identity.user_id, &token) => {
                 Err(Refused::new(ErrorCode::Forbidden, "the session is another user's, or the token is not its own"))
             }
-            Some(session) => match (session.take_up(address, unix_ms), session.turn) {
-                (Some(old), turn) if old != address => {
-                    asked.turn = turn;
-                    // The old connection knows what it had; its shard passes that on and closes it.
+            Some(session) => {
+                let old = session.take_up(address, unix_ms).filter(|old| *old != address);
+                asked.turn = session.turn;
+                // Where there is an old connection, that one knows what it had.
+                let kept = if old.is_none() { session.kept.take() } else { None };
+                self.begin_handover(room.clone(), address);
+                if let Some(old) = old {
+                    // Its shard passes on what it had and closes it.
                     let successor = Some((address, Box::new(asked)));
-                    self.send(old.shard, Message::TakenOver { address: old, successor });
+                    self.send(old.shard, Message::TakenOver { address: old, room, successor });
                     return;
                 }
-                (_, turn) => {
-                    asked.turn = turn;
-                    Ok(session.kept.take().map(|kept| *kept).unwrap_or_default())
-                }
-            },
+                Ok(kept.map(|kept| *kept).unwrap_or_default())
+            }
         };
         self.send(address.shard, Message::Resumed(Box::new(Resumed { address, asked, outcome })));
     }
 
-    /// The connection that held a session was gone when it was to pass on what it had.
-    pub(super) fn take_kept(&mut self, room: &RoomName, successor: Address, asked: ResumeAsked) {
+    /// What the connection that held a session had, for the one that takes it up.
+    pub(super) fn hand_down(
+        &mut self,
+        room: &RoomName,
+        successor: Address,
+        asked: ResumeAsked,
+        kept: Option<Box<Kept>>,
+    ) {
+        let locks_max = self.limits.locks_per_session_max;
         let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
-        // Where yet another one has taken it up, this one is being closed.
-        let Some(session) = session.filter(|session| session.live == Some(successor)) else { return };
-        let kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
-        self.send(
-            successor.shard,
-            Message::Resumed(Box::new(Resumed { address: successor, asked, outcome: Ok(kept) })),
-        );
+        let left = session.and_then(|session| session.kept.take());
+        let (kept, freed) = join_kept(kept, left, locks_max);
+        self.free_locks(freed, Freed::SessionEnded);
+        let outcome = Ok(kept.map(|kept| *kept).unwrap_or_default());
+        let resumed = Resumed { address: successor, asked, outcome };
+        self.send(successor.shard, Message::Resumed(Box::new(resumed)));
+    }
+
+    // ---- one at a time ----
+
+    /// Nobody else is given the session until that connection has told that it has it, or what it had.
+    pub(super) fn begin_handover(&mut self, room: RoomName, awaited: Address) {
+        self.handovers.insert(room, Handover { awaited, waiting: VecDeque::new() });
+    }
+
+    /// A join of a session that is on its way from one connection to another waits for it; otherwise it is given back.
+    pub(super) fn await_handover(&mut self, join: Join) -> Option<Join> {
+        if matches!(join.claim, JoinClaim::None) {
+            return Some(join);
+        }
+        let Some(handover) = self.handovers.get_mut(&join.room) else { return Some(join) };
+        if handover.waiting.len() < WAITING_MAX {
+            handover.waiting.push_back(Wanted::Join(join));
+            return None;
+        }
+        let Join { room, address, selection, ticket, .. } = join;
+        let outcome = Err(JoinRefused::SessionBusy);
+        let (replay, resume_token, turn) = (None, None, Turn::default());
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
+        self.send(address.shard, Message::Joined(Box::new(joined)));
+        None
+    }
+
+    /// A connection has the session now, or has told what it had: whoever waits is next, until one of them begins another
+    /// handover.
+    pub(super) fn handover_settled(&mut self, room: &RoomName, address: Address) {
+        if self.handovers.get(room).is_none_or(|handover| handover.awaited != address) {
+            return;
+        }
+        let Some(Handover { mut waiting, .. }) = self.handovers.remove(room) else { return };
+        while let Some(wanted) = waiting.pop_front() {
+            match wanted {
+                Wanted::Join(join) => self.join(join),
+                Wanted::Resume(resume) => self.resume(resume),
+            }
+            if let Some(handover) = self.handovers.get_mut(room) {
+                handover.waiting = waiting;
+                return;
+            }
+        }
+        if self.handovers.is_empty() {
+            // What a storm of reconnects took is given back.
+            self.handovers.shrink_to_fit();
+        }
     }
 
     /// Forgets sessions that stayed away for too long, with what waits for the backend in their inboxes, and for them in
@@ -101,4 +188,19 @@ impl Core {
         }
         self.expire_locks();
     }
+}
+
+/// What a connection had, with what an earlier one left; and the locks beyond the bound.
+fn join_kept(
+    kept: Option<Box<Kept>>,
+    earlier: Option<Box<Kept>>,
+    locks_max: usize,
+) -> (Option<Box<Kept>>, Vec<HeldLock>) {
+    let (mut kept, mut earlier) = match (kept, earlier) {
+        (Some(kept), Some(earlier)) => (kept, earlier),
+        (one, other) => return (one.or(other), Vec::new()),
+    };
+    let freed = locks::merge(&mut kept.locks, std::mem::take(&mut earlier.locks), locks_max);
+    kept.add_earlier(*earlier);
+    (Some(kept), freed)
 }

@@ -50,10 +50,17 @@ pub struct Home {
     pub log_is_fresh: bool,
     /// Keys of events that were published lately.
     pub keys: Option<Box<Keys>>,
-    /// Field locks, where some are held or waited for.
-    pub locks: Option<Box<Locks>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
+    /// What few rooms have.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few rooms have, so that the others spend one pointer on it.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// Field locks, where some are held or waited for.
+    pub locks: Option<Box<Locks>>,
     /// What is known of who is there.
     pub presence: Option<Box<Presence>>,
     /// For rooms whose events go through the journal; `seq` is then the last number that the journal has.
@@ -72,11 +79,57 @@ impl Home {
             rules,
             log_is_fresh: false,
             keys: None,
-            locks: None,
             session: None,
-            presence: None,
-            durable: None,
+            rare: None,
         }
+    }
+
+    /// What few rooms have, to be added to.
+    pub fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Lets go of the memory where there is nothing of what few rooms have.
+    pub fn tidy(&mut self) {
+        let is_empty = |rare: &Rare| rare.locks.is_none() && rare.presence.is_none() && rare.durable.is_none();
+        if self.rare.as_deref().is_some_and(is_empty) {
+            self.rare = None;
+        }
+    }
+
+    /// Its field locks.
+    pub fn locks(&self) -> Option<&Locks> {
+        self.rare.as_ref()?.locks.as_deref()
+    }
+
+    /// Its field locks, to be changed.
+    pub fn locks_mut(&mut self) -> Option<&mut Locks> {
+        self.rare.as_mut()?.locks.as_deref_mut()
+    }
+
+    /// What is known of who is there.
+    pub fn presence(&self) -> Option<&Presence> {
+        self.rare.as_ref()?.presence.as_deref()
+    }
+
+    /// What is known of who is there, to be changed.
+    pub fn presence_mut(&mut self) -> Option<&mut Presence> {
+        self.rare.as_mut()?.presence.as_deref_mut()
+    }
+
+    /// Where it stands with the journal.
+    pub fn durable(&self) -> Option<&Durable> {
+        self.rare.as_ref()?.durable.as_deref()
+    }
+
+    /// Where it stands with the journal, to be changed.
+    pub fn durable_mut(&mut self) -> Option<&mut Durable> {
+        self.rare.as_mut()?.durable.as_deref_mut()
+    }
+
+    /// Whether its events go through the journal.
+    pub fn is_durable(&self) -> bool {
+        self.durable().is_some()
     }
 
     /// How many connections an event goes to now, and for how many absent sessions it waits.
@@ -108,11 +161,11 @@ impl Home {
         self.open.is_none()
             && self.log.is_empty()
             && self.keys.is_none()
-            && self.locks.is_none()
+            && self.locks().is_none()
             && self.members.iter().all(|count| *count == 0)
             && self.session.as_ref().is_none_or(|session| session.is_idle())
-            && self.presence.is_none()
-            && self.durable.as_ref().is_none_or(|durable| durable.is_idle())
+            && self.presence().is_none()
+            && self.durable().is_none_or(|durable| durable.is_idle())
     }
 }
 
@@ -183,7 +236,7 @@ impl Rooms {
         if room.home.as_ref().is_some_and(|home| home.is_idle()) {
             let home = room.home.take();
             // What never was in the journal needs no word there.
-            vanished = home.filter(|home| home.durable.is_some() && home.seq > 0);
+            vanished = home.filter(|home| home.is_durable() && home.seq > 0);
         }
         let vanished = vanished.map(|home| (room.name.clone(), home.epoch));
         let stays = room.jobs > 0 || room.home.is_some() || !room.members.is_empty();
@@ -267,5 +320,13 @@ mod tests {
         assert!(rooms.is_empty());
         let again = rooms.ensure(&names[5]);
         assert!((again.0 as usize) < 3000, "slots are used again");
+    }
+
+    #[test]
+    fn a_room_of_one_silent_connection_is_small() {
+        // Every connection has two of its own: its session's and, mostly, its user's.
+        assert!(size_of::<Option<Room>>() <= 80, "{}", size_of::<Option<Room>>());
+        assert!(size_of::<Home>() <= 88, "{}", size_of::<Home>());
+        assert!(size_of::<SessionHome>() <= 72, "{}", size_of::<SessionHome>());
     }
 }

@@ -61,8 +61,8 @@ impl SessionHome {
         self.live.is_none() && self.inbox.is_none() && self.kept.is_none()
     }
 
-    /// A connection that held it is gone. True where something is left that waits until then. Where another one has taken
-    /// it over by its name, that one may still ask for what the old one had.
+    /// A connection that held it is gone; `kept` is all that is left of it. True where that waits until then. Where another
+    /// one has taken it over by its name, that one may still ask for what the old one had.
     pub fn leave(&mut self, address: Address, kept: Option<Box<Kept>>, away_until_ms: u64) -> bool {
         let held_it = self.live == Some(address);
         if held_it {
@@ -71,7 +71,7 @@ impl SessionHome {
         if !held_it && kept.is_none() {
             return false;
         }
-        self.kept = kept.or(self.kept.take());
+        self.kept = kept;
         self.away_until_ms = away_until_ms;
         self.kept.is_some() || self.inbox.is_some()
     }

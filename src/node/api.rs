@@ -28,6 +28,14 @@ pub struct Sent {
     pub queued: u64,
 }
 
+/// When a shard that sleeps is woken for what is asked of it.
+pub(super) enum Wake {
+    /// At once.
+    Now,
+    /// By the caller, once for several.
+    Later,
+}
+
 type Tell = Box<dyn FnOnce(Result<Published, Refused>) + Send>;
 
 impl Hub {
@@ -47,7 +55,7 @@ impl Hub {
     pub fn publish(&self, room: &str, kind: &str, data: &impl Serialize) -> Pending<Published> {
         let (responder, pending) = pending();
         match serde_json::to_vec(data) {
-            Ok(data) => self.publish_checked(room, kind, data.into(), None, |_, _| true, resolve(responder)),
+            Ok(data) => self.publish_checked(room, kind, data.into(), resolve(responder)),
             Err(error) => responder.resolve(Err(HubError::new(ErrorCode::BadJson, error.to_string()))),
         }
         pending
@@ -232,29 +240,32 @@ impl Hub {
     }
 
     /// Publishes after all checks; `may` says whether the publisher may write to a kind and name.
-    pub(super) fn publish_checked(
+    /// Publishes an event of the hub's own, or of the program that embeds it, as anybody's is checked.
+    pub(super) fn publish_checked(&self, room: &str, kind: &str, data: Bytes, tell: Tell) {
+        match self.check_publish(room, kind, &data, None, |_, _| true) {
+            Ok(()) => self.publish_unchecked(room, kind, data, None, tell, Wake::Now),
+            Err(refused) => tell(Err(refused)),
+        }
+    }
+
+    /// Whether an event may be published.
+    pub(super) fn check_publish(
         &self,
         room: &str,
         kind: &str,
-        data: Bytes,
+        data: &[u8],
         key: Option<&str>,
         may: impl FnOnce(&str, &str) -> bool,
-        tell: Tell,
-    ) {
-        let checked = self.check_room(room).and_then(|(room_kind, name)| {
-            if !may(room_kind, name) {
-                return Err(Refused::new(ErrorCode::Forbidden, "a permission to publish into this room is missing"));
-            }
-            let key_bytes_max = lock(&self.inner.settings).config.limits.key_bytes_max;
-            if key.is_some_and(|key| key.is_empty() || key.len() > key_bytes_max) {
-                return Err(Refused::because(ErrorCode::BadCommand, format!("a key has 1 to {key_bytes_max} bytes")));
-            }
-            self.check_event(kind, &data)
-        });
-        match checked {
-            Ok(()) => self.send_to_room(room, kind, data, key, tell),
-            Err(refused) => tell(Err(refused)),
+    ) -> Result<(), Refused> {
+        let (room_kind, name) = self.check_room(room)?;
+        if !may(room_kind, name) {
+            return Err(Refused::new(ErrorCode::Forbidden, "a permission to publish into this room is missing"));
         }
+        let key_bytes_max = lock(&self.inner.settings).config.limits.key_bytes_max;
+        if key.is_some_and(|key| key.is_empty() || key.len() > key_bytes_max) {
+            return Err(Refused::because(ErrorCode::BadCommand, format!("a key has 1 to {key_bytes_max} bytes")));
+        }
+        self.check_event(kind, data)
     }
 
     fn check_event(&self, kind: &str, data: &[u8]) -> Result<(), Refused> {
@@ -281,15 +292,33 @@ impl Hub {
     }
 
     fn send_to_room(&self, room: &str, kind: &str, data: Bytes, key: Option<&str>, tell: Tell) {
-        if let Err(refused) = self.check_room(room) {
-            return tell(Err(refused));
+        match self.check_room(room) {
+            Ok(_) => self.publish_unchecked(room, kind, data, key, tell, Wake::Now),
+            Err(refused) => tell(Err(refused)),
         }
+    }
+
+    /// Has a room's home publish what was checked.
+    pub(super) fn publish_unchecked(
+        &self,
+        room: &str,
+        kind: &str,
+        data: Bytes,
+        key: Option<&str>,
+        tell: Tell,
+        wake: Wake,
+    ) {
         let room = self.inner.hasher.room(room);
         let home = room.home(self.inner.mesh.shards());
         let (kind, key) = (kind.into(), key.map(Into::into));
         let (received_us, reply) = (monotonic_us(), ReplyTo::Handle(tell));
         let publish = Publish { room, kind, data, key, exclude: None, received_us, reply };
-        if let Err(Request::Publish(publish)) = self.inner.mesh.request(home, Request::Publish(Box::new(publish)))
+        let request = Request::Publish(Box::new(publish));
+        let outcome = match wake {
+            Wake::Now => self.inner.mesh.request(home, request),
+            Wake::Later => self.inner.mesh.request_quietly(home, request),
+        };
+        if let Err(Request::Publish(publish)) = outcome
             && let ReplyTo::Handle(tell) = publish.reply
         {
             tell(Err(OVERLOADED));

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::api::Wake;
 use super::{Hub, Sent, Target, lock};
 use crate::auth::Identity;
 use crate::config::Config;
@@ -41,8 +42,15 @@ impl Backend for Hub {
         };
         let data = bytes::Bytes::from(Box::<str>::from(data).into_string().into_bytes());
         let may = |kind: &str, name: &str| identity.permissions.may_publish(kind, name);
-        self.publish_checked(&room, &kind, data, key.as_deref(), may, Box::new(tell));
+        match self.check_publish(&room, &kind, &data, key.as_deref(), may) {
+            Ok(()) => self.publish_unchecked(&room, &kind, data, key.as_deref(), Box::new(tell), Wake::Later),
+            Err(refused) => tell(Err(refused)),
+        }
         pending
+    }
+
+    fn ring(&self) {
+        self.inner.mesh.ring_waiting();
     }
 
     fn send(&self, identity: &Arc<Identity>, to: &Target, kind: &str, data: Bytes) -> Pending<Sent> {
@@ -181,7 +189,7 @@ impl Backend for Hub {
                 tracing::warn!(room = of, code = refused.code.as_str(), "the hub's own event was not published");
             }
         };
-        self.publish_checked(room, kind, data, None, |_, _| true, Box::new(tell));
+        self.publish_checked(room, kind, data, Box::new(tell));
     }
 
     fn adopt(&self, connection: Adopted) {

@@ -46,7 +46,8 @@ impl TokenBucket {
     }
 }
 
-fn millis(now: Now) -> u32 {
+/// Milliseconds of the monotonic clock that wrap after seven weeks.
+pub(super) fn millis(now: Now) -> u32 {
     (now.monotonic_us / 1000) as u32
 }
 

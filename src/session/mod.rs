@@ -30,8 +30,8 @@ pub struct Session {
     metadata: Option<Box<Map<String, Value>>>,
     rate: TokenBucket,
     bad: BadMessages,
-    /// Since when it has been beyond its rate, in milliseconds of the monotonic clock; 0 while it is not.
-    flooding_since_ms: u64,
+    /// Since when it has been beyond its rate, in milliseconds of the monotonic clock that wrap; 0 while it is not.
+    flooding_since_ms: u32,
     expiry_told: bool,
 }
 
@@ -84,7 +84,7 @@ impl Session {
         if limits.messages_per_s == 0 {
             return Ok(());
         }
-        let now_ms = (now.monotonic_us / 1000).max(1);
+        let now_ms = limits::millis(now).max(1);
         match self.rate.take(limits.messages_per_s, limits.messages_burst, now) {
             Ok(()) => {
                 // A flood is over when the client has been quiet enough for half the burst to come back.
@@ -97,7 +97,7 @@ impl Session {
                 if self.flooding_since_ms == 0 {
                     self.flooding_since_ms = now_ms;
                 }
-                if now_ms - self.flooding_since_ms >= limits.flood_s * 1000 {
+                if u64::from(now_ms.wrapping_sub(self.flooding_since_ms)) >= limits.flood_s * 1000 {
                     return Err(OverRate::Flood);
                 }
                 Err(OverRate::Refuse(retry_after_ms))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::approval::request_told;
-use super::connection::{Admission, Claims, Client, EchoClient, HeadBuffer, Phase, RoomList};
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
@@ -153,7 +153,7 @@ impl State {
         connection.outbox.drop_events();
         connection.outbox.release();
         refusal.response(connection.outbox.answers());
-        self.finish(conn);
+        self.finish(conn, Closing::Flushing);
     }
 
     fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
@@ -316,6 +316,7 @@ impl State {
             Err(refused) => {
                 admission.refused.get_or_insert(match refused {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
+                    JoinRefused::SessionBusy => Refusal::unavailable("the session is being taken up", RETRY_AFTER_S),
                     JoinRefused::Rooms => Refusal::unavailable("this node has too many rooms", RETRY_AFTER_S),
                 });
             }
@@ -343,7 +344,7 @@ impl State {
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        let Phase::Admission(admission) = std::mem::replace(&mut connection.phase, Phase::Closing { shut: false })
+        let Phase::Admission(admission) = std::mem::replace(&mut connection.phase, Phase::Closing(Closing::Flushing))
         else {
             return;
         };
@@ -458,7 +459,7 @@ impl State {
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }
-        connection.phase = Phase::Closing { shut: false };
+        connection.phase = Phase::Closing(Closing::Flushing);
         self.mesh.release_connection();
         for id in rooms {
             let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };

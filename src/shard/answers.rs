@@ -22,11 +22,13 @@ impl State {
         }
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
-        envelope::finish(&mut self.payload, connection.outbox.answers());
+        let answers = connection.outbox.answers();
+        let before = answers.len();
+        envelope::finish(&mut self.payload, answers);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
-        if connection.outbox.answers_full() {
+        if connection.outbox.answers_full(before, self.settings.config.limits.outbox_bytes_max) {
             self.close_slow(conn);
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::answers::{write_expires_at, write_room, write_room_error};
-use super::connection::GatherKind;
+use super::connection::{GatherKind, Membership, Wish};
 use super::state::State;
 use crate::config::{Config, KindConfig};
 use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
@@ -93,12 +93,14 @@ impl State {
     ) -> Result<(), Refused> {
         let selection = Selection::compile(wanted, self.settings.config.limits.filter_conditions_max)?.map(Arc::new);
         match rooms {
-            Rooms::One(room) => self.join(conn, &room, selection, since, Ticket::Single(reference)),
+            Rooms::One(room) => {
+                self.join(conn, &room, Wish { selection, since, acked: None }, Ticket::Single(reference))
+            }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Subscribe(Vec::new()))?;
+                let wish = Wish { selection, since, acked: None };
                 for room in rooms {
-                    let ticket = Ticket::Part(part);
-                    if let Err(refused) = self.join(conn, &room, selection.clone(), since.clone(), ticket) {
+                    if let Err(refused) = self.join(conn, &room, wish.clone(), Ticket::Part(part)) {
                         self.figures.errors.add(refused.code.as_str());
                         self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
                     }
@@ -108,14 +110,7 @@ impl State {
         }
     }
 
-    pub(super) fn join(
-        &mut self,
-        conn: ConnKey,
-        room: &str,
-        selection: Option<Arc<Selection>>,
-        since: Option<Since>,
-        ticket: Ticket,
-    ) -> Result<(), Refused> {
+    pub(super) fn join(&mut self, conn: ConnKey, room: &str, wish: Wish, ticket: Ticket) -> Result<(), Refused> {
         let settings = self.settings.clone();
         let (kind, name) = known_room(&settings.config, room)?;
         let room = self.core.hasher().room(room);
@@ -123,13 +118,14 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
         client.session.may_join(kind, name)?;
         let joining =
-            client.under_way.as_ref().map_or(0, |all| all.memberships.iter().filter(|(_, joins)| *joins).count());
+            client.under_way.as_ref().map_or(0, |all| all.memberships.iter().filter(|one| one.joins()).count());
         let is_member = known.is_some_and(|id| client.rooms.contains(&id));
         if !is_member && client.rooms.len() + joining >= settings.config.limits.rooms_max {
             let limit = settings.config.limits.rooms_max;
             return Err(Refused::because(ErrorCode::RoomLimit, format!("a connection is in at most {limit} rooms")));
         }
-        client.under_way().memberships.push((room.clone(), true));
+        let Wish { selection, since, .. } = wish.clone();
+        client.under_way().memberships.push(Membership { room: room.clone(), join: Some(wish) });
         let address = self.address(conn);
         let join = Join { room: room.clone(), address, claim: JoinClaim::None, selection, since, ticket };
         self.core.send_home(&room, Message::Join(Box::new(join)));
@@ -169,11 +165,11 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return Ok(true) };
         let under_way = client.under_way.as_ref();
         // Also behind a leave that is under way: until that is done, events may still come.
-        let is_under_way = under_way.is_some_and(|all| all.memberships.iter().any(|(name, _)| *name == room));
+        let is_under_way = under_way.is_some_and(|all| all.memberships.iter().any(|one| one.room == room));
         if !is_under_way && !known.is_some_and(|id| client.rooms.contains(&id)) {
             return Ok(false);
         }
-        client.under_way().memberships.push((room.clone(), false));
+        client.under_way().memberships.push(Membership { room: room.clone(), join: None });
         let address = self.address(conn);
         self.core.send_home(&room.clone(), Message::Leaving { room, address, ticket });
         Ok(true)

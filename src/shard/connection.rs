@@ -17,11 +17,12 @@ use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
 use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
+use crate::hub::selection::Selection;
 use crate::ring::{ConnKey, Socket};
 use crate::session::Session;
 use crate::session::handshake::Admit;
 use crate::session::heartbeat::Heartbeat;
-use crate::wire::native::Reference;
+use crate::wire::native::{Reference, Since};
 use crate::wire::refusal::Refusal;
 use crate::wire::ws::Decoder;
 
@@ -71,10 +72,19 @@ pub enum Phase {
     /// On its way to the control plane.
     HandOver(Box<HeadBuffer>),
     /// What is in the outbox is sent, then the connection ends.
-    Closing {
-        /// Nothing will be sent any more; the peer's end is waited for.
-        shut: bool,
-    },
+    Closing(Closing),
+}
+
+/// How far a connection is that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// Our close frame is sent or on its way. The peer's is waited for before our end is shut: what stands between takes a
+    /// shut end for an abrupt one and may cut off the peer before it has read our frame.
+    AwaitsClose,
+    /// Nothing is expected; our end is shut as soon as the outbox is empty.
+    Flushing,
+    /// Nothing will be sent any more; the peer's end is waited for.
+    Shut,
 }
 
 /// A request's head as far as it is there.
@@ -188,14 +198,41 @@ pub struct EchoClient {
 /// Commands that wait for other shards.
 #[derive(Debug, Default)]
 pub struct UnderWay {
-    /// Joins (true) and leaves (false) in the order they were sent to their homes.
-    pub memberships: Vec<(RoomName, bool)>,
+    /// Joins and leaves in the order they were sent to their homes.
+    pub memberships: Vec<Membership>,
     /// Commands with several parts.
     pub gathers: Vec<Gather>,
     /// The last part's number.
     pub last_part: u32,
     /// Rooms whose events it can't take at the moment.
     pub lags: Vec<Lag>,
+}
+
+/// A join or a leave that is under way.
+#[derive(Debug)]
+pub struct Membership {
+    /// The room.
+    pub room: RoomName,
+    /// What is wanted of it; none for a leave.
+    pub join: Option<Wish>,
+}
+
+/// What a connection wants of a room that it joins.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// Which of its events.
+    pub selection: Option<Arc<Selection>>,
+    /// From where on.
+    pub since: Option<Since>,
+    /// The last event that its session said to have handled.
+    pub acked: Option<u64>,
+}
+
+impl Membership {
+    /// Whether it is a join.
+    pub fn joins(&self) -> bool {
+        self.join.is_some()
+    }
 }
 
 /// A room whose events a slow reader reads on from the log.
@@ -264,6 +301,15 @@ impl Client {
     /// The commands under way, to be changed.
     pub fn under_way(&mut self) -> &mut UnderWay {
         self.under_way.get_or_insert_default()
+    }
+
+    /// All events of a room up to one are handled. Cumulative: an older one that comes late takes nothing back.
+    pub fn acked(&mut self, room: RoomId, seq: u64) {
+        let acks = &mut self.acks.get_or_insert_default().0;
+        match acks.iter_mut().find(|(one, _)| *one == room) {
+            Some((_, last)) => *last = seq.max(*last),
+            None => acks.push((room, seq)),
+        }
     }
 
     /// Whether it lags in some room.
@@ -391,7 +437,7 @@ mod tests {
             socket: Socket(-1),
             outbox: Outbox::default(),
             decoder: Decoder::new(),
-            phase: Phase::Closing { shut: false },
+            phase: Phase::Closing(Closing::Flushing),
             heard_ms: 0,
             is_behind: false,
             followed: Followed::default(),
@@ -419,7 +465,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Slot>() <= 176, "{}", size_of::<Slot>());
-        assert!(size_of::<Client>() <= 216, "{}", size_of::<Client>());
+        assert!(size_of::<Slot>() <= 168, "{}", size_of::<Slot>());
+        assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
     }
 }

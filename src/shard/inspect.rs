@@ -13,7 +13,7 @@ use crate::hub::view::{
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
-use crate::wire::native::Refused;
+use crate::wire::native::{Refused, Since};
 
 impl State {
     /// This shard's connections that fit a filter, by client id.
@@ -123,11 +123,14 @@ impl State {
         let Some((home, session)) = home.and_then(|home| Some((home, home.session.as_deref()?))) else {
             return responder.resolve(Err(missing.into()));
         };
-        let left_ms = session.kept.as_ref().map(|kept| kept.left_ms);
-        let queued = match left_ms {
-            Some(left_ms) if session.live.is_none() => home.seq - home.log.before_time(left_ms, home.seq),
-            _ => 0,
+        let kept = session.kept.as_ref().filter(|_| session.live.is_none());
+        let own = kept.and_then(|kept| kept.rooms.iter().find(|one| one.room == *room));
+        let given = match own.map(|own| &own.from) {
+            Some(Since::Seq { seq, .. }) => (*seq).max(home.log.first_seq().unwrap_or(home.seq + 1) - 1),
+            Some(Since::Time(left_ms)) => home.log.before_time(*left_ms, home.seq),
+            _ => home.seq,
         };
+        let queued = home.seq.saturating_sub(given);
         let mut view = SessionView {
             session_id: room.as_str().strip_prefix("session:").unwrap_or_default().to_owned(),
             user_id: session.identity.user_id.clone(),

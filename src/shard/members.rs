@@ -2,7 +2,7 @@
 
 use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
-use super::connection::{LagWaits, Phase};
+use super::connection::{Client, LagWaits, Phase};
 use super::state::State;
 use crate::config::Policy;
 use crate::hub::batch::Address;
@@ -42,7 +42,7 @@ impl State {
             }
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
-            Message::TakenOver { address, successor } => self.taken_over(address.conn, successor),
+            Message::TakenOver { address, room, successor } => self.taken_over(address.conn, room, successor),
             Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
@@ -106,7 +106,7 @@ impl State {
             }
             return;
         };
-        membership_answered(client, &room, true);
+        let acked = membership_answered(client, &room, true);
         let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
         if let Some(token) = resume_token.filter(|_| is_own) {
             client.resume_token = token;
@@ -114,10 +114,14 @@ impl State {
         let outcome = match outcome {
             Ok(state) => self.enter(conn, &room, selection, replay.is_some()).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
+            Err(JoinRefused::SessionBusy) => Err(Refused::new(ErrorCode::Unavailable, "the session is being taken up")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
             }
         };
+        if let (Ok((id, _)), Some(seq), Some(client)) = (&outcome, acked, self.client_mut(conn)) {
+            client.acked(*id, seq);
+        }
         match &outcome {
             Ok(_) => self.presence_entered(conn, &room),
             Err(_) => self.presence_refused(conn, &room),
@@ -225,9 +229,15 @@ impl State {
     }
 
     /// A newer connection holds the session. This one may be open, or about to be.
-    fn taken_over(&mut self, conn: ConnKey, successor: Option<(Address, Box<ResumeAsked>)>) {
+    fn taken_over(&mut self, conn: ConnKey, room: RoomName, successor: Option<(Address, Box<ResumeAsked>)>) {
+        let session_of =
+            |client: &mut Client| room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
+        let holds_another = self.client_mut(conn).is_some_and(|client| !session_of(client));
         if let Some((successor, asked)) = successor {
-            self.hand_down(conn, successor, *asked);
+            self.hand_down(conn, room, successor, asked);
+        }
+        if holds_another {
+            return;
         }
         if let Some(connection) = self.connections.get_mut(conn)
             && let Phase::Admission(admission) = &mut connection.phase
@@ -337,15 +347,14 @@ impl State {
     }
 }
 
-/// Takes the oldest join or leave of a room off the list of those under way.
-fn membership_answered(client: &mut super::connection::Client, room: &RoomName, joins: bool) {
-    if let Some(under_way) = client.under_way.as_mut() {
-        let place = under_way.memberships.iter().position(|(name, joined)| *joined == joins && name == room);
-        if let Some(place) = place {
-            under_way.memberships.remove(place);
-        }
-    }
+/// Takes the oldest join or leave of a room off the list of those under way. The last of its events that the session said
+/// to have handled before.
+fn membership_answered(client: &mut Client, room: &RoomName, joins: bool) -> Option<u64> {
+    let memberships = &mut client.under_way.as_mut()?.memberships;
+    let place = memberships.iter().position(|one| one.joins() == joins && one.room == *room)?;
+    let membership = memberships.remove(place);
     client.tidy();
+    membership.join?.acked
 }
 
 fn write_published(payload: &mut Vec<u8>, room: &str, published: &Published) {

@@ -92,6 +92,15 @@ impl Mesh {
 
     /// Asks something of a shard; gives it back where too much waits already, or where the shard has ended.
     pub fn request(&self, to: ShardId, request: Request) -> Result<(), Request> {
+        self.request_quietly(to, request)?;
+        if let Some(port) = self.ports.get(usize::from(to.0)) {
+            port.doorbell.ring();
+        }
+        Ok(())
+    }
+
+    /// As [`Mesh::request`], but a shard that sleeps sleeps on until [`Mesh::ring_waiting`].
+    pub fn request_quietly(&self, to: ShardId, request: Request) -> Result<(), Request> {
         let Some(port) = self.ports.get(usize::from(to.0)) else { return Err(request) };
         if port.closed.load(Ordering::SeqCst) {
             return Err(request);
@@ -101,8 +110,14 @@ impl Mesh {
             // It ended between the two lines; whoever asked learns it from the responder that is dropped.
             port.drop_all();
         }
-        port.doorbell.ring();
         Ok(())
+    }
+
+    /// Wakes the shards for which requests wait.
+    pub fn ring_waiting(&self) {
+        for port in self.ports.iter().filter(|port| !port.requests.is_empty()) {
+            port.doorbell.ring();
+        }
     }
 
     /// The shard has ended: what waits for it is answered by being dropped, and nothing more is taken.

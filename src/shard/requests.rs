@@ -127,7 +127,7 @@ impl State {
             let Some(connection) = self.connections.get(conn) else { continue };
             match connection.phase {
                 Phase::Open(_) | Phase::Echo(_) => self.close(conn, close::DRAINING, "0"),
-                Phase::Closing { .. } => {}
+                Phase::Closing(_) => {}
                 _ => self.abandon(conn),
             }
         }

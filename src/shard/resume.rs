@@ -5,12 +5,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::answers::write_room_error;
-use super::connection::{Client, GATHERS_MAX, GatherKind, Phase};
+use super::connection::{Client, GATHERS_MAX, GatherKind, Membership, Phase, Wish};
 use super::gather::write_results;
 use super::state::State;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
-use crate::hub::message::{Kept, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
+use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
+use crate::hub::name::RoomName;
 use crate::hub::presence::{Change, Turn};
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
@@ -28,15 +29,40 @@ impl State {
     }
 
     fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
-        let name = |id| self.core.rooms().get(id).map(|room| room.name.clone());
-        let rooms = client.rooms.iter().filter_map(|id| Some((name(*id)?, self.core.selection_of(*id, conn))));
-        let acks = client.acks.iter().flat_map(|acks| acks.0.iter()).copied();
-        // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
-        let lags = client.under_way.iter().flat_map(|under_way| under_way.lags.iter());
-        let reached = acks.chain(lags.map(|lag| (lag.room, lag.after_seq)));
-        let reached = reached.filter_map(|(id, seq)| Some((name(id)?, seq)));
-        let metadata = client.session.metadata_object();
-        Kept { rooms: rooms.collect(), acks: reached.collect(), metadata, locks: Vec::new(), left_ms: self.now.unix_ms }
+        let under_way = client.under_way.as_deref();
+        let lags = under_way.map_or(&[][..], |under_way| &under_way.lags);
+        let acks = client.acks.as_ref().map_or(&[][..], |acks| &acks.0);
+        let memberships = under_way.map_or(&[][..], |under_way| &under_way.memberships);
+        let now = || Since::Time(self.now.unix_ms);
+        let mut rooms = Vec::new();
+        for id in &client.rooms {
+            let Some(room) = self.core.rooms().get(*id).map(|room| room.name.clone()) else { continue };
+            let acked = acks.iter().find(|(one, _)| one == id).map(|(_, seq)| *seq);
+            // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
+            let reached = acked.or(lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq));
+            let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch: None });
+            rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked });
+        }
+        for Membership { room, join } in memberships {
+            let place = rooms.iter().position(|kept| kept.room == *room);
+            match (join, place) {
+                // Where it is in the room already, it has the events until now.
+                (Some(wish), Some(place)) => {
+                    if let Some(kept) = rooms.get_mut(place) {
+                        kept.selection = wish.selection.clone();
+                    }
+                }
+                (Some(Wish { selection, since, acked }), None) => {
+                    let (selection, from) = (selection.clone(), since.clone().unwrap_or_else(now));
+                    rooms.push(KeptRoom { room: room.clone(), selection, from, acked: *acked });
+                }
+                (None, Some(place)) => {
+                    rooms.swap_remove(place);
+                }
+                (None, None) => {}
+            }
+        }
+        Kept { rooms, metadata: client.session.metadata_object(), locks: Vec::new() }
     }
 
     /// All events of a room up to one are handled.
@@ -46,12 +72,7 @@ impl State {
         let Some(id) = id.filter(|id| client.rooms.contains(id)) else {
             return Err(Refused::new(ErrorCode::NotFound, "this connection is not in that room"));
         };
-        let acks = &mut client.acks.get_or_insert_default().0;
-        match acks.iter_mut().find(|(one, _)| *one == id) {
-            // Cumulative: an older one that comes late takes nothing back.
-            Some((_, last)) => *last = seq.max(*last),
-            None => acks.push((id, seq)),
-        }
+        client.acked(id, seq);
         Ok(())
     }
 
@@ -75,22 +96,14 @@ impl State {
         Ok(())
     }
 
-    /// This connection's session is taken up by another one, which gets what it had.
-    pub fn hand_down(&mut self, conn: ConnKey, successor: Address, asked: ResumeAsked) {
-        if self.client_mut(conn).is_none_or(|client| *client.session.session_id != *asked.session_id) {
-            // Gone, or still waiting to be given that session, while what it has is another one's: what there is of the
-            // session is at the home.
-            let room = self.core.hasher().room(&format!("session:{}", asked.session_id));
-            let asked = Box::new(asked);
-            self.core.send_home(&room.clone(), Message::TakeKept { room, successor, asked });
-            return;
-        }
-        let kept = self.keep_with_locks(conn).map(|kept| *kept).unwrap_or_default();
-        if let Some(client) = self.client_mut(conn) {
+    /// A session is taken up by another connection, which gets what this one had, by way of the session's home.
+    pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, asked: Box<ResumeAsked>) {
+        let holds_it = self.client_mut(conn).is_some_and(|client| *client.session.session_id == *asked.session_id);
+        let kept = if holds_it { self.keep_with_locks(conn) } else { None };
+        if let Some(client) = self.client_mut(conn).filter(|_| holds_it) {
             client.is_succeeded = true;
         }
-        let resumed = Resumed { address: successor, asked, outcome: Ok(kept) };
-        self.core.send(successor.shard, Message::Resumed(Box::new(resumed)));
+        self.core.send_home(&room.clone(), Message::HandDown { room, successor, asked, kept });
     }
 
     /// The session is this connection's, or it was refused.
@@ -114,41 +127,32 @@ impl State {
             self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             return;
         }
-        let Kept { rooms, acks, metadata, locks, left_ms } = kept;
-        // Every room it was in, and every other one that it has a cursor of.
-        let mut wanted: Vec<_> =
-            rooms.into_iter().map(|(room, selection)| (room.as_str().to_owned(), selection)).collect();
-        for (room, _) in &cursors {
-            if !wanted.iter().any(|(name, _)| **name == **room) {
-                wanted.push((room.to_string(), None));
-            }
-        }
-        let own = format!("session:{session_id}");
-        if !wanted.iter().any(|(name, _)| *name == own) {
-            wanted.push((own, None));
-        }
+        let Kept { rooms, metadata, locks } = kept;
+        let wanted = wanted(rooms, cursors, &session_id);
         let part = match self.gather(conn, reference.clone(), wanted.len(), GatherKind::Resume(Vec::new())) {
             Ok(part) => part,
             Err(refused) => {
                 self.core.free_locks(locks, Freed::SessionEnded);
+                self.took_up(&session_id, address);
                 return self.refuse_command(conn, reference.as_ref(), &refused);
             }
         };
         self.change_session(conn, &session_id, turn, metadata);
         self.inherit_locks(conn, locks);
-        for (room, selection) in wanted {
-            let cursor = cursors.iter().find(|(name, _)| **name == *room).map(|(_, since)| since.clone());
-            let ack = || {
-                let (_, seq) = acks.iter().find(|(name, _)| name.as_str() == room)?;
-                Some(Since::Seq { seq: *seq, epoch: None })
-            };
-            let since = cursor.or_else(ack).unwrap_or(Since::Time(left_ms));
-            if let Err(refused) = self.join(conn, &room, selection, Some(since), Ticket::Part(part)) {
+        self.took_up(&session_id, address);
+        for (room, wish) in wanted {
+            if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
                 self.figures.errors.add(refused.code.as_str());
                 self.presence_refused(conn, &self.core.hasher().room(&room));
                 self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
             }
         }
+    }
+
+    /// Tells a session's home that it has arrived, so that the next one may have it.
+    fn took_up(&mut self, session_id: &str, address: Address) {
+        let room = self.core.hasher().room(&format!("session:{session_id}"));
+        self.core.send_home(&room.clone(), Message::TookUp { room, address });
     }
 
     /// All rooms have answered.
@@ -210,6 +214,28 @@ impl State {
         }
         self.core.send_home(&before.clone(), Message::ReleaseSession { room: before, address, kept: None });
     }
+}
+
+/// The rooms that a session's next connection joins: every one that it was in, every other one that the client has a cursor
+/// of, and its own.
+fn wanted(rooms: Vec<KeptRoom>, cursors: Vec<(Box<str>, Since)>, session_id: &str) -> Vec<(String, Wish)> {
+    let wish = |kept: KeptRoom| {
+        let KeptRoom { room, selection, from, acked } = kept;
+        (room.as_str().to_owned(), Wish { selection, since: Some(from), acked })
+    };
+    let mut wanted: Vec<_> = rooms.into_iter().map(wish).collect();
+    for (room, cursor) in cursors {
+        let place = wanted.iter().position(|(name, _)| **name == *room).unwrap_or(wanted.len());
+        match wanted.get_mut(place) {
+            Some((_, wish)) => wish.since = Some(cursor),
+            None => wanted.push((room.into(), Wish { since: Some(cursor), ..Wish::default() })),
+        }
+    }
+    let own = format!("session:{session_id}");
+    if !wanted.iter().any(|(name, _)| *name == own) {
+        wanted.push((own, Wish::default()));
+    }
+    wanted
 }
 
 /// 32 hexadecimal digits.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Settings;
-use super::connection::{Connection, Connections, HeadBuffer, Phase};
+use super::connection::{Closing, Connection, Connections, HeadBuffer, Phase};
 use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::report::Ending;
@@ -267,8 +267,9 @@ impl State {
                     self.abandon(conn);
                 }
             }
+            Phase::Closing(Closing::AwaitsClose) => self.frames(conn, bytes),
             // What the peer still had on its way when we closed.
-            Phase::Closing { .. } => {}
+            Phase::Closing(_) => {}
         }
     }
 
@@ -285,7 +286,8 @@ impl State {
                 self.abandon(conn);
             }
             // It may have half-closed, and still wants to read our last words.
-            Phase::Closing { shut: false } => {}
+            Phase::Closing(Closing::AwaitsClose) => self.flush_and_shut(conn),
+            Phase::Closing(Closing::Flushing) => {}
             _ => self.abandon(conn),
         }
     }
@@ -324,21 +326,34 @@ impl State {
             }
             return;
         }
-        if let Phase::Closing { shut } = &mut connection.phase
-            && !*shut
-        {
-            if !connection.receiving {
-                self.abandon(conn);
-                return;
-            }
-            *shut = true;
-            // The peer's end is waited for, so that what it still sends does not reset the connection before it has read
-            // our last bytes (RFC 6455 §7.1.1).
-            self.actions.push(Action::Shutdown(connection.socket));
-            let due_ms = self.now.monotonic_us / 1000 + self.settings.config.limits.close_wait_s * 1000;
-            connection.due_ms = due_ms;
-            self.timers.schedule(conn, &mut connection.alarm, due_ms);
+        if matches!(connection.phase, Phase::Closing(Closing::Flushing)) {
+            self.shut(conn);
         }
+    }
+
+    /// Nothing more is expected of a connection that ends: it is shut as soon as its outbox is empty.
+    pub fn flush_and_shut(&mut self, conn: ConnKey) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.phase = Phase::Closing(Closing::Flushing);
+        connection.decoder = Default::default();
+        if connection.outbox.is_empty() {
+            self.shut(conn);
+        }
+    }
+
+    fn shut(&mut self, conn: ConnKey) {
+        let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        if !connection.receiving {
+            self.abandon(conn);
+            return;
+        }
+        connection.phase = Phase::Closing(Closing::Shut);
+        // The peer's end is waited for, so that what it still sends does not reset the connection before it has read
+        // our last bytes (RFC 6455 §7.1.1).
+        self.actions.push(Action::Shutdown(connection.socket));
+        connection.due_ms = due_ms;
+        self.timers.schedule(conn, &mut connection.alarm, due_ms);
     }
 
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.

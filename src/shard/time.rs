@@ -59,7 +59,7 @@ impl State {
                 connection.due_ms = due_ms;
                 self.timers.schedule(conn, &mut connection.alarm, due_ms);
             }
-            Phase::HandOver(_) | Phase::Closing { .. } => self.abandon(conn),
+            Phase::HandOver(_) | Phase::Closing(_) => self.abandon(conn),
             Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
         }
     }

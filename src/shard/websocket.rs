@@ -1,6 +1,6 @@
 //! The WebSocket side of a connection: messages in, control frames and closes out.
 
-use super::connection::{Client, Phase};
+use super::connection::{Client, Closing, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
@@ -15,16 +15,21 @@ impl State {
         let mut input = ws::Input::new(bytes);
         let message_bytes_max = self.settings.config.limits.message_bytes_max;
         loop {
+            let is_open = self.is_open(conn);
+            if !is_open && !self.awaits_close(conn) {
+                return;
+            }
             match decoder.next(&mut input, message_bytes_max) {
-                Ok(Some(message)) => {
+                Ok(Some(message)) if is_open => {
                     self.figures.messages_received.add(1);
-                    if !self.websocket_message(conn, message) {
-                        return;
-                    }
+                    self.websocket_message(conn, message);
                 }
+                // Of a peer that was closed, only its own close counts.
+                Ok(Some(ws::Message::Close(_))) => self.flush_and_shut(conn),
+                Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {
-                    self.close(conn, error.close_code, error.reason);
+                    self.fail(conn, error.close_code, error.reason);
                     return;
                 }
             }
@@ -34,21 +39,13 @@ impl State {
         }
     }
 
-    /// Handles one message; false where nothing after it counts.
-    fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) -> bool {
+    fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) {
         match message {
-            ws::Message::Ping(payload) => {
-                self.control(conn, Opcode::Pong, payload);
-                self.is_open(conn)
-            }
-            ws::Message::Pong(_) => {
-                self.pong(conn);
-                true
-            }
+            ws::Message::Ping(payload) => self.control(conn, Opcode::Pong, payload),
+            ws::Message::Pong(_) => self.pong(conn),
             ws::Message::Close(said) => {
                 let (code, reason) = said.unwrap_or((0, ""));
                 self.close_answered(conn, code, reason);
-                false
             }
             ws::Message::Text(text) => {
                 self.count_message(conn);
@@ -57,16 +54,14 @@ impl State {
                 } else {
                     self.command(conn, text);
                 }
-                self.is_open(conn)
             }
             ws::Message::Binary(data) => {
                 self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Binary, data);
-                    return self.is_open(conn);
+                } else {
+                    self.close(conn, close::UNSUPPORTED, "the native protocol is text");
                 }
-                self.close(conn, close::UNSUPPORTED, "the native protocol is text");
-                false
             }
         }
     }
@@ -79,6 +74,11 @@ impl State {
 
     fn is_open(&self, conn: ConnKey) -> bool {
         self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)))
+    }
+
+    fn awaits_close(&self, conn: ConnKey) -> bool {
+        let phase = self.connections.get(conn).map(|connection| &connection.phase);
+        matches!(phase, Some(Phase::Closing(Closing::AwaitsClose)))
     }
 
     fn is_echo(&self, conn: ConnKey) -> bool {
@@ -104,14 +104,22 @@ impl State {
 
     pub fn control(&mut self, conn: ConnKey, opcode: Opcode, payload: &[u8]) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        ws::control_frame(opcode, payload, connection.outbox.answers());
-        let full = connection.outbox.answers_full();
+        let answers = connection.outbox.answers();
+        let before = answers.len();
+        ws::control_frame(opcode, payload, answers);
+        let full = connection.outbox.answers_full(before, self.settings.config.limits.outbox_bytes_max);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
         if full {
             self.close_slow(conn);
         }
+    }
+
+    /// Closes a WebSocket whose peer can't be understood any more; so nothing is expected of it.
+    fn fail(&mut self, conn: ConnKey, code: u16, reason: &str) {
+        self.close(conn, code, reason);
+        self.flush_and_shut(conn);
     }
 
     /// Closes a WebSocket from our side: the close frame goes before any event that waits.
@@ -124,7 +132,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
         ws::close_frame(code, reason, connection.outbox.answers());
-        self.finish(conn);
+        self.finish(conn, Closing::AwaitsClose);
     }
 
     /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
@@ -153,16 +161,15 @@ impl State {
         } else {
             ws::close_frame(code, "", out);
         }
-        self.finish(conn);
+        self.finish(conn, Closing::Flushing);
     }
 
     /// From here on the outbox is emptied and the connection ends.
-    pub fn finish(&mut self, conn: ConnKey) {
-        // A peer that doesn't read what is left is cut off.
+    pub fn finish(&mut self, conn: ConnKey, closing: Closing) {
+        // A peer that doesn't read what is left, or doesn't answer a close, is cut off.
         let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        connection.phase = Phase::Closing { shut: false };
-        connection.decoder = Default::default();
+        connection.phase = Phase::Closing(closing);
         connection.due_ms = due_ms;
         self.timers.schedule(conn, &mut connection.alarm, due_ms);
         if connection.outbox.mark_dirty() {

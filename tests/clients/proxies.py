@@ -37,10 +37,6 @@ NOT_THROUGH = {
     "test_a_header_block_over_the_limit_is_431": (ALL, "the proxy's own limit comes first"),
     "test_a_slow_handshake_is_ended": (ALL, "the hub sees no handshake before the proxy has all of it"),
     "test_a_half_open_peer_is_let_go": (ALL, "the hub's peer is the proxy, which closes"),
-    # The hub half-closes right behind its close frame. To a client that is no end; a proxy takes it for one, and a client
-    # that still sends then may miss the frame, or have no time to answer it.
-    "test_who_floods_for_too_long": (ALL, "who sends on and on may miss the close frame"),
-    "test_binary_messages_close_with_1003": (ALL, "aiohttp reports a close that it could not answer as 1006"),
     "test_its_heartbeat_is_answered": (ALL, "a tenth of a second for a pong is too short with a proxy on a busy machine"),
     "test_a_slow_reader_is_told_exactly": (ALL, "the proxy's buffers, and the kernel's on both sides of it, read ahead of the client"),
     "test_alerts_overtake_the_telemetry": (ALL, "likewise, and it connects to the hub by itself"),

@@ -13,4 +13,5 @@ mod node;
 mod operations;
 mod presence;
 mod regressions;
+mod sessions;
 mod urgent;

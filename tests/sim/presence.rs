@@ -544,10 +544,17 @@ impl Run {
                         entry.until_ms = Some(until_ms);
                     }
                 }
-                let metadata = self.actors[who].metadata.clone();
+                let mut kept = (rooms, self.actors[who].metadata.clone(), until_ms);
                 let known = self.sessions.get_mut(&session).expect("a session");
                 known.holder = None;
-                known.kept = (self.window_ms > 0).then_some((rooms, metadata, until_ms));
+                // What an earlier connection left and this one did not ask for is still the session's.
+                if let Some((rooms, metadata, _)) = known.kept.take() {
+                    kept.0.extend(rooms);
+                    if kept.1.is_empty() {
+                        kept.1 = metadata;
+                    }
+                }
+                known.kept = (self.window_ms > 0).then_some(kept);
             }
             Step::Resume(session) => {
                 let former = std::mem::replace(&mut self.actors[who].held, session.clone());

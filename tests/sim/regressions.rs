@@ -550,16 +550,16 @@ fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
 }
 
 #[test]
-fn a_connection_that_waits_for_a_session_hands_down_nothing_of_the_one_it_has() {
+fn a_session_on_its_way_is_given_to_the_next_one_when_it_has_arrived() {
     let mut node = node(3, config());
     // The session's home is shard 0.
     let name = node.room_at("session:s", 0);
     let id = name.strip_prefix("session:").expect("a session's room");
-    let first = node.client(1, &format!("session_id={id}"));
+    let mut first = node.client(1, &format!("session_id={id}"));
+    subscribe(&mut node, &mut first, "project:kept");
     let token = first.messages[0]["data"]["resume"]["token"].clone();
     let mut second = node.client(2, "");
     let mut third = node.client(0, "");
-    subscribe(&mut node, &mut second, "project:own");
     let resume = json!({"session_id": id, "token": token});
     // The first one's shard is slow: before it hands the session to the second one, the third one asks for it.
     second.send("resume", resume.clone());
@@ -575,7 +575,9 @@ fn a_connection_that_waits_for_a_session_hands_down_nothing_of_the_one_it_has() 
         .iter()
         .filter_map(|result| result["room"].as_str())
         .collect();
-    assert!(rooms.contains(&name.as_str()) && !rooms.contains(&"project:own"), "{rooms:?}");
+    assert!(rooms.contains(&name.as_str()) && rooms.contains(&"project:kept"), "{rooms:?}");
+    second.poll();
+    assert_eq!(second.close.as_ref().map(|(code, _)| *code), Some(4409));
 }
 
 #[test]
@@ -598,5 +600,59 @@ fn an_event_to_everybody_does_not_overtake_the_answer_to_an_upgrade() {
             let seqs = client.seqs("global");
             assert!(seqs.windows(2).all(|two| two[1] == two[0] + 1), "seed {seed}: {seqs:?}");
         }
+    }
+}
+
+#[test]
+fn our_end_stays_open_until_the_client_has_answered_our_close() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    client.link.write(&frame(2, b"binary"));
+    node.settle();
+    client.poll();
+    assert_eq!(client.close.as_ref().map(|(code, _)| *code), Some(1003));
+    assert!(!client.link.is_closed(), "a proxy would cut off who has not read the close frame");
+    // What it still had on its way, and then its answer, in pieces.
+    let mut rest = frame(1, br#"{"type":"ping"}"#);
+    rest.extend(frame(8, &1003u16.to_be_bytes()));
+    let (first, second) = rest.split_at(rest.len() - 3);
+    client.link.write(first);
+    node.settle();
+    assert!(!client.link.is_closed());
+    client.link.write(second);
+    node.settle();
+    assert!(client.link.is_closed());
+    client.poll();
+    client.link.close();
+    node.settle();
+    node.assert_empty();
+}
+
+#[test]
+fn a_client_that_does_not_answer_our_close_is_cut_off() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    client.link.write(&frame(2, b"binary"));
+    node.settle();
+    client.poll();
+    assert!(client.close.is_some() && !client.link.is_closed());
+    node.pass(Duration::from_secs(3));
+    assert!(client.link.is_closed());
+    node.assert_empty();
+}
+
+#[test]
+fn a_ping_as_large_as_a_message_may_be_is_answered() {
+    let mut node = node(1, config());
+    let mut client = node.client(0, "");
+    let all = ["a", "b"];
+    // Two at once: the second answer waits behind the first.
+    let ids = all.map(|letter| client.send("ping", json!({"text": letter.repeat(300_000)})));
+    node.settle();
+    client.poll();
+    assert_eq!(client.close, None);
+    for (id, letter) in ids.into_iter().zip(all) {
+        let answer = client.answer(id).expect("an answer");
+        assert_eq!(answer["data"]["text"], letter.repeat(300_000));
     }
 }

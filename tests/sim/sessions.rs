@@ -1,0 +1,188 @@
+//! One session that many connections want at once: they take it over by its name, resume it, and vanish in the midst of
+//! it, while its rooms have events. Whoever has it in the end is in all of its rooms and is given every event that was not
+//! acknowledged; none of them gives cursors.
+//!
+//! `RINGHUB_SEEDS=10000` runs more seeds; `RINGHUB_SEED=17` runs one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use ringhub::hub::message::{Publish, ReplyTo};
+use ringhub::ring::sim::Faults;
+use ringhub::shard::request::Request;
+use serde_json::json;
+
+use crate::client::Client;
+use crate::model::seeds;
+use crate::node::{Node, config};
+
+const SEEDS: u64 = 300;
+const ROOMS: [&str; 3] = ["project:0", "project:1", "quote:0"];
+const STEPS: usize = 60;
+/// At most so many at a time wait for their turn.
+const CONNECTIONS: usize = 12;
+
+#[test]
+fn a_session_keeps_its_rooms_and_events_however_connections_race_for_it() {
+    for seed in seeds(SEEDS) {
+        let run = std::panic::catch_unwind(|| Run::new(seed).run());
+        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
+    }
+}
+
+struct Run {
+    rng: Rng,
+    node: Node,
+    session: String,
+    token: String,
+    clients: Vec<Client>,
+    /// How much of each client's messages was looked at.
+    seen: Vec<usize>,
+    /// By room: the last event that some connection acknowledged.
+    acked: BTreeMap<String, u64>,
+    last: BTreeMap<String, u64>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let mut rng = Rng::with_seed(seed);
+        let mut config = config();
+        config.history.age_s = 3600;
+        let faults = if rng.bool() { Faults::none() } else { Faults { resets: 0.0, ..Faults::rough() } };
+        let shards = rng.u16(1..=3);
+        let mut node = Node::new(seed, shards, faults, config);
+        let mut first = node.client(0, "session_id=shared");
+        let token = first.messages[0]["data"]["resume"]["token"].as_str().expect("a token").to_owned();
+        let id = first.send("subscribe", json!({"rooms": ROOMS}));
+        node.settle();
+        first.poll();
+        assert!(first.answer(id).is_some());
+        let seen = first.messages.len();
+        Run {
+            rng,
+            node,
+            session: "shared".to_owned(),
+            token,
+            clients: vec![first],
+            seen: vec![seen],
+            acked: BTreeMap::new(),
+            last: BTreeMap::new(),
+        }
+    }
+
+    fn run(mut self) {
+        for _ in 0..STEPS {
+            match self.rng.u8(..12) {
+                0..=2 => self.publish(),
+                3 if self.clients.len() < CONNECTIONS => {
+                    let resumes = self.rng.bool();
+                    self.connect("session_id=shared", resumes);
+                }
+                4 if self.clients.len() < CONNECTIONS => self.connect("", true),
+                5 => self.resume_again(),
+                6 => self.vanish(),
+                7 => self.node.settle(),
+                _ => {
+                    let shard = self.rng.usize(..self.node.shards());
+                    self.node.turn_of(shard);
+                }
+            }
+            self.look();
+        }
+        for client in &self.clients {
+            if self.rng.bool() {
+                client.link.reset();
+            }
+        }
+        self.publish();
+        self.finish();
+    }
+
+    fn publish(&mut self) {
+        let room = ROOMS[self.rng.usize(..ROOMS.len())];
+        let name = self.node.hasher.room(room);
+        let home = usize::from(name.home(self.node.shards() as u16).0);
+        let (data, key) = (Bytes::from_static(b"1"), None);
+        let (exclude, received_us, reply) = (None, 0, ReplyTo::Nobody);
+        let publish = Publish { room: name, kind: "x".into(), data, key, exclude, received_us, reply };
+        self.node.request(home, Request::Publish(Box::new(publish)));
+        *self.last.entry(room.to_owned()).or_default() += 1;
+    }
+
+    /// One more connection, which may ask for the session before it knows whether it was let in.
+    fn connect(&mut self, query: &str, resumes: bool) {
+        let shard = self.rng.usize(..self.node.shards());
+        let client = Client::connect(&self.node, shard, "/ws", query);
+        self.clients.push(client);
+        self.seen.push(0);
+        if resumes {
+            self.resume(self.clients.len() - 1);
+        }
+    }
+
+    fn resume(&mut self, who: usize) {
+        let data = json!({"session_id": self.session, "token": self.token});
+        self.clients[who].send("resume", data);
+    }
+
+    fn resume_again(&mut self) {
+        let who = self.rng.usize(..self.clients.len());
+        self.resume(who);
+    }
+
+    fn vanish(&mut self) {
+        let who = self.rng.usize(..self.clients.len());
+        match self.rng.u8(..3) {
+            0 => self.clients[who].link.close(),
+            1 => self.clients[who].link.finish(),
+            _ => self.clients[who].link.reset(),
+        }
+    }
+
+    /// Reads what everybody was told and acknowledges some of it.
+    fn look(&mut self) {
+        for who in 0..self.clients.len() {
+            let client = &mut self.clients[who];
+            client.poll();
+            let new: Vec<_> = client.messages[self.seen[who]..].to_vec();
+            self.seen[who] = client.messages.len();
+            for message in new {
+                let (Some(room), Some(seq)) = (message["room"].as_str(), message["seq"].as_u64()) else { continue };
+                if ROOMS.contains(&room) && self.rng.bool() {
+                    client.send("ack", json!({"room": room, "seq": seq}));
+                    let acked = self.acked.entry(room.to_owned()).or_default();
+                    *acked = seq.max(*acked);
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) {
+        self.node.settle();
+        let mut last = self.node.client(0, "");
+        let id = last.send("resume", json!({"session_id": self.session, "token": self.token}));
+        self.node.settle();
+        last.poll();
+        let answer = last.answer(id).expect("an answer");
+        assert_eq!(answer["type"], "resumed", "{answer}");
+        for room in ROOMS {
+            let results = answer["data"]["results"].as_array().expect("a list");
+            assert!(results.iter().any(|result| result["room"] == room), "{room} is not in {answer}");
+            let (acked, end) = (self.acked.get(room).copied(), self.last.get(room).copied());
+            let owed: Vec<u64> = (acked.unwrap_or(0) + 1..=end.unwrap_or(0)).collect();
+            let seqs = last.seqs(room);
+            assert!(seqs.is_sorted_by(|one, other| one < other), "{room}: {seqs:?}");
+            assert!(owed.iter().all(|seq| seqs.contains(seq)), "{room}: {seqs:?}, owed {owed:?}: {answer}");
+        }
+        for client in self.clients {
+            client.link.reset();
+        }
+        last.link.close();
+        self.node.settle();
+        // Until what is kept of the session has gone.
+        self.node.world.advance(Duration::from_secs(3600));
+        self.node.assert_empty();
+    }
+}
