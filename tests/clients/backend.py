@@ -47,6 +47,8 @@ class HookServer:
     def __init__(self, answer=None, *, port: int | None = None, certificate: Path | None = None):
         self.answer = answer or (lambda call: (200, b"", {}))
         self.raw: bytes | None = None
+        # A connection ends without an answer to the request after so many.
+        self.answers_per_connection = 1_000_000
         self.open: list[socket.socket] = []
         self.calls: list[Call] = []
         self.port = port or free_port()
@@ -62,6 +64,10 @@ class HookServer:
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                self.answered = getattr(self, "answered", 0) + 1
+                if self.answered > ours.answers_per_connection:
+                    self.close_connection = True
+                    return
                 call = Call(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
                 ours.calls.append(call)
                 if ours.raw is not None:

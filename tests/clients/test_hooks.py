@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -245,6 +246,8 @@ async def test_the_last_events_are_told_at_the_end_or_counted_as_lost(start, ser
 
 
 async def test_https_is_trusted_by_the_file_that_is_named(start, server, tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed; it makes the certificate")
     pem = tmp_path / "server.pem"
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost",
@@ -411,6 +414,17 @@ async def test_a_slow_backend_holds_up_nobody_who_is_in(start, server):
     assert outcomes.count(101) >= 24 and set(outcomes) <= {101, 503}, outcomes
     assert labelled(hub, 'ringhub_connections_refused_total{') >= 20
     assert hooks_of(hub)["connect"]["pending"] == 0
+
+
+async def test_a_connection_that_the_backend_ends_costs_no_client_its_own(start, server):
+    backend = server(lambda call: (204, b"", {}))
+    backend.answers_per_connection = 1
+    hub = start({"hooks.connect_url": backend.url})
+    for _ in range(10):
+        async with joined(hub):
+            pass
+    status = hooks_of(hub)["connect"]
+    assert (status["allowed"], status["failures"]) == (10, 0)
 
 
 async def test_clients_that_do_not_wait_are_not_asked_about(start, server):
