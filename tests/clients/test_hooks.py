@@ -162,6 +162,28 @@ async def test_what_failed_is_sent_again_and_what_was_refused_is_not(start, serv
     assert labelled(hub, "ringhub_hook_failures_total") == 2
 
 
+async def test_a_batch_is_given_up_when_its_time_is_over_and_the_next_ones_go_on(start, server):
+    answers = iter([(500, b"", {})])
+    backend = server(lambda call: next(answers, (200, b"", {})))
+    hub = start(FAST | {"hooks.url": backend.url, "hooks.events": ["connect"], "hooks.retry_s": 0})
+    async with joined(hub, query="client_id=first"):
+        await until(lambda: hooks_of(hub)["events"]["lost"] == 1, "it is given up")
+    async with joined(hub, query="client_id=second"):
+        await until(lambda: hooks_of(hub)["events"]["told"] == 1, "the next one is told")
+    assert len(backend.calls) == 2 and len({call.headers["webhook-id"] for call in backend.calls}) == 2
+    assert [event["client_id"] for event in backend.events()] == ["first", "second"]
+
+
+async def test_a_backend_that_hangs_does_not_hold_up_the_end(start, server):
+    backend = server(lambda call: time.sleep(8) or (200, b"", {}))
+    hub = start(FAST | {"hooks.url": backend.url, "hooks.timeout_ms": 60_000})
+    async with joined(hub):
+        await until(lambda: backend.calls, "a call that hangs")
+    hub.signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert hub.wait(10) == 0 and time.monotonic() - began < 8
+
+
 @pytest.mark.parametrize("trouble", ["stopped", "hanging", "garbage", "slow"])
 async def test_a_backend_in_trouble_changes_nothing_for_the_sockets(start, server, room, trouble):
     backend = server()
