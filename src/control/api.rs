@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_lite::future::yield_now;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 use serde::Serialize;
@@ -140,8 +141,9 @@ impl<B: Backend> Api<B> {
         let pending = self.backend.publish(identity, event);
         if !self.ring_is_due.swap(true, Ordering::Relaxed) {
             let api = Arc::clone(self);
-            // Runs behind the tasks that are ready now.
             let ring = glommio::spawn_local(async move {
+                // A task begins to run as it is spawned; the rest comes behind the tasks that are ready now.
+                yield_now().await;
                 api.ring_is_due.store(false, Ordering::Relaxed);
                 api.backend.ring();
             });
