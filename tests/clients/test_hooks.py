@@ -187,7 +187,7 @@ async def test_a_backend_that_hangs_does_not_hold_up_the_end(start, server):
 @pytest.mark.parametrize("trouble", ["stopped", "hanging", "garbage", "slow"])
 async def test_a_backend_in_trouble_changes_nothing_for_the_sockets(start, server, room, trouble):
     backend = server()
-    hub = start(FAST | {"hooks.url": backend.url, "hooks.events": EVENTS, "hooks.timeout_ms": 300, "hooks.queue_max": 64, "hooks.batch_max": 20,
+    hub = start(FAST | {"hooks.url": backend.url, "hooks.events": EVENTS, "hooks.timeout_ms": 1000, "hooks.queue_max": 64, "hooks.batch_max": 20,
                         "alerts.raise_after_s": 0, "alerts.clear_after_s": 1})
     calm = await undisturbed(hub, room, 1)
     await until(lambda: hooks_of(hub)["events"]["queued"] == 0, "all is told")
@@ -195,11 +195,11 @@ async def test_a_backend_in_trouble_changes_nothing_for_the_sockets(start, serve
     if trouble == "stopped":
         backend.stop()
     elif trouble == "hanging":
-        backend.answer = lambda call: time.sleep(1) or (200, b"", {})
+        backend.answer = lambda call: time.sleep(3) or (200, b"", {})
     elif trouble == "garbage":
         backend.raw = b"\x00\xff this is not HTTP\r\n\r\n" * 10
     else:
-        backend.answer = lambda call: time.sleep(0.2) or (200, b"", {})
+        backend.answer = lambda call: time.sleep(0.7) or (200, b"", {})
 
     async def traffic():
         async with joined(hub) as peer:
@@ -210,7 +210,7 @@ async def test_a_backend_in_trouble_changes_nothing_for_the_sockets(start, serve
         await asyncio.sleep(1.5)
 
     slowest = await echo_beside(hub, traffic())
-    assert slowest < max(0.25, calm * 5), f"{slowest} s beside a backend in trouble, {calm} s before"
+    assert slowest < max(0.5, calm * 5), f"{slowest} s beside a backend in trouble, {calm} s before"
     status = hooks_of(hub)["events"]
     if trouble == "slow":
         assert status["breaker"] == "closed"
@@ -416,7 +416,7 @@ async def test_without_an_answer_clients_are_refused_or_let_in_as_configured(sta
 
 
 async def test_a_slow_backend_holds_up_nobody_who_is_in(start, server):
-    backend = server(lambda call: (time.sleep(0.5) if call.json["user_id"] != "alice" else None) or (204, b"", {}))
+    backend = server(lambda call: (time.sleep(0.8) if call.json["user_id"] != "alice" else None) or (204, b"", {}))
     hub = start({"hooks.connect_url": backend.url, "hooks.connect_pending_max": 40, "hooks.connect_calls_max": 8})
     outcomes: list[int] = []
 
@@ -431,8 +431,8 @@ async def test_a_slow_backend_holds_up_nobody_who_is_in(start, server):
         await asyncio.gather(*(come(number) for number in range(60)))
 
     slowest = await echo_beside(hub, crowd())
-    assert slowest < 0.3, f"{slowest} s beside handshakes that wait"
-    # Eight at a time, half a second each: those whose time was over by then are refused, and those beyond the bound.
+    assert slowest < 0.5, f"{slowest} s beside handshakes that wait"
+    # Eight at a time, most of a second each; those beyond the bound are refused.
     assert outcomes.count(101) >= 24 and set(outcomes) <= {101, 503}, outcomes
     assert labelled(hub, 'ringhub_connections_refused_total{') >= 20
     assert hooks_of(hub)["connect"]["pending"] == 0

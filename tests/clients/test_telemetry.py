@@ -150,16 +150,16 @@ async def test_a_share_of_the_calls_is_traced(start, collector):
 
 @pytest.mark.parametrize("trouble", ["dead", "hanging", "garbage"])
 async def test_a_collector_in_trouble_changes_nothing(start, collector, room, trouble):
-    hub = start({"telemetry.otlp_url": collector.url, "telemetry.traces_per_1000": 1000, "telemetry.metrics_interval_s": 1, "telemetry.timeout_ms": 300, "telemetry.queue_max": 64})
+    hub = start({"telemetry.otlp_url": collector.url, "telemetry.traces_per_1000": 1000, "telemetry.metrics_interval_s": 1, "telemetry.timeout_ms": 1000, "telemetry.queue_max": 64})
     calm = await undisturbed(hub, room, 1)
     if trouble == "dead":
         collector.stop()
     elif trouble == "hanging":
-        collector.answer = lambda call: time.sleep(2) or (200, b"", {})
+        collector.answer = lambda call: time.sleep(3) or (200, b"", {})
     else:
         collector.raw = b"\x00\x01 nothing of HTTP\r\n\r\n"
     slowest = await undisturbed(hub, f"{room}-2", 3)
-    assert slowest < max(0.25, calm * 5)
+    assert slowest < max(0.5, calm * 5)
     connection = hub.connection()
     for _ in range(300):
         connection.request("GET", "/live")
