@@ -16,7 +16,7 @@ mod tests;
 pub use keys::AuthSetupError;
 pub use mint::{Claims, MintError, mint};
 pub use origin::origin_allowed;
-pub use permissions::Permissions;
+pub use permissions::{Added, Permissions};
 pub use verifier::{AuthError, Verifier};
 pub use withdrawal::{TokenMark, Withdrawal, Withdrawn};
 
@@ -54,5 +54,10 @@ impl Identity {
     /// remembered all the same: the next token may be an older one.
     pub fn without(&self, withdrawn: &[Withdrawal]) -> Self {
         Self { permissions: self.permissions.without(withdrawn, self.mark), ..self.clone() }
+    }
+
+    /// The same one, with what a backend has added.
+    pub fn with(&self, added: Added) -> Self {
+        Self { permissions: self.permissions.with(Arc::new(added)), ..self.clone() }
     }
 }

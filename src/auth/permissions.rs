@@ -35,6 +35,17 @@ struct Set {
     patterns: Vec<Box<str>>,
     /// What was withdrawn from the session, which goes before all that was granted where it binds this token.
     withdrawn: Option<(Withdrawn, TokenMark)>,
+    /// What of it a backend has added to the token's; it outlives the token.
+    added: Option<Arc<Added>>,
+}
+
+/// What a backend grants one client beyond its token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Added {
+    /// Permissions.
+    pub permissions: Vec<Box<str>>,
+    /// Rooms that it may be in, whatever its permissions are.
+    pub rooms: Vec<Box<str>>,
 }
 
 impl Permissions {
@@ -59,8 +70,13 @@ impl Permissions {
         }
         let before = self.withdrawn().map(|withdrawn| &**withdrawn).unwrap_or_default();
         let withdrawn = Some((withdrawal::merge(before, withdrawn), mark));
-        let mut set =
-            Set { exact: self.set.exact.clone(), patterns: self.set.patterns.clone(), withdrawn, admin: false };
+        let mut set = Set {
+            exact: self.set.exact.clone(),
+            patterns: self.set.patterns.clone(),
+            withdrawn,
+            added: self.set.added.clone(),
+            admin: false,
+        };
         set.find_admin();
         Self { set: Arc::new(set) }
     }
@@ -68,6 +84,34 @@ impl Permissions {
     /// What was withdrawn, if anything was, whether or not it binds the token.
     pub fn withdrawn(&self) -> Option<&Withdrawn> {
         self.set.withdrawn.as_ref().map(|(withdrawn, _)| withdrawn)
+    }
+
+    /// This set, and what a backend has added.
+    pub fn with(&self, added: Arc<Added>) -> Self {
+        let own = self.set.exact.iter().chain(&self.set.patterns).chain(&added.permissions).map(|text| &**text);
+        let mut set = Self::new(own);
+        if let Some(set) = Arc::get_mut(&mut set.set) {
+            set.added = Some(added);
+            set.withdrawn = self.set.withdrawn.clone();
+            set.find_admin();
+        }
+        set
+    }
+
+    /// This set of a new token, and what a backend had added to the old one's.
+    pub fn in_place_of(&self, old: &Permissions) -> Self {
+        old.set.added.as_ref().map_or_else(|| self.clone(), |added| self.with(added.clone()))
+    }
+
+    /// Whether a backend has put the holder into a room, and the permission to read it was not withdrawn since.
+    pub fn was_put_into(&self, kind: &str, name: &str) -> bool {
+        let is_put = self.set.added.as_ref().is_some_and(|added| {
+            added.rooms.iter().any(|room| match room.split_once(':') {
+                Some(parts) => parts == (kind, name),
+                None => **room == *kind && name.is_empty(),
+            })
+        });
+        is_put && !self.set.takes("{kind}:{name}:read", kind, name)
     }
 
     /// The set that allows all.
@@ -84,6 +128,13 @@ impl Permissions {
     /// Whether `websocket:admin` was granted.
     pub fn is_admin(&self) -> bool {
         self.set.admin
+    }
+
+    /// The granted permissions in order of the alphabet.
+    pub fn list(&self) -> Vec<&str> {
+        let mut granted: Vec<&str> = self.set.exact.iter().chain(&self.set.patterns).map(|text| &**text).collect();
+        granted.sort_unstable();
+        granted
     }
 
     /// Whether `permission` was granted.
@@ -192,9 +243,7 @@ pub(super) fn matches(pattern: &str, parts: &[&str]) -> bool {
 
 impl fmt::Debug for Permissions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut granted: Vec<&str> = self.set.exact.iter().chain(&self.set.patterns).map(|text| &**text).collect();
-        granted.sort_unstable();
-        f.debug_list().entries(granted).finish()
+        f.debug_list().entries(self.list()).finish()
     }
 }
 
@@ -273,6 +322,21 @@ mod tests {
         let granted = Permissions::new(["agent:a1:monitor"]);
         assert!(!granted.may_join(agent, "a1:monitor", "alice", "s1"));
         assert!(!granted.may_join(agent, "{kind}", "alice", "s1"));
+    }
+
+    #[test]
+    fn what_a_backend_adds_outlives_the_token() {
+        let rooms = vec!["project:7".into(), "global".into()];
+        let added = Arc::new(Added { permissions: vec!["project:*:read".into()], rooms });
+        let first = Permissions::new(["websocket:connect"]).with(added);
+        assert!(first.allows("project:42:read") && first.allows("websocket:connect"));
+        assert!(first.was_put_into("project", "7") && first.was_put_into("global", ""));
+        assert!(!first.was_put_into("project", "8") && !first.was_put_into("project", ""));
+        let second = Permissions::new(["websocket:publish"]).in_place_of(&first);
+        assert!(second.allows("project:42:read") && second.was_put_into("project", "7"));
+        assert!(!second.allows("websocket:connect"), "what the old token had alone is gone");
+        let plain = Permissions::new(["a:b"]);
+        assert!(!plain.in_place_of(&plain).was_put_into("project", "7"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::backend::{Backend, PublishRequest, Published};
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
+use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
@@ -28,6 +29,7 @@ use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
+use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{access, broadcast, connections, locks, messages, rooms, trace};
 use crate::hub::reply::Pending;
@@ -36,7 +38,7 @@ use crate::hub::reply::Pending;
 pub(crate) struct Api<B> {
     pub(crate) backend: B,
     pub(crate) door: Arc<Door>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) windows: Arc<Windows>,
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
@@ -44,6 +46,8 @@ pub(crate) struct Api<B> {
     pub(crate) github: Option<Hook>,
     pub(crate) alerts: Arc<Board>,
     pub(crate) store: Option<Store>,
+    pub(crate) hooks: Option<Hooks>,
+    pub(crate) telemetry: Option<Telemetry>,
     /// Whether shards are about to be woken.
     pub(crate) ring_is_due: AtomicBool,
 }
@@ -168,6 +172,8 @@ impl<B: Backend> Api<B> {
             shards_answering: None,
             shards_deaf: None,
             store: self.store.as_ref().map(Store::status),
+            hooks: self.hooks.as_ref().map(Hooks::status),
+            telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
             total,
@@ -190,6 +196,12 @@ pub(crate) struct Page<'a> {
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
+    /// The backend's hooks, where there are some; their state decides nothing either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hooks: Option<HooksStatus>,
+    /// Traces and metrics, where somebody collects them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry: Option<TelemetryStatus>,
     process: Process,
     /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
     #[schema(value_type = Option<Object>)]

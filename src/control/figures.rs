@@ -31,8 +31,9 @@ pub const CLOSE_CODES: [&str; 18] = [
 ];
 
 /// Why a connection was refused before its upgrade: the codes of the refusals, with `capacity` and `draining` apart from
-/// `unavailable`, and `http_busy` for requests that the control plane had no place for.
-pub const REFUSALS: [&str; 16] = [
+/// `unavailable`, `http_busy` for requests that the control plane had no place for, and `hook_…` for clients whom the
+/// backend refused, about whom it said nothing, or who were too many to ask about.
+pub const REFUSALS: [&str; 19] = [
     "bad_request",
     "bad_upgrade",
     "bad_version",
@@ -46,6 +47,9 @@ pub const REFUSALS: [&str; 16] = [
     "capacity",
     "draining",
     "http_busy",
+    "hook_busy",
+    "hook_denied",
+    "hook_failed",
     "unavailable",
     "internal",
     "other",

@@ -27,6 +27,7 @@ use super::cors::Cors;
 use super::metrics::HttpRequests;
 use super::poll;
 use super::progress::Progress;
+use super::telemetry;
 use super::windows::Windows;
 
 /// Where a connection came from.
@@ -98,6 +99,10 @@ impl<B: Backend> App<B> {
     async fn respond(&self, request: Request<Incoming>, side: Side) -> (Response, Arc<AtomicBool>) {
         let method = request.method().clone();
         let origin = request.headers().get(header::ORIGIN).cloned();
+        let span = self.options.telemetry.as_ref().and_then(|telemetry| {
+            let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+            telemetry.begin(telemetry::Side::Server, traceparent)
+        });
         // RFC 9112 section 6.1: a request with both framings may be an attempt at smuggling, and hyper has dropped the
         // Content-Length by now. A connection that ends after a chunked request leaves nothing to smuggle.
         let closes = request.headers().contains_key(header::TRANSFER_ENCODING) || self.backend.draining();
@@ -122,6 +127,9 @@ impl<B: Backend> App<B> {
         // The route and not the target, which may hold a token.
         tracing::debug!(%method, route, status = response.status().as_u16(), "http request");
         self.requests.count(route, &method, response.status());
+        if let Some(span) = span {
+            tell(span, &method, route, response.status());
+        }
         (response, read)
     }
 
@@ -156,6 +164,20 @@ impl<B: Backend> App<B> {
             }
         }
     }
+}
+
+/// The route and not the target, for the same reason. Methods that nobody has heard of are not spread either.
+fn tell(span: telemetry::Span, method: &Method, route: &str, status: StatusCode) {
+    let method = match method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
+        _ => "_OTHER",
+    };
+    let attributes = vec![
+        ("http.request.method", method.to_owned().into()),
+        ("http.route", route.to_owned().into()),
+        ("http.response.status_code", u64::from(status.as_u16()).into()),
+    ];
+    span.end(format!("{method} {route}"), attributes, status.is_server_error().then_some("the hub could not answer"));
 }
 
 fn panicked() -> Response {

@@ -178,6 +178,8 @@ pub struct Core {
     outgoing: Vec<Vec<Message>>,
     pub(super) figures: CoreFigures,
     pub(super) kind_publishes: KindPublishes,
+    /// Rooms that have their first member (true) or none any more since this was taken last, where that is told.
+    occupancy: Vec<(RoomName, bool)>,
     /// When the publish that is being handled was received, in microseconds of the monotonic clock; 0 is now.
     received_us: u64,
     /// What happened lately.
@@ -224,6 +226,7 @@ impl Core {
             outgoing: (0..shards).map(|_| Vec::new()).collect(),
             figures: CoreFigures::default(),
             kind_publishes,
+            occupancy: Vec::new(),
             received_us: 0,
             recorder: Recorder::new(limits.recorder),
         }
@@ -267,6 +270,12 @@ impl Core {
     /// The directories of this shard.
     pub fn directory(&self) -> &Directory {
         &self.directory
+    }
+
+    /// The rooms homed here that have their first member (true) or none any more (false) since the last call, in order; of
+    /// the kinds of which that is told.
+    pub fn take_occupancy(&mut self) -> Vec<(RoomName, bool)> {
+        std::mem::take(&mut self.occupancy)
     }
 
     /// The events that got a number here since the last call, by their room's kind.
@@ -495,8 +504,12 @@ impl Core {
                 taken_over = session.take_up(address, unix_ms);
             }
         }
+        let (rules, was_vacant) = (home.rules, home.members_total() == 0);
         if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
             *count += 1;
+        }
+        if was_vacant && self.rules.tells_occupancy(rules) {
+            self.occupancy.push((room.clone(), true));
         }
         if let Some(old) = taken_over {
             self.begin_handover(room.clone(), old, Begins::Name);
@@ -509,9 +522,16 @@ impl Core {
 
     fn leave(&mut self, room: &RoomName, address: Address) {
         let Some(id) = self.rooms.find(room) else { return };
-        if let Some(count) = self.home_mut(id).and_then(|home| home.members.get_mut(usize::from(address.shard.0))) {
+        let mut vacated = None;
+        if let Some(home) = self.home_mut(id)
+            && let Some(count) = home.members.get_mut(usize::from(address.shard.0))
+        {
             debug_assert!(*count > 0, "a membership of {room:?} ended that was not counted");
             *count = count.saturating_sub(1);
+            vacated = (home.members_total() == 0).then_some(home.rules);
+        }
+        if vacated.is_some_and(|rules| self.rules.tells_occupancy(rules)) {
+            self.occupancy.push((room.clone(), false));
         }
         self.rooms.forget_if_idle(id);
     }
@@ -613,12 +633,12 @@ impl Core {
     }
 
     fn deposit(&mut self, deposit: Deposit) {
-        let Deposit { room, data, reply } = deposit;
+        let Deposit { room, data, is_told, reply } = deposit;
         let inbox_max = self.limits.inbox_max;
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let outcome = match session {
-            Some(session) => session
-                .deposit(data, inbox_max)
+            // What the backend is told another way is accepted, whether or not it reads the inbox as well.
+            Some(session) => (session.deposit(data, inbox_max) || is_told)
                 .then_some(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 1, queued: 0 })
                 .ok_or(Refused::new(
                     ErrorCode::Unavailable,

@@ -61,6 +61,14 @@ fn place(room: &str, field: &str) -> Box<str> {
 }
 
 impl Core {
+    /// The locks that are held in a room homed here, by field.
+    pub fn list_locks(&self, room: &RoomName) -> Vec<LockInfo> {
+        let id = self.rooms.find(room);
+        let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
+        let fields = home.and_then(|home| home.locks()).into_iter().flat_map(|locks| &locks.fields);
+        fields.filter_map(|(field, entry)| Some(lock_info(room, field, entry.lock.held()?))).collect()
+    }
+
     /// The locks held in rooms homed here, or in one of them, from a place on.
     pub fn lock_page(&self, room: Option<&RoomName>, window: &Window) -> LockPage {
         let after = window.after.as_deref().unwrap_or_default();

@@ -338,14 +338,6 @@ impl Core {
         true
     }
 
-    /// The locks that are held in a room homed here, by field.
-    pub fn list_locks(&self, room: &RoomName) -> Vec<LockInfo> {
-        let id = self.rooms.find(room);
-        let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
-        let fields = home.and_then(|home| home.locks()).into_iter().flat_map(|locks| &locks.fields);
-        fields.filter_map(|(field, entry)| Some(lock_info(room, field, entry.lock.held()?))).collect()
-    }
-
     /// Ends what is over by now.
     pub(super) fn expire_locks(&mut self) {
         let now_ms = self.now.monotonic_us / 1000;

@@ -555,6 +555,8 @@ pub struct Deposit {
     pub room: RoomName,
     /// The message's data: valid JSON.
     pub data: Bytes,
+    /// Whether the backend is told of it by a hook as well.
+    pub is_told: bool,
     /// Who is told of the outcome.
     pub reply: ReplyTo,
 }

@@ -118,6 +118,9 @@ impl Session {
     /// Whether this client may be in a room.
     pub fn may_join(&self, kind: &KindConfig, name: &str) -> Result<(), Refused> {
         let permissions = &self.identity.permissions;
+        if permissions.was_put_into(&kind.name, name) {
+            return Ok(());
+        }
         if !permissions.may_subscribe() {
             return Err(Refused::new(ErrorCode::Forbidden, "websocket:subscribe is needed to subscribe"));
         }
@@ -167,15 +170,17 @@ impl Session {
         Ok(())
     }
 
-    /// Replaces the identity by that of a new token, which has to be the same user's.
+    /// Replaces the identity by that of a new token, which has to be the same user's. What a backend has added stays.
     pub fn refresh(&mut self, identity: Arc<Identity>) -> Result<(), Refused> {
         if identity.user_id != self.identity.user_id {
             return Err(Refused::new(ErrorCode::Forbidden, "the token is another user's"));
         }
-        self.identity = match self.identity.permissions.withdrawn() {
-            Some(withdrawn) => Arc::new(identity.without(withdrawn)),
+        let permissions = identity.permissions.in_place_of(&self.identity.permissions);
+        let identity = Identity { permissions, ..Identity::clone(&identity) };
+        self.identity = Arc::new(match self.identity.permissions.withdrawn() {
+            Some(withdrawn) => identity.without(withdrawn),
             None => identity,
-        };
+        });
         self.expiry_told = false;
         self.prove_by_s = 0;
         Ok(())

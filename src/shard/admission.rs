@@ -6,11 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::approval::request_told;
 use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, Orphan, State};
+use crate::control::hooks::RequestTold;
+use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
@@ -27,7 +30,12 @@ use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
 
 /// Seconds after which a client that met a full hub may try again.
-const RETRY_AFTER_S: u32 = 5;
+pub(super) const RETRY_AFTER_S: u32 = 5;
+/// What traces have for a client that did not wait: no status of HTTP's own, but the one that proxies write.
+const CLIENT_GONE: u16 = 499;
+
+/// What the backend is told of a request, and its span.
+type Beside = (Option<Box<RequestTold>>, Option<Box<Span>>);
 
 impl State {
     /// More of a request's head.
@@ -75,18 +83,23 @@ impl State {
             client = (!told.is_unspecified()).then_some(told);
         }
         let head_bytes = parsed.bytes;
+        let mut span = self.admission_span(&parsed);
         let decision = settings.gate().decide(&parsed, self.now);
         match decision {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
                 head.origin.client = client;
-                self.admit(conn, *admit, head, early);
+                let told = self.hooks.desk.is_some().then(|| request_told(&parsed, &head, &settings.config));
+                self.admit(conn, *admit, head, (told, span.take()), early);
             }
             Ok(Request::HandOver) => {
                 head.bytes = all.to_vec();
                 self.hand_over(conn, head);
             }
-            Err(refusal) => self.refuse(conn, &refusal),
+            Err(refusal) => {
+                self.end_span(span, refusal.code, refusal.status);
+                self.refuse(conn, &refusal);
+            }
         }
     }
 
@@ -133,7 +146,7 @@ impl State {
         self.refuse_as(conn, label, refusal);
     }
 
-    fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
+    pub(super) fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -144,17 +157,18 @@ impl State {
         self.finish(conn, Closing::Flushing);
     }
 
-    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
+    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
+        let (told, span) = beside;
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
+            self.end_span(span, "draining", refusal.status);
             return self.refuse_as(conn, "draining", &refusal);
         }
         let on_this_shard = self.figures.connections.value() as usize + self.admissions;
-        if on_this_shard >= config.limits.connections_per_shard_max {
-            return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
-        }
-        if !self.mesh.claim_connection(config.limits.connections_max) {
+        let is_full = on_this_shard >= config.limits.connections_per_shard_max;
+        if is_full || !self.mesh.claim_connection(config.limits.connections_max) {
+            self.end_span(span, "capacity", 503);
             return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
         }
         let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
@@ -185,6 +199,10 @@ impl State {
             turn: Turn::default(),
             granted: Claims::default(),
             rooms: RoomList::new(),
+            told,
+            asked: None,
+            grant: None,
+            span,
             refused: None,
             early,
         }));
@@ -198,7 +216,7 @@ impl State {
             self.core.send_to_key(&*user_id.clone(), Message::ClaimUser { user_id, address });
         }
         if waiting == 0 {
-            self.opened_websocket(conn);
+            self.claims_answered(conn);
         }
         self.drain_local();
     }
@@ -235,25 +253,42 @@ impl State {
         }
     }
 
+    /// Everything that the node itself has to say was said; what the backend says comes before any room is joined.
     fn claims_answered(&mut self, conn: ConnKey) {
-        let address = self.address(conn);
-        let hasher = self.core.hasher();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.refused.is_some() {
             return self.admission_refused(conn);
         }
+        match admission.told.take() {
+            Some(told) => self.ask_backend(conn, told),
+            None => self.join_first_rooms(conn),
+        }
+    }
+
+    /// Joins the rooms that everybody is in, and those that the backend has added.
+    pub(super) fn join_first_rooms(&mut self, conn: ConnKey) {
+        let address = self.address(conn);
+        let hasher = self.core.hasher();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.admit.endpoint == Endpoint::Echo {
             return self.opened_websocket(conn);
         }
         let identity = admission.admit.identity.clone();
         let mut token = [0u8; 16];
         (self.entropy.0)(&mut token);
-        let joins = [
+        let mut joins = vec![
             (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
             (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity, token }),
             (hasher.room("global"), JoinClaim::None),
         ];
+        for room in admission.more_rooms() {
+            let room = hasher.room(room);
+            if !joins.iter().any(|(joined, _)| *joined == room) {
+                joins.push((room, JoinClaim::None));
+            }
+        }
         admission.waiting = joins.len() as u8;
         for (room, claim) in joins {
             let join =
@@ -306,10 +341,11 @@ impl State {
         }
     }
 
-    fn admission_refused(&mut self, conn: ConnKey) {
+    pub(super) fn admission_refused(&mut self, conn: ConnKey) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         let Some(refusal) = admission.refused.take() else { return };
+        self.admission_ended(conn, refusal.code, refusal.status);
         self.release(conn, Ending::LOST);
         self.refuse(conn, &refusal);
     }
@@ -323,8 +359,21 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
-            *admission;
+        let more_rooms: Vec<Box<str>> = admission.more_rooms().map(Into::into).collect();
+        let Admission {
+            admit,
+            client_id,
+            session_id,
+            peer,
+            resume_token,
+            turn,
+            granted,
+            rooms,
+            grant,
+            span,
+            early,
+            ..
+        } = *admission;
         connection.outbox.release();
         let out = connection.outbox.answers();
         switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
@@ -332,9 +381,18 @@ impl State {
         match admit.endpoint {
             Endpoint::Native => {
                 self.figures.subscriptions.add(rooms.len() as u64);
-                let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                let mut session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                let metadata = grant.map_or_else(Default::default, |grant| grant.metadata);
+                if let Err(refused) = session.merge_metadata(metadata, &settings.config) {
+                    // The bound was lowered since the backend's answer was read.
+                    tracing::debug!(
+                        shard = self.me.0,
+                        code = refused.code.as_str(),
+                        "the backend's metadata is left out"
+                    );
+                }
                 envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
+                settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
                 envelope::finish(&mut self.payload, out);
                 let client = Client {
                     session,
@@ -360,6 +418,7 @@ impl State {
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
+        self.end_span(span, "open", 101);
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
@@ -380,6 +439,7 @@ impl State {
     pub fn release(&mut self, conn: ConnKey, ending: Ending<'_>) {
         self.report_closed(conn, ending);
         self.note_closing(conn, ending);
+        self.admission_ended(conn, "gone", CLIENT_GONE);
         let address = self.address(conn);
         let kept = self.keep_with_locks(conn);
         self.presence_released(conn, kept.is_some());

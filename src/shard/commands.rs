@@ -309,12 +309,14 @@ impl State {
     }
 
     fn deposit(&mut self, conn: ConnKey, reference: Option<Reference>, data: &[u8]) -> Result<(), Refused> {
+        let data = Bytes::copy_from_slice(data);
+        let is_told = self.report_message(conn, &data);
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
         let address = self.address(conn);
         let reply = ReplyTo::Client { address, ticket: Ticket::Deposit(reference) };
-        let deposit = Box::new(Deposit { room: room.clone(), data: Bytes::copy_from_slice(data), reply });
+        let deposit = Box::new(Deposit { room: room.clone(), data, is_told, reply });
         self.core.send_home(&room, Message::Deposit(deposit));
         Ok(())
     }

@@ -10,6 +10,8 @@ use super::locks::ClientLocks;
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
+use crate::control::hooks::{Grant, RequestTold};
+use crate::control::telemetry::Span;
 use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -117,6 +119,14 @@ pub struct Admission {
     pub granted: Claims,
     /// The rooms that were joined so far.
     pub rooms: RoomList,
+    /// What the backend is told where it is asked; none where it is not, or has been.
+    pub told: Option<Box<RequestTold>>,
+    /// While the backend is being asked. Gone with the connection, which tells that nobody waits any more.
+    pub asked: Option<Arc<()>>,
+    /// What the backend has granted.
+    pub grant: Option<Box<Grant>>,
+    /// Its span, where it is traced.
+    pub span: Option<Box<Span>>,
     /// The first refusal.
     pub refused: Option<Refusal>,
     /// What the client sent ahead of our answer.

@@ -4,6 +4,7 @@
 
 mod admission;
 mod answers;
+mod approval;
 mod commands;
 mod connection;
 mod count;

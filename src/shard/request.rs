@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::control::hooks::Verdict;
 use crate::hub::batch::Address;
 use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
@@ -234,6 +235,13 @@ pub enum Request {
     },
     /// What became of an event for a client's connections on this shard.
     Explain(Box<ExplainAsked>),
+    /// Whether one of this shard's clients may connect, as the backend says.
+    Verdict {
+        /// The connection.
+        conn: ConnKey,
+        /// What it says.
+        verdict: Verdict,
+    },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),
     /// The journal has something to tell: how far it is stands in its link.

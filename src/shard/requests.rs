@@ -86,6 +86,7 @@ impl State {
             }
             // Looked at in every turn that there is.
             Request::Journaled => {}
+            Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::Adopt(adopted) => return Some(ForDriver::Adopt(adopted)),
             Request::Explain(asked) => return Some(ForDriver::Explain(asked)),
             Request::Whereabouts { client_id, responder } => responder.resolve(Ok(self.core.address_of(&client_id))),

@@ -89,6 +89,7 @@ impl<D: Driver> Shard<D> {
         self.act();
         self.send_messages();
         self.state.send_to_journal();
+        self.state.report_rooms();
         self.count();
         Ok(!self.state.is_done())
     }

@@ -13,6 +13,7 @@ use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use crate::control::figures::Figures;
+use crate::control::hooks::ShardHooks;
 use crate::control::journal::Link;
 use crate::control::store::Ledger;
 use crate::control::{ConnectionOrigin, Inbox};
@@ -53,6 +54,8 @@ pub struct Start {
     pub inbox: Option<Inbox>,
     /// Where connections are reported; none where no history is kept of them.
     pub ledger: Option<Arc<Ledger>>,
+    /// Where the backend is told and asked.
+    pub hooks: ShardHooks,
     /// Hashes names; the same on all shards.
     pub hasher: NameHasher,
     /// Seeds the ids; different on every shard.
@@ -88,6 +91,7 @@ pub(super) struct State {
     pub inbox: Option<Inbox>,
     pub journal: Option<Link>,
     pub ledger: Option<Arc<Ledger>>,
+    pub hooks: ShardHooks,
     pub core: Core,
     pub connections: Connections,
     pub timers: Timers,
@@ -131,7 +135,7 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start, now: Now) -> State {
-        let Start { me, mesh, settings, figures, inbox, ledger, hasher, seed, entropy, journal } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, journal } = start;
         let rules = Rules::new(&settings.config);
         let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         let journal = journal.map(|(link, rooms)| {
@@ -145,6 +149,7 @@ impl State {
             inbox,
             journal,
             ledger,
+            hooks,
             core,
             connections: Connections::default(),
             timers: Timers::default(),

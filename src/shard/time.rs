@@ -3,6 +3,7 @@
 use super::connection::Phase;
 use super::state::State;
 use super::timers::Tick;
+use crate::control::hooks::Verdict;
 use crate::ring::ConnKey;
 use crate::session::heartbeat::Beat;
 use crate::wire::codes::close;
@@ -50,6 +51,8 @@ impl State {
             Phase::Head(_) => {
                 self.refuse(conn, &Refusal::handshake_timeout());
             }
+            // The threads that ask the backend have a deadline of their own; this one is for the case that they are gone.
+            Phase::Admission(admission) if admission.asked.is_some() => self.verdict(conn, Verdict::Failed),
             Phase::Admission(_) => {
                 // Another shard owes the answers; the client gets its own deadline from when they are there.
                 let due_ms = now_ms + 1000;

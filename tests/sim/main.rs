@@ -6,6 +6,7 @@ mod client;
 mod disk;
 mod durable;
 mod figures;
+mod hooks;
 mod locks;
 mod logs;
 mod model;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringhub::config::Config;
+use ringhub::control::hooks::{Desk, Feed, ShardHooks};
 use ringhub::control::journal::Link;
 use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
@@ -23,6 +24,8 @@ pub struct Node {
     pub hasher: NameHasher,
     /// What the shards report of their connections.
     pub ledger: Arc<Ledger>,
+    /// What they report for the backend, and ask it, where it is configured.
+    pub hooks: ShardHooks,
     shards: Vec<Option<Shard<SimDriver>>>,
     figures: Vec<Arc<Figures>>,
 }
@@ -65,6 +68,12 @@ impl Node {
         let hasher = NameHasher::new(seed);
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
         let ledger = Arc::new(Ledger::new(64 * 1024));
+        let hooks = &settings.config.hooks;
+        let hooks = ShardHooks {
+            feed: hooks.url.as_ref().map(|_| Arc::new(Feed::new(64 * 1024, 1 << 20))),
+            desk: hooks.connect_url.as_ref().map(|_| Desk::new(hooks.connect_pending_max, 1)),
+            telemetry: None,
+        };
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
                 journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
@@ -74,6 +83,7 @@ impl Node {
                 figures: figures[usize::from(me)].clone(),
                 inbox: None,
                 ledger: Some(ledger.clone()),
+                hooks: hooks.clone(),
                 hasher: hasher.clone(),
                 seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
                 entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
@@ -81,7 +91,7 @@ impl Node {
             Some(Shard::new(driver, start))
         });
         let shards = shards.collect();
-        Node { world, mesh, hasher, ledger, shards, figures }
+        Node { world, mesh, hasher, ledger, hooks, shards, figures }
     }
 
     pub fn shards(&self) -> usize {
