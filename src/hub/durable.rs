@@ -21,9 +21,10 @@ use foldhash::fast::FixedState;
 
 use super::batch::Batch;
 use super::clear::Clearing;
-use super::core::{BATCH_BYTES_MAX, Core};
+use super::core::Core;
 use super::keys::{KEY_AGE_MS, Keys};
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
+use super::publish::BATCH_BYTES_MAX;
 use super::rooms::{Home, RoomId};
 use super::stored::{Entry, Progress, Sealed, StoredRoom};
 use crate::config::DurableAck;

@@ -17,6 +17,7 @@ mod locks;
 mod members;
 pub mod mesh;
 mod presence;
+mod release;
 mod report;
 pub mod request;
 mod requests;

@@ -98,6 +98,10 @@ test('connections are listed, shown and changed', async () => {
   const body = { metadata: { tab: 'quotes' } };
   assert.deepEqual(await call('PATCH', '/api/v1/connections/{client_id}', { names, body }), { ...names, ...body });
   assert.deepEqual((await call('GET', '/api/v1/connections/{client_id}', { names })).metadata, body.metadata);
+  assert(await call('GET', '/api/v1/connections/{client_id}/trace', { names, query: { limit: 5 } }));
+  const { events } = await call('GET', '/api/v1/rooms/{room}/history', { names: { room }, query: { last: 1 } });
+  const told = await call('GET', '/api/v1/connections/{client_id}/explain', { names, query: { event: events[0].id } });
+  assert.equal(told.outcome, 'written');
 });
 
 test('sessions are sent to and heard', async () => {

@@ -86,6 +86,10 @@ async def connections(backend, peer, room):
     changed = backend.call("PATCH", "/api/v1/connections/{client_id}", {"metadata": {"tab": "quotes"}}, client_id="backend-1")
     assert changed["metadata"] == {"tab": "quotes"} == await peer.done("metadata")
     assert backend.call("GET", "/api/v1/connections/{client_id}", client_id="backend-1")["metadata"] == {"tab": "quotes"}
+    assert backend.call("GET", "/api/v1/connections/{client_id}/trace", query={"limit": 5}, client_id="backend-1")
+    event = backend.call("GET", "/api/v1/rooms/{room}/history", query={"last": 1}, room=room)["events"][0]["id"]
+    told = backend.call("GET", "/api/v1/connections/{client_id}/explain", query={"event": event}, client_id="backend-1")
+    assert told["outcome"] == "written"
 
 
 async def sessions(backend, peer):

@@ -130,7 +130,9 @@ async def test_queued_then_skipped_by_a_gap(start):
             elif told["outcome"] != "skipped":
                 assert told["outcome"] == "written" and event in seen, (number, told)
         kinds = [record["what"] for record in records(hub, "slow")]
-        assert kinds.index("fell_behind") < kinds.index("gap") < kinds.index("caught_up")
+        # It may have fallen behind and caught up before, while the outbox was being filled.
+        at = kinds.index("gap")
+        assert "fell_behind" in kinds[:at] and "caught_up" in kinds[at:], kinds
         assert "waits" in kinds and "drained" in kinds
 
 
