@@ -303,8 +303,8 @@ impl State {
             return;
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
-        if let (Some(_), Ok(state)) = (id, &outcome) {
-            let (room, mark) = (room.clone(), Mark::EVERYTHING);
+        if let (Some(id), Ok(state)) = (id, &outcome) {
+            let (room, mark) = (self.name_in_table(id, &room), Mark::EVERYTHING);
             let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
             self.core.recorder.change(conn, subscribed);
         }

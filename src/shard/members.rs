@@ -207,7 +207,8 @@ impl State {
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
-                let subscribed = What::Subscribed { room: room.clone(), mark, before: selected_before, after_seq };
+                let name = self.name_in_table(id, room);
+                let subscribed = What::Subscribed { room: name, mark, before: selected_before, after_seq };
                 self.core.recorder.change(conn, subscribed);
                 self.figures.subscriptions.add(1);
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {

@@ -62,6 +62,12 @@ impl State {
         self.core.recorder.gone(gone);
     }
 
+    /// A room's name as the table of rooms has it: a record that kept the copy of a message would keep that copy's memory,
+    /// once for every connection.
+    pub(super) fn name_in_table(&self, id: RoomId, name: &RoomName) -> RoomName {
+        self.core.rooms().get(id).map_or_else(|| name.clone(), |room| room.name.clone())
+    }
+
     /// A connection is about to lose its place in a room: what fan-outs under way still have for it, it won't get.
     pub(super) fn note_leaving(&mut self, conn: ConnKey, room: &RoomName, id: RoomId) {
         if let Some(after_seq) = self.core.given_up_to(id, conn) {
