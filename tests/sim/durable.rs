@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::disk::{Crash, SimDisk, Trouble};
-use crate::model::seeds;
+use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 120;
@@ -39,10 +39,7 @@ const READERS: usize = 3;
 
 #[test]
 fn what_was_acknowledged_outlives_crashes_and_what_was_refused_does_not_come_back() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
 type Outcome = Result<Published, Refused>;

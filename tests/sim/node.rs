@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringhub::config::Config;
 use ringhub::control::hooks::{Desk, Feed, ShardHooks};
 use ringhub::control::journal::Link;
 use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
+use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::hub::stored::StoredRoom;
 use ringhub::ring::Driver;
@@ -150,6 +152,16 @@ impl Node {
             .map(|number| format!("{prefix}{number}"))
             .find(|name| is_there(&self.hasher.room(name)))
             .expect("some room")
+    }
+
+    /// Has a room's home publish an event of the type `x`; nobody is told what becomes of it.
+    pub fn publish(&self, room: &str, data: impl Into<String>) {
+        let room = self.hasher.room(room);
+        let home = usize::from(room.home(self.shards() as u16).0);
+        let (data, key) = (Bytes::from(data.into()), None);
+        let (exclude, received_us, reply) = (None, 0, ReplyTo::Nobody);
+        let publish = Publish { room, kind: "x".into(), data, key, exclude, received_us, reply };
+        self.request(home, Request::Publish(Box::new(publish)));
     }
 
     /// A client that has been let in.
