@@ -1,16 +1,19 @@
-//! From a request's head to an open WebSocket: the head is judged, the directories are asked (client id, user, address),
-//! the rooms that everybody is in are joined, and only then is the upgrade answered. So the first message after it can be
+//! From a request's head to an open WebSocket or stream: the head is judged, the directories are asked (client id, user, address),
+//! the rooms that everybody is in (or those of the stream) are joined, and only then is the upgrade answered. So the first message after it can be
 //! the greeting, and no event is missed between the greeting and the memberships it lists.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
+use super::connection::{
+    Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, Protocol, RoomList, UnderWay,
+};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, Orphan, State};
+use super::stream::retry_ms;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
@@ -144,6 +147,9 @@ impl State {
     }
 
     fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
+        if let Err(refusal) = self.may_stream(&admit) {
+            return self.refuse(conn, &refusal);
+        }
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
@@ -159,7 +165,7 @@ impl State {
         let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
         let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
         let peer = counted_address(&head.origin).filter(|_| limits_peers);
-        let native = admit.endpoint == Endpoint::Native;
+        let native = admit.endpoint != Endpoint::Echo;
         let client_id: Arc<str> = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
@@ -185,6 +191,7 @@ impl State {
             granted: Claims::default(),
             rooms: RoomList::new(),
             refused: None,
+            opening: None,
             early,
         }));
         if let Some(peer) = peer {
@@ -197,7 +204,7 @@ impl State {
             self.core.send_to_key(&*user_id.clone(), Message::ClaimUser { user_id, address });
         }
         if waiting == 0 {
-            self.opened_websocket(conn);
+            self.open(conn);
         }
         self.drain_local();
     }
@@ -243,8 +250,13 @@ impl State {
             return self.admission_refused(conn);
         }
         if admission.admit.endpoint == Endpoint::Echo {
-            return self.opened_websocket(conn);
+            return self.open(conn);
         }
+        if self.join_stream(conn) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
         let identity = admission.admit.identity.clone();
         let mut token = [0u8; 16];
         (self.entropy.0)(&mut token);
@@ -263,7 +275,7 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, resume_token, turn, .. } = joined;
+        let Joined { room, outcome, resume_token, turn, replay, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
@@ -272,12 +284,19 @@ impl State {
         let Phase::Admission(admission) = &mut connection.phase else { return };
         admission.waiting -= 1;
         admission.rooms.extend(id);
-        if let Some(token) = resume_token {
+        if let Some(token) = resume_token.filter(|_| admission.opening.is_none()) {
             admission.resume_token = token;
             admission.turn = turn;
         }
         match outcome {
-            Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
+            Ok(state) => match (admission.opening.as_mut(), id) {
+                (Some(opening), Some(id)) => {
+                    if opening.joined((&room, id), &state, replay.as_deref(), admission.waiting == 0) {
+                        self.core.park(id, conn);
+                    }
+                }
+                _ => admission.granted.session |= room.as_str().starts_with("session:"),
+            },
             Err(refused) => {
                 admission.refused.get_or_insert(match refused {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
@@ -292,7 +311,7 @@ impl State {
         if admission.refused.is_some() {
             self.admission_refused(conn);
         } else {
-            self.opened_websocket(conn);
+            self.open(conn);
         }
     }
 
@@ -304,7 +323,7 @@ impl State {
         self.refuse(conn, &refusal);
     }
 
-    fn opened_websocket(&mut self, conn: ConnKey) {
+    fn open(&mut self, conn: ConnKey) {
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -313,19 +332,32 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
-            *admission;
+        let Admission {
+            admit, client_id, session_id, peer, resume_token, turn, granted, rooms, opening, early, ..
+        } = *admission;
         connection.outbox.release();
         let out = connection.outbox.answers();
-        switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        if admit.stream.is_none() {
+            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {
-            Endpoint::Native => {
+            Endpoint::Native | Endpoint::Events => {
                 self.figures.subscriptions.add(rooms.len() as u64);
                 let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
-                envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
-                envelope::finish(&mut self.payload, out);
+                let mut under_way = None;
+                if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
+                    connection.protocol = Protocol::Stream;
+                    self.figures.streams.add(1);
+                    let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);
+                    self.figures.gaps.add(gaps);
+                    let (stream, lags) = opening.finish();
+                    under_way = Some(Box::new(UnderWay { lags, stream: Some(stream), ..UnderWay::default() }));
+                } else {
+                    envelope::begin(&mut self.payload, "connection_established", &stamp, None);
+                    settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
+                    envelope::finish(&mut self.payload, out);
+                }
                 let client = Client {
                     session,
                     rooms,
@@ -338,7 +370,7 @@ impl State {
                     opened_ms: now_ms,
                     is_succeeded: false,
                     locks: None,
-                    under_way: None,
+                    under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
             }
@@ -356,6 +388,10 @@ impl State {
         self.presence_entered_all(conn);
         self.report_opened(conn);
         self.look_after(conn);
+        if self.is_stream(conn) {
+            // Its rooms are parked; what came behind the request means nothing.
+            return self.ask_to_catch_up(conn);
+        }
         if !early.is_empty() {
             let mut early = early;
             self.received(conn, &mut early);
@@ -396,6 +432,7 @@ impl State {
             }
         } else {
             self.figures.connections.sub(1);
+            self.figures.streams.sub(u64::from(connection.protocol == Protocol::Stream));
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }

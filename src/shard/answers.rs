@@ -1,6 +1,6 @@
 //! What a connection is told: answers, errors, notices.
 
-use super::connection::Phase;
+use super::connection::{Phase, Protocol};
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
@@ -11,6 +11,7 @@ use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::{Reference, Refused};
+use crate::wire::sse;
 
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
@@ -24,7 +25,13 @@ impl State {
         write(&mut self.payload);
         let answers = connection.outbox.answers();
         let before = answers.len();
-        envelope::finish(&mut self.payload, answers);
+        match connection.protocol {
+            Protocol::Native => envelope::finish(&mut self.payload, answers),
+            Protocol::Stream => {
+                self.payload.push(b'}');
+                sse::write_notice(answers, kind, &self.payload);
+            }
+        }
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::latency::Followed;
 use super::locks::ClientLocks;
+use super::stream::{Opening, Stream};
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
@@ -46,6 +47,8 @@ pub struct Connection {
     pub due_ms: u64,
     /// When the calendar has it looked at, which may be earlier.
     pub alarm: Alarm,
+    /// What its peer speaks, once it is open.
+    pub protocol: Protocol,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
     /// Messages that came.
@@ -56,6 +59,16 @@ pub struct Connection {
     pub sent_bytes: u64,
 }
 
+/// What an open connection's peer is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// WebSocket frames.
+    #[default]
+    Native,
+    /// Server-sent events.
+    Stream,
+}
+
 /// How far a connection is.
 #[derive(Debug)]
 pub enum Phase {
@@ -63,7 +76,7 @@ pub enum Phase {
     Head(Box<HeadBuffer>),
     /// The directories are being asked.
     Admission(Box<Admission>),
-    /// A WebSocket with the native protocol.
+    /// A WebSocket with the native protocol, or a stream of server-sent events.
     Open(Box<Client>),
     /// A WebSocket that sends back what comes.
     Echo(Box<EchoClient>),
@@ -119,6 +132,8 @@ pub struct Admission {
     pub rooms: RoomList,
     /// The first refusal.
     pub refused: Option<Refusal>,
+    /// The stream that it is to be, once its rooms are being joined.
+    pub opening: Option<Box<Opening>>,
     /// What the client sent ahead of our answer.
     pub early: Vec<u8>,
 }
@@ -196,6 +211,8 @@ pub struct UnderWay {
     pub last_part: u32,
     /// Rooms whose events it can't take at the moment.
     pub lags: Vec<Lag>,
+    /// How far it is in its rooms, where it is a stream: that stays under way until it ends.
+    pub stream: Option<Stream>,
 }
 
 /// A join or a leave that is under way.
@@ -249,7 +266,7 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty()
+        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && self.stream.is_none()
     }
 }
 
@@ -312,6 +329,9 @@ impl Client {
         self.rooms.retain(|one| *one != room);
         if let Some(acks) = self.acks.as_mut() {
             acks.0.retain(|(one, _)| *one != room);
+        }
+        if let Some(stream) = self.stream_mut() {
+            stream.forget_room(room);
         }
         self.forget_lag(room);
     }
@@ -433,6 +453,7 @@ mod tests {
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),
+            protocol: Protocol::Native,
             receiving: false,
             messages_received: 0,
             received_bytes: 0,

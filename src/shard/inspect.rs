@@ -1,6 +1,6 @@
 //! What operators are shown of this shard's connections and of the rooms and sessions at home here.
 
-use super::connection::{Client, Connection, Phase};
+use super::connection::{Client, Connection, Phase, Protocol};
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::ClientRequest;
@@ -57,6 +57,10 @@ impl State {
             user_id: identity.user_id.clone(),
             name: identity.name.clone(),
             roles: identity.roles.to_vec(),
+            protocol: match connection.protocol {
+                Protocol::Native => "native",
+                Protocol::Stream => "sse",
+            },
             rooms: rooms.map(|room| room.name.as_str().to_owned()).collect(),
             metadata: client.session.metadata_object(),
             connected_at: self.wall_time(client.opened_ms),

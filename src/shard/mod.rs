@@ -22,6 +22,7 @@ mod requests;
 mod resume;
 mod run;
 mod state;
+mod stream;
 mod time;
 mod timers;
 mod websocket;
