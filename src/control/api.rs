@@ -10,8 +10,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_lite::future::yield_now;
-use hyper::{Method, StatusCode};
 use hyper::header::{self, HeaderMap};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -29,6 +29,16 @@ pub enum Lane {
     Urgent,
 }
 
+/// What a connection's peer is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// WebSocket frames.
+    #[default]
+    Native,
+    /// Server-sent events.
+    Stream,
+}
+
 /// How much may wait for one connection, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboxBounds {
@@ -68,6 +78,8 @@ pub struct Outbox {
     dirty: bool,
     /// Urgent events queue behind those in `events` until none of them waits.
     is_in_line: bool,
+    /// Of what its chunks are made. Here because this is where a byte is free.
+    protocol: Protocol,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +96,16 @@ enum Events {
 pub struct Full;
 
 impl Outbox {
+    /// Of what its chunks are made.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What is queued from here on is server-sent events.
+    pub fn becomes_stream(&mut self) {
+        self.protocol = Protocol::Stream;
+    }
+
     /// Bytes that wait or are being sent.
     pub fn bytes(&self) -> usize {
         self.events_bytes + self.answers.len() + self.sending_bytes as usize

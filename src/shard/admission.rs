@@ -6,9 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::connection::{
-    Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, Protocol, RoomList, UnderWay,
-};
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList, UnderWay};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
@@ -16,6 +14,7 @@ use super::state::{Action, Orphan, State};
 use super::stream::retry_ms;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::hub::presence::Turn;
 use crate::ring::ConnKey;
 use crate::session::Session;
@@ -336,6 +335,9 @@ impl State {
             admit, client_id, session_id, peer, resume_token, turn, granted, rooms, opening, early, ..
         } = *admission;
         connection.outbox.release();
+        if admit.stream.is_some() {
+            connection.outbox.becomes_stream();
+        }
         let out = connection.outbox.answers();
         if admit.stream.is_none() {
             switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
@@ -347,7 +349,6 @@ impl State {
                 let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
                 let mut under_way = None;
                 if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
-                    connection.protocol = Protocol::Stream;
                     self.figures.streams.add(1);
                     let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);
                     self.figures.gaps.add(gaps);
@@ -432,7 +433,7 @@ impl State {
             }
         } else {
             self.figures.connections.sub(1);
-            self.figures.streams.sub(u64::from(connection.protocol == Protocol::Stream));
+            self.figures.streams.sub(u64::from(connection.outbox.protocol() == Protocol::Stream));
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }

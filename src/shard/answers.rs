@@ -1,10 +1,10 @@
 //! What a connection is told: answers, errors, notices.
 
-use super::connection::{Phase, Protocol};
+use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
-use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
+use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane, Protocol};
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
@@ -23,9 +23,10 @@ impl State {
         }
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
+        let protocol = connection.outbox.protocol();
         let answers = connection.outbox.answers();
         let before = answers.len();
-        match connection.protocol {
+        match protocol {
             Protocol::Native => envelope::finish(&mut self.payload, answers),
             Protocol::Stream => {
                 self.payload.push(b'}');

@@ -47,8 +47,6 @@ pub struct Connection {
     pub due_ms: u64,
     /// When the calendar has it looked at, which may be earlier.
     pub alarm: Alarm,
-    /// What its peer speaks, once it is open.
-    pub protocol: Protocol,
     /// Whether the driver may still report received bytes.
     pub receiving: bool,
     /// Messages that came.
@@ -57,16 +55,6 @@ pub struct Connection {
     pub received_bytes: u64,
     /// Bytes that were given to the driver.
     pub sent_bytes: u64,
-}
-
-/// What an open connection's peer is sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Protocol {
-    /// WebSocket frames.
-    #[default]
-    Native,
-    /// Server-sent events.
-    Stream,
 }
 
 /// How far a connection is.
@@ -453,7 +441,6 @@ mod tests {
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),
-            protocol: Protocol::Native,
             receiving: false,
             messages_received: 0,
             received_bytes: 0,

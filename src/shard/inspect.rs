@@ -1,10 +1,11 @@
 //! What operators are shown of this shard's connections and of the rooms and sessions at home here.
 
-use super::connection::{Client, Connection, Phase, Protocol};
+use super::connection::{Client, Connection, Phase};
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::ClientRequest;
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::hub::reply::Responder;
 use crate::hub::rooms::Room;
 use crate::hub::view::{
@@ -57,7 +58,7 @@ impl State {
             user_id: identity.user_id.clone(),
             name: identity.name.clone(),
             roles: identity.roles.to_vec(),
-            protocol: match connection.protocol {
+            protocol: match connection.outbox.protocol() {
                 Protocol::Native => "native",
                 Protocol::Stream => "sse",
             },

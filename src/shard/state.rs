@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Settings;
-use super::connection::{Closing, Connection, Connections, HeadBuffer, Phase, Protocol};
+use super::connection::{Closing, Connection, Connections, HeadBuffer, Phase};
 use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::report::Ending;
@@ -20,6 +20,7 @@ use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::outbox::Protocol;
 use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
@@ -219,7 +220,6 @@ impl State {
             followed: Followed::default(),
             due_ms,
             alarm: Alarm::default(),
-            protocol: Protocol::Native,
             receiving: true,
             messages_received: 0,
             received_bytes: 0,
@@ -249,7 +249,7 @@ impl State {
         connection.received_bytes += bytes.len() as u64;
         self.figures.bytes_received.add(bytes.len() as u64);
         match &mut connection.phase {
-            Phase::Open(_) if connection.protocol == Protocol::Stream => self.ignore(conn),
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.ignore(conn),
             Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),
             Phase::Head(_) => self.head(conn, bytes),
             Phase::Admission(admission) => {
@@ -278,7 +278,7 @@ impl State {
             Phase::HandOver(_) => self.actions.push(Action::HandOver(conn)),
             // Cancelled receives belong to hand-overs only.
             _ if cancelled => {}
-            Phase::Open(_) if connection.protocol == Protocol::Stream => self.stream_ended(conn),
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.stream_ended(conn),
             Phase::Open(_) | Phase::Echo(_) => {
                 self.figures.closes.add("abnormal");
                 self.abandon(conn);
@@ -302,7 +302,7 @@ impl State {
         }
         self.sending = self.sending.saturating_sub(1);
         connection.outbox.sent();
-        if connection.protocol == Protocol::Stream {
+        if connection.outbox.protocol() == Protocol::Stream {
             // It says nothing: that it takes something is all the life that can be seen of it.
             connection.heard_ms = self.now.monotonic_us / 1000;
         }

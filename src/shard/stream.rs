@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::commands::known_room;
-use super::connection::{Client, Connection, Lag, LagWaits, Phase, Protocol};
+use super::connection::{Client, Connection, Lag, LagWaits, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
@@ -20,7 +20,7 @@ use crate::hub::batch::{Batch, FrameMemory};
 use crate::hub::ids::Ids;
 use crate::hub::message::{Join, JoinClaim, Message, RoomState, Ticket};
 use crate::hub::name::RoomName;
-use crate::hub::outbox::{Full, Lane};
+use crate::hub::outbox::{Full, Lane, Protocol};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::session::handshake::Admit;
@@ -110,7 +110,7 @@ pub(super) fn queue(
     memory: &FrameMemory,
     shared: &mut Shared,
 ) -> Result<(), Full> {
-    match connection.protocol {
+    match connection.outbox.protocol() {
         Protocol::Native => connection.outbox.push_events(frames, lane, bytes_max),
         Protocol::Stream => queue_stream(connection, bytes_max, room, batch, memory, shared),
     }
@@ -312,7 +312,7 @@ pub(super) fn retry_ms(conn: ConnKey) -> u64 {
 
 impl State {
     pub(super) fn is_stream(&self, conn: ConnKey) -> bool {
-        self.connections.get(conn).is_some_and(|connection| connection.protocol == Protocol::Stream)
+        self.connections.get(conn).is_some_and(|connection| connection.outbox.protocol() == Protocol::Stream)
     }
 
     /// Bytes behind the request mean nothing.

@@ -1,9 +1,10 @@
 //! The WebSocket side of a connection: messages in, control frames and closes out. Streams are closed here too.
 
-use super::connection::{Client, Closing, Phase, Protocol};
+use super::connection::{Client, Closing, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
+use crate::hub::outbox::Protocol;
 use crate::ring::ConnKey;
 use crate::wire::codes::close;
 use crate::wire::ws::{self, Opcode};
@@ -131,7 +132,7 @@ impl State {
         self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
-        match connection.protocol {
+        match connection.outbox.protocol() {
             Protocol::Native => {
                 ws::close_frame(code, reason, connection.outbox.answers());
                 self.finish(conn, Closing::AwaitsClose);
@@ -150,7 +151,7 @@ impl State {
             return;
         }
         if let Some(connection) = self.connections.get_mut(conn) {
-            match connection.protocol {
+            match connection.outbox.protocol() {
                 Protocol::Native => connection.outbox.clear(),
                 // The answer's head may be among what waits, and nothing can be told without it.
                 Protocol::Stream => connection.outbox.drop_events(),

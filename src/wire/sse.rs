@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_head_lets_a_known_page_read_the_answer() {
-        let head = |varies, reader| {
+        let head = |varies, reader: Option<&Reader>| {
             let mut out = Vec::new();
             write_head(&mut out, varies, reader);
             String::from_utf8(out).expect("text")

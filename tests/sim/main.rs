@@ -13,4 +13,5 @@ mod operations;
 mod presence;
 mod regressions;
 mod sessions;
+mod streams;
 mod urgent;
