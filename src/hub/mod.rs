@@ -11,6 +11,7 @@ pub mod durable;
 pub mod history;
 pub mod ids;
 pub mod keys;
+mod linger;
 pub mod lock;
 pub mod locks;
 pub mod log;

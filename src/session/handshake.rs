@@ -256,6 +256,36 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_a_get_with_the_credentials_of_a_websocket() {
+        let mut config = with_secret();
+        config.auth.cookie = Some("auth".to_owned());
+        let token = token(&config, "alice", &["websocket:connect"], 1_000_000_100);
+        let get = |query: &str, headers: &str| format!("GET /events?{query} HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+        for text in [
+            get("room=a", &format!("Authorization: Bearer {token}\r\n")),
+            get(&format!("room=a&token={token}"), ""),
+            get("room=a", &format!("Cookie: auth={token}\r\n")),
+            get(&format!("room=a&token={token}"), "").replace("HTTP/1.1", "HTTP/1.0"),
+        ] {
+            let admit = admitted(decide(&config, &text));
+            assert_eq!((admit.endpoint, &*admit.identity.user_id), (Endpoint::Events, "alice"));
+            assert_eq!(admit.stream.expect("a stream").rooms, ["a".into()]);
+        }
+        let status = |config: &Config, text: &str| decide(config, text).expect_err("refused").status;
+        assert_eq!(status(&config, &get("room=a", "")), 401);
+        assert_eq!(status(&config, &get(&format!("room=a&token={token}"), "Content-Length: 1\r\n")), 400);
+        assert_eq!(status(&config, &request(&format!("/events?room=a&token={token}"), "")), 404);
+        assert_eq!(status(&config, &get("", "").replace("GET", "POST")), 405);
+        config.auth.origins = vec!["https://app.example.com".to_owned()];
+        let evil = get(&format!("room=a&token={token}"), "Origin: https://evil.example.com\r\n");
+        assert_eq!(status(&config, &evil), 403);
+        for method in ["OPTIONS", "HEAD"] {
+            let text = get("room=a", "").replace("GET", method);
+            assert!(matches!(decide(&config, &text), Ok(Request::HandOver)), "{method}");
+        }
+    }
+
+    #[test]
     fn what_is_no_upgrade_goes_to_the_control_plane() {
         let config = with_secret();
         for text in [

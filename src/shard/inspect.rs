@@ -89,7 +89,7 @@ impl State {
             let fits = filter.kind.as_deref().is_none_or(|kind| kind_of(name) == kind)
                 && filter.search.as_deref().is_none_or(|part| name.contains(part))
                 && (!filter.occupied || room.home.as_ref().is_some_and(|home| home.members_total() > 0));
-            if fits && room.home.is_some() {
+            if fits && room.home.as_ref().is_some_and(|home| !home.only_lingers()) {
                 smallest.offer(name, || id);
             }
         }
@@ -106,7 +106,7 @@ impl State {
     }
 
     fn room_view_of(&self, room: &Room) -> Option<RoomView> {
-        let home = room.home.as_deref()?;
+        let home = room.home.as_deref().filter(|home| !home.only_lingers())?;
         Some(RoomView {
             room: room.name.as_str().to_owned(),
             kind: kind_of(room.name.as_str()).to_owned(),

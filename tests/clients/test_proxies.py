@@ -202,6 +202,7 @@ async def test_events_of_a_stream_come_at_once_through_an_nginx_that_buffers_as_
     await eventually(lambda: total() == 0, "nginx tells that its client is gone")
 
 
+@pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
 async def test_a_silent_stream_stays_as_long_as_the_heartbeat_is_faster_than_the_proxy(start, proxy):
     short = {"haproxy": {"timeout server 90s": f"timeout server {TIMEOUT_S}s"}}.get(proxy) or SHORT.get(proxy)
     hub = start(proxy, {"heartbeat.interval_s": 1}, changes=short)
