@@ -118,6 +118,8 @@ options! {
         depth_max: usize = 64, range(4, 512), "levels", Live;
         /// Rooms one connection may be subscribed to.
         rooms_max: usize = 1000, range(1, 100_000), "rooms", Live;
+        /// Rooms one stream of server-sent events may have: the id of each event names a place in all of them.
+        stream_rooms_max: usize = 100, range(1, 200), "rooms", Live;
         /// Connections of the whole node; 0 leaves it to `limits.connections_per_shard_max`.
         connections_max: usize = 0, range(0, 10_000_000), "connections", Live;
         /// Connections one shard holds.

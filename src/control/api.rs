@@ -10,8 +10,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures_lite::future::yield_now;
-use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -103,6 +103,7 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/performance", get(performance::show::<B>))
         .route("/ws", get(upgrade_required))
         .route("/ws/monitor/{session_id}", get(upgrade_required))
+        .route("/events", get(streams_elsewhere))
         .route_layer(middleware::from_fn(note_route))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || {
@@ -351,4 +352,14 @@ pub(crate) async fn metrics<B: Backend>(
 /// An ordinary GET where a WebSocket handshake is expected.
 async fn upgrade_required() -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "bad_upgrade", "this path takes WebSocket upgrades only")
+}
+
+/// A GET comes here on the internal listener only: on the public one a shard has taken it before.
+async fn streams_elsewhere(method: Method) -> Response {
+    if method == Method::GET {
+        let message = "streams of events are on the public listener";
+        return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
+    }
+    let refused = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", "this path takes GET only");
+    ([(header::ALLOW, "GET")], refused).into_response()
 }

@@ -33,9 +33,12 @@ pub const CLOSE_CODES: [&str; 18] = [
 /// Why a connection was refused before its upgrade: the codes of the refusals, with `capacity` and `draining` apart from
 /// `unavailable`, `http_busy` for requests that the control plane had no place for, and `hook_…` for clients whom the
 /// backend refused, about whom it said nothing, or who were too many to ask about.
-pub const REFUSALS: [&str; 19] = [
+pub const REFUSALS: [&str; 22] = [
     "bad_request",
     "bad_upgrade",
+    "bad_method",
+    "bad_room",
+    "room_limit",
     "bad_version",
     "unauthorized",
     "forbidden",
@@ -271,6 +274,7 @@ figures! {
     connections: Gauge "connections" false "Connections that are open";
     connections_opened: Counter "connections_opened" false "Connections that were accepted and upgraded";
     handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
+    streams: Gauge "streams" false "Connections that are open and are streams of server-sent events";
     rooms: Gauge "rooms" false "Rooms whose home is this shard";
     subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";
     messages_received: Counter "messages_received" false "Messages received from clients";

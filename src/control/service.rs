@@ -1,4 +1,4 @@
-//! What happens to one request: upgrades leave, the rest is routed, within time limits and with every panic contained.
+//! What happens to one request: upgrades and streams of events leave, the rest is routed, within time limits and with every panic contained.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -39,6 +39,9 @@ pub(crate) enum Side {
     Internal,
 }
 
+/// Where streams of events are, which are a shard's.
+const STREAMS: &str = "/events";
+
 /// What all connections share.
 pub(crate) struct App<B> {
     pub(crate) backend: B,
@@ -69,9 +72,9 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
 
     fn call(&self, request: Request<Incoming>) -> Answer {
         let number = self.progress.request();
-        // A connection's first request came from a shard that did not take it for an upgrade. Giving it back would make
-        // the two pass it to and fro.
-        if self.side == Side::Public && number > 0 && wants_websocket(&request) {
+        // A connection's first request came from a shard that did not take it for its own. Giving it back would make the
+        // two pass it to and fro.
+        if self.side == Side::Public && number > 0 && (wants_websocket(&request) || wants_stream(&request)) {
             self.progress.hand_over(head_of(&request));
             return Box::pin(pending());
         }
@@ -108,7 +111,9 @@ impl<B: Backend> App<B> {
         let closes = request.headers().contains_key(header::TRANSFER_ENCODING) || self.backend.draining();
         let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
 
-        let mut response = if side == Side::Public && self.options.internal.is_some() {
+        // Streams are on the public side whatever else is, and with them the question whether a page may ask for one.
+        let is_elsewhere = side == Side::Public && self.options.internal.is_some() && request.uri().path() != STREAMS;
+        let mut response = if is_elsewhere {
             ApiError::not_found().into_response()
         } else if let Some(preflight) = self.cors.preflight(&request) {
             preflight
@@ -255,6 +260,11 @@ pub(crate) fn wants_websocket<T>(request: &Request<T>) -> bool {
     request.method() == Method::GET
         && has_token(request.headers(), header::UPGRADE, "websocket")
         && has_token(request.headers(), header::CONNECTION, "upgrade")
+}
+
+/// A GET for a stream of events. What other methods get at that path, a shard and the router say alike.
+fn wants_stream<T>(request: &Request<T>) -> bool {
+    request.method() == Method::GET && request.uri().path() == STREAMS
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

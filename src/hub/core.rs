@@ -16,6 +16,7 @@ use super::directory::{Directory, PeerLimits};
 use super::durable::{Durable, Journaling};
 use super::fan_out::Job;
 use super::ids::Ids;
+use super::linger::Lingering;
 use super::locks::LockDesk;
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
@@ -160,6 +161,7 @@ pub struct Core {
     pub(super) journaling: Option<Box<Journaling>>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
+    pub(super) lingering: Lingering,
     /// Sessions that are on their way from one connection to another.
     pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
     /// Until when something is known of sessions that left rooms.
@@ -200,6 +202,7 @@ impl Core {
             jobs: VecDeque::new(),
             journaling: None,
             away: VecDeque::new(),
+            lingering: Lingering::default(),
             handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
@@ -379,6 +382,7 @@ impl Core {
                 self.send(address.shard, Message::Left { address, room, ticket });
             }
             Message::Leave { room, address } => self.leave(&room, address),
+            Message::Linger { room } => self.linger(&room),
             Message::Publish(publish) => self.publish(*publish, now),
             Message::Deposit(deposit) => self.deposit(*deposit),
             Message::ClaimClient { client_id, address } => {

@@ -197,6 +197,7 @@ impl Core {
     /// Lets go of what has become too old, a part of the table at a time; to be called once a second.
     pub fn sweep(&mut self, now: Now) {
         self.now = now;
+        self.expire_lingering();
         let now_ms = now.unix_ms;
         let places = self.rooms.places();
         let share = (places / 60).max(SWEEP_MIN).min(places);

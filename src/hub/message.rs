@@ -42,6 +42,11 @@ pub enum Message {
         /// Whose membership.
         address: Address,
     },
+    /// To a room's home: a stream of events leaves, and may come back with the cursor it had. Goes before its `Leave`.
+    Linger {
+        /// The room.
+        room: RoomName,
+    },
     /// To a room's home: an event for the room.
     Publish(Box<Publish>),
     /// To a room's home: a slow reader wants to go on.

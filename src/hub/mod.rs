@@ -14,6 +14,7 @@ mod fan_out;
 pub mod history;
 pub mod ids;
 pub mod keys;
+mod linger;
 pub mod lock;
 pub mod lock_pages;
 pub mod locks;

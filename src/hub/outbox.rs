@@ -29,6 +29,16 @@ pub enum Lane {
     Urgent,
 }
 
+/// What a connection's peer is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// WebSocket frames.
+    #[default]
+    Native,
+    /// Server-sent events.
+    Stream,
+}
+
 /// How much may wait for one connection, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboxBounds {
@@ -66,10 +76,28 @@ pub struct Outbox {
     /// A chunk is with the kernel, or nothing may be sent yet.
     sending: bool,
     dirty: bool,
+    marks: Marks,
+    /// Of what its chunks are made. Here because this is where a byte is free.
+    protocol: Protocol,
+}
+
+/// What else holds for an outbox: a bit each, so that they take one byte together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Marks(u8);
+
+impl Marks {
     /// Urgent events queue behind those in `events` until none of them waits.
-    is_in_line: bool,
-    /// Something waits because the kernel has not taken all of what was sent before: for the flight recorder.
-    pub has_stalled: bool,
+    const IN_LINE: u8 = 1;
+    /// Something waits because the kernel has not taken all of what was sent before.
+    const STALLED: u8 = 2;
+
+    fn has(self, mark: u8) -> bool {
+        self.0 & mark != 0
+    }
+
+    fn set(&mut self, mark: u8, holds: bool) {
+        self.0 = if holds { self.0 | mark } else { self.0 & !mark };
+    }
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +114,16 @@ enum Events {
 pub struct Full;
 
 impl Outbox {
+    /// Of what its chunks are made.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What is queued from here on is server-sent events.
+    pub fn becomes_stream(&mut self) {
+        self.protocol = Protocol::Stream;
+    }
+
     /// Bytes that wait or are being sent.
     pub fn bytes(&self) -> usize {
         self.events_bytes + self.answers.len() + self.sending_bytes as usize
@@ -104,7 +142,7 @@ impl Outbox {
     /// Whether something waits on the way that an event of that lane would take.
     pub fn waits_in(&self, lane: Lane) -> bool {
         match lane {
-            Lane::Urgent if !self.is_in_line => self.urgent.is_some(),
+            Lane::Urgent if !self.marks.has(Marks::IN_LINE) => self.urgent.is_some(),
             _ => !self.events.is_empty(),
         }
     }
@@ -112,6 +150,14 @@ impl Outbox {
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
         !self.sending && self.answers.is_empty() && self.events_bytes == 0
+    }
+
+    /// Whether something waits because the kernel has not taken all of what was sent before, as far as was noted; and notes
+    /// it, for the flight recorder.
+    pub fn note_stalled(&mut self, has_stalled: bool) -> bool {
+        let before = self.marks.has(Marks::STALLED);
+        self.marks.set(Marks::STALLED, has_stalled);
+        before
     }
 
     /// Whether a chunk is with the kernel.
@@ -127,7 +173,7 @@ impl Outbox {
             return Err(Full);
         }
         self.events_bytes += chunk.len();
-        if lane == Lane::Urgent && !self.is_in_line {
+        if lane == Lane::Urgent && !self.marks.has(Marks::IN_LINE) {
             self.urgent.get_or_insert_default().push(chunk);
         } else {
             self.events.push(chunk);
@@ -143,7 +189,7 @@ impl Outbox {
                 self.events.push(&chunk);
             }
         }
-        self.is_in_line = !self.events.is_empty();
+        self.marks.set(Marks::IN_LINE, !self.events.is_empty());
     }
 
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
@@ -177,7 +223,7 @@ impl Outbox {
         self.urgent = None;
         self.events = Events::None;
         self.events_bytes = 0;
-        self.is_in_line = false;
+        self.marks.set(Marks::IN_LINE, false);
     }
 
     /// Forgets all that waits.
@@ -259,7 +305,9 @@ impl Outbox {
             }
         };
         self.events_bytes -= chunk.len();
-        self.is_in_line &= !self.events.is_empty();
+        if self.events.is_empty() {
+            self.marks.set(Marks::IN_LINE, false);
+        }
         Some(chunk)
     }
 }

@@ -6,6 +6,7 @@ pub mod greeting;
 pub mod handshake;
 pub mod heartbeat;
 pub mod limits;
+pub mod stream;
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! From a request's head to an open WebSocket: the head is judged, the directories are asked (client id, user, address),
-//! the rooms that everybody is in are joined, and only then is the upgrade answered. So the first message after it can be
+//! From a request's head to an open WebSocket or stream: the head is judged, the directories are asked (client id, user, address),
+//! the rooms that everybody is in (or those of the stream) are joined, and only then is the upgrade answered. So the first message after it can be
 //! the greeting, and no event is missed between the greeting and the memberships it lists.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::approval::request_told;
-use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList, UnderWay};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, State};
+use super::stream::retry_ms;
 use crate::control::hooks::RequestTold;
 use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
@@ -158,6 +159,9 @@ impl State {
 
     fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
         let (told, span) = beside;
+        if let Err(refusal) = self.may_stream(&admit) {
+            return self.refuse(conn, &refusal);
+        }
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
@@ -173,7 +177,7 @@ impl State {
         let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
         let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
         let peer = counted_address(&head.origin).filter(|_| limits_peers);
-        let native = admit.endpoint == Endpoint::Native;
+        let native = admit.endpoint != Endpoint::Echo;
         let client_id: Arc<str> = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
@@ -203,6 +207,7 @@ impl State {
             grant: None,
             span,
             refused: None,
+            opening: None,
             early,
         }));
         if let Some(peer) = peer {
@@ -272,8 +277,13 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.admit.endpoint == Endpoint::Echo {
-            return self.opened_websocket(conn);
+            return self.open(conn);
         }
+        if self.join_stream(conn) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
         let identity = admission.admit.identity.clone();
         let mut token = [0u8; 16];
         (self.entropy.0)(&mut token);
@@ -298,7 +308,7 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, resume_token, turn, withdrawn, .. } = joined;
+        let Joined { room, outcome, resume_token, turn, withdrawn, replay, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
@@ -312,12 +322,19 @@ impl State {
         let Phase::Admission(admission) = &mut connection.phase else { return };
         admission.waiting -= 1;
         admission.rooms.extend(id);
-        if let Some(token) = resume_token {
+        if let Some(token) = resume_token.filter(|_| admission.opening.is_none()) {
             admission.resume_token = token;
             admission.turn = turn;
         }
         match outcome {
-            Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
+            Ok(state) => match (admission.opening.as_mut(), id) {
+                (Some(opening), Some(id)) => {
+                    if opening.joined((&room, id), &state, replay.as_deref(), admission.waiting == 0) {
+                        self.core.park(id, conn);
+                    }
+                }
+                _ => admission.granted.session |= room.as_str().starts_with("session:"),
+            },
             Err(refused) => {
                 admission.refused.get_or_insert(match refused {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
@@ -336,7 +353,7 @@ impl State {
         if admission.refused.is_some() {
             self.admission_refused(conn);
         } else {
-            self.opened_websocket(conn);
+            self.open(conn);
         }
     }
 
@@ -349,7 +366,7 @@ impl State {
         self.refuse(conn, &refusal);
     }
 
-    fn opened_websocket(&mut self, conn: ConnKey) {
+    fn open(&mut self, conn: ConnKey) {
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -370,15 +387,21 @@ impl State {
             rooms,
             grant,
             span,
+            opening,
             early,
             ..
         } = *admission;
         connection.outbox.release();
+        if admit.stream.is_some() {
+            connection.outbox.becomes_stream();
+        }
         let out = connection.outbox.answers();
-        switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        if admit.stream.is_none() {
+            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {
-            Endpoint::Native => {
+            Endpoint::Native | Endpoint::Events => {
                 self.figures.subscriptions.add(rooms.len() as u64);
                 let mut session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
                 let metadata = grant.map_or_else(Default::default, |grant| grant.metadata);
@@ -390,9 +413,18 @@ impl State {
                         "the backend's metadata is left out"
                     );
                 }
-                envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
-                envelope::finish(&mut self.payload, out);
+                let mut under_way = None;
+                if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
+                    self.figures.streams.add(1);
+                    let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);
+                    self.figures.gaps.add(gaps);
+                    let (stream, lags) = opening.finish();
+                    under_way = Some(Box::new(UnderWay { lags, stream: Some(stream), ..UnderWay::default() }));
+                } else {
+                    envelope::begin(&mut self.payload, "connection_established", &stamp, None);
+                    settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
+                    envelope::finish(&mut self.payload, out);
+                }
                 let client = Client {
                     session,
                     rooms,
@@ -405,7 +437,7 @@ impl State {
                     opened_ms: now_ms,
                     is_succeeded: false,
                     locks: None,
-                    under_way: None,
+                    under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
             }
@@ -428,6 +460,10 @@ impl State {
         self.withdrawn_at_admission(conn);
         self.report_opened(conn);
         self.look_after(conn);
+        if self.is_stream(conn) {
+            // Its rooms are parked; what came behind the request means nothing.
+            return self.ask_to_catch_up(conn);
+        }
         if !early.is_empty() {
             let mut early = early;
             self.received(conn, &mut early);

@@ -4,7 +4,7 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
-use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
+use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane, Protocol};
 use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
@@ -12,6 +12,7 @@ use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::{Reference, Refused};
+use crate::wire::sse;
 
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
@@ -30,9 +31,16 @@ impl State {
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
         self.core.recorder.told(conn, kind, &self.payload, false);
+        let protocol = connection.outbox.protocol();
         let answers = connection.outbox.answers();
         let before = answers.len();
-        envelope::finish(&mut self.payload, answers);
+        match protocol {
+            Protocol::Native => envelope::finish(&mut self.payload, answers),
+            Protocol::Stream => {
+                self.payload.push(b'}');
+                sse::write_notice(answers, kind, &self.payload);
+            }
+        }
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
+use super::stream::{self, Shared, write_gap};
 use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
@@ -17,7 +18,6 @@ use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope;
-use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::Refused;
 
 impl State {
@@ -109,7 +109,7 @@ impl State {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
                     let frames = batch.frames_for(address, self.core.memory());
-                    let pushed = self.push_events(conn, lane, &frames);
+                    let pushed = self.push_batch(conn, lane, id, batch, &frames);
                     if pushed.is_ok() {
                         given.push(batch);
                         bytes += frames.len();
@@ -117,7 +117,8 @@ impl State {
                     (batch.events.first().map_or(1, |event| event.seq), pushed)
                 }
                 Piece::Gap { from_seq, to_seq, reason } => {
-                    (*from_seq, self.push_gap(conn, lane, room.as_str(), *from_seq, *to_seq, reason))
+                    let numbers = (*from_seq, *to_seq);
+                    (*from_seq, self.push_gap(conn, lane, (room.as_str(), id), numbers, reason))
                 }
             };
             if pushed.is_err() {
@@ -218,23 +219,20 @@ impl State {
         &mut self,
         conn: ConnKey,
         lane: Lane,
-        room: &str,
-        from_seq: u64,
-        to_seq: u64,
+        (room, id): (&str, RoomId),
+        (from_seq, to_seq): (u64, u64),
         reason: &'static str,
     ) -> Result<(), Full> {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, "gap", &stamp, None);
-        self.payload.extend_from_slice(b"{\"room\":");
-        write_string(&mut self.payload, room);
-        self.payload.extend_from_slice(b",\"from_seq\":");
-        write_u64(&mut self.payload, from_seq);
-        self.payload.extend_from_slice(b",\"to_seq\":");
-        write_u64(&mut self.payload, to_seq);
-        self.payload.extend_from_slice(b",\"reason\":");
-        write_string(&mut self.payload, reason);
-        self.payload.push(b'}');
+        write_gap(&mut self.payload, room, Some(from_seq), Some(to_seq), reason);
         self.core.recorder.told(conn, "gap", &self.payload, true);
+        if self.is_stream(conn) {
+            self.payload.push(b'}');
+            self.push_stream_gap(conn, id, to_seq)?;
+            self.figures.gaps.add(1);
+            return Ok(());
+        }
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         // Among the events, since it tells what is missing between them.
@@ -243,6 +241,28 @@ impl State {
         self.figures.gaps.add(1);
         let room = self.core.hasher().room(room);
         self.core.recorder.change(conn, What::Gap { room, from_seq, to_seq, reason });
+        Ok(())
+    }
+
+    /// Queues a batch whose frames for this connection are given, in the form it takes.
+    fn push_batch(
+        &mut self,
+        conn: ConnKey,
+        lane: Lane,
+        room: RoomId,
+        batch: &Batch,
+        frames: &Bytes,
+    ) -> Result<(), Full> {
+        if !self.is_stream(conn) {
+            return self.push_events(conn, lane, frames);
+        }
+        let way = (lane, self.outbox_bytes_max(lane));
+        let State { core, connections, dirty, .. } = self;
+        let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
+        stream::queue(connection, way, (frames, room, batch), core.memory(), &mut Shared::default())?;
+        if connection.outbox.mark_dirty() {
+            dirty.push(conn);
+        }
         Ok(())
     }
 

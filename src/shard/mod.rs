@@ -24,6 +24,7 @@ mod requests;
 mod resume;
 mod run;
 mod state;
+mod stream;
 mod time;
 mod timers;
 mod trace;

@@ -8,6 +8,7 @@ use super::report::Ending;
 use super::state::{Orphan, State};
 use crate::hub::message::Message;
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::ring::ConnKey;
 
 impl State {
@@ -47,14 +48,20 @@ impl State {
             }
         } else {
             self.figures.connections.sub(1);
+            self.figures.streams.sub(u64::from(connection.outbox.protocol() == Protocol::Stream));
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }
+        // A stream has no session that would be kept, but a cursor.
+        let comes_back = connection.outbox.protocol() == Protocol::Stream && !self.stopping;
         connection.phase = Phase::Closing(Closing::Flushing);
         self.mesh.release_connection();
         for id in rooms {
             let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
             self.core.remove_member(id, conn);
+            if comes_back {
+                self.core.send_home(&room.clone(), Message::Linger { room: room.clone() });
+            }
             self.leave_home(room, conn);
         }
         if let Some(peer) = peer.filter(|_| claims.peer) {

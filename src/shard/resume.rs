@@ -24,7 +24,9 @@ impl State {
     /// What a session can be resumed with; none where there is nothing, or nobody who may.
     pub fn keep(&mut self, conn: ConnKey) -> Option<Box<Kept>> {
         let Phase::Open(client) = &self.connections.get(conn)?.phase else { return None };
-        if client.is_succeeded || self.settings.config.session.resume_window_s == 0 || self.stopping {
+        // A stream has no session that could be taken up: it goes on by its cursor.
+        let is_stream = self.is_stream(conn);
+        if is_stream || client.is_succeeded || self.settings.config.session.resume_window_s == 0 || self.stopping {
             return None;
         }
         Some(Box::new(self.kept(client, conn)))

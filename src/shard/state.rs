@@ -21,6 +21,7 @@ use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::outbox::Protocol;
 use crate::hub::recorder::What;
 use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
@@ -254,6 +255,7 @@ impl State {
         connection.received_bytes += bytes.len() as u64;
         self.figures.bytes_received.add(bytes.len() as u64);
         match &mut connection.phase {
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.ignore(conn),
             Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),
             Phase::Head(_) => self.head(conn, bytes),
             Phase::Admission(admission) => {
@@ -282,6 +284,7 @@ impl State {
             Phase::HandOver(_) => self.actions.push(Action::HandOver(conn)),
             // Cancelled receives belong to hand-overs only.
             _ if cancelled => {}
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.stream_ended(conn),
             Phase::Open(_) | Phase::Echo(_) => {
                 self.figures.closes.add("abnormal");
                 self.abandon(conn);
@@ -305,11 +308,14 @@ impl State {
         }
         self.sending = self.sending.saturating_sub(1);
         connection.outbox.sent();
+        if connection.outbox.protocol() == Protocol::Stream {
+            // It says nothing: that it takes something is all the life that can be seen of it.
+            connection.heard_ms = self.now.monotonic_us / 1000;
+        }
         if !connection.followed.is_none() {
             self.latency.sent(&mut connection.followed, self.now.monotonic_us, &self.figures.latency);
         }
-        if connection.outbox.has_stalled && connection.outbox.is_empty() {
-            connection.outbox.has_stalled = false;
+        if connection.outbox.is_empty() && connection.outbox.note_stalled(false) {
             self.core.recorder.traffic(conn, What::Drained);
         }
         let has_drained = connection.outbox.events_bytes() == 0;

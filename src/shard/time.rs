@@ -70,7 +70,7 @@ impl State {
         let settings = self.settings.clone();
         let (interval_ms, timeout_ms) =
             (settings.config.heartbeat.interval_s * 1000, settings.config.heartbeat.timeout_s * 1000);
-        let mut due_ms = u64::MAX;
+        let (mut due_ms, is_stream) = (u64::MAX, self.is_stream(conn));
         if let Some(drain) = self.drain {
             let at_ms = drain.closes_at(conn);
             if now_ms >= at_ms {
@@ -99,6 +99,7 @@ impl State {
                     self.timers.schedule(conn, &mut connection.alarm, due_ms);
                     return;
                 }
+                Beat::Ping if is_stream => self.comment(conn),
                 Beat::Ping => self.control(conn, Opcode::Ping, &[]),
                 Beat::Dead => {
                     self.close(conn, close::NO_PONG, "no pong within the timeout");

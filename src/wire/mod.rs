@@ -14,6 +14,7 @@ pub mod mask;
 pub mod native;
 pub mod proxy;
 pub mod refusal;
+pub mod sse;
 pub mod upgrade;
 pub mod utf8;
 pub mod ws;

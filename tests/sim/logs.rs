@@ -587,7 +587,7 @@ impl Run {
 }
 
 /// Which kinds are urgent: most of the time one of two is.
-fn draw_urgent(rng: &mut Rng, config: &mut Config) {
+pub fn draw_urgent(rng: &mut Rng, config: &mut Config) {
     for kind in &mut config.kinds {
         kind.urgent = match kind.name.as_str() {
             "quote" => rng.u8(..4) > 0,

@@ -15,5 +15,6 @@ mod operations;
 mod presence;
 mod regressions;
 mod sessions;
+mod streams;
 mod trace;
 mod urgent;
