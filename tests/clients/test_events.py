@@ -215,6 +215,19 @@ async def test_an_operator_sees_streams_and_ends_them(hub, room):
     await eventually(lambda: not listed(), "its place is free")
 
 
+async def test_readers_are_among_those_present(start, room):
+    hub = start({"rooms.project.presence_events": True})
+    async with joined(hub) as alice:
+        await alice.subscribe(room)
+        assert (await alice.next("presence.joined"))["data"]["user_id"] == "alice"
+        async with reading(hub, room, jwt=token("bob")) as reader:
+            assert (await alice.next("presence.joined"))["data"]["user_id"] == "bob"
+            assert (await alice.done("presence", {"room": room}))["count"] == 2
+            await alice.done("publish", {"room": room, "type": "n", "data": 1})
+            assert (await reader.named(""))["type"] in ("n", "presence.joined")
+        assert (await alice.next("presence.left"))["data"]["user_id"] == "bob"
+
+
 async def test_the_end_of_a_token_is_told_and_ends_the_stream(start):
     hub = start({"auth.leeway_s": 0})
     async with reading(hub, "global", jwt=token(ttl_s=3)) as reader:
