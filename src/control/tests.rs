@@ -604,6 +604,22 @@ fn an_upgrade_pipelined_behind_requests_goes_back_with_what_follows_it() {
 }
 
 #[test]
+fn a_stream_of_events_on_a_kept_alive_connection_goes_back_to_a_shard() {
+    let fixture = fixture(|_| {});
+    let stream = get("/events?room=a%3Ab");
+    let mut client = fixture.connect(&format!("{}{stream}", get("/live")));
+    assert_eq!(reply(&mut client).status, 200);
+    let adopted = fixture.adopted.recv_timeout(Duration::from_secs(10)).unwrap();
+    let received = String::from_utf8(adopted.received).unwrap();
+    assert!(received.starts_with("GET /events?room=a%3Ab HTTP/1.1\r\n"), "{received}");
+
+    // One that a shard declined is not passed to and fro, and neither is what is no GET.
+    assert_eq!(fixture.ask(&stream).status, 404);
+    assert_eq!(fixture.ask(&stream.replace("GET", "POST")).status, 405);
+    assert!(fixture.adopted.try_recv().is_err());
+}
+
+#[test]
 fn an_upgrade_that_a_shard_declined_is_refused_and_not_passed_to_and_fro() {
     let fixture = fixture(|_| {});
     let reply = fixture.ask(&upgrade("/ws"));

@@ -101,6 +101,11 @@ async def reading(hub: Hub, *rooms: str, jwt: str | None = None, headers: dict |
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, session.get(f"{url}/events?{query}", headers=headers) as answer:
         assert answer.status == 200, await answer.text()
         reader = Reader(answer)
-        while not reader.last_event_id:
-            assert await reader.next() is not None
-        yield reader
+        try:
+            while not reader.last_event_id:
+                assert await reader.next() is not None
+            yield reader
+        finally:
+            # Over TLS an orderly end would be waited for, and a stream has none: a browser just goes.
+            if answer.connection and answer.connection.transport:
+                answer.connection.transport.abort()

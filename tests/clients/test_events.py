@@ -175,7 +175,8 @@ def test_other_methods_are_refused(hub):
 
 
 async def test_streams_count_against_the_limits_of_users_and_node(start):
-    hub = start({"limits.connections_per_user_max": 2, "limits.connections_max": 3})
+    # HAProxy notices that a client has gone when something is to be written to it.
+    hub = start({"limits.connections_per_user_max": 2, "limits.connections_max": 3, "heartbeat.interval_s": 1})
     async with joined(hub), reading(hub, "global"):
         status, code, headers = await asyncio.to_thread(refused, hub, "/events?room=global")
         assert (status, code) == (429, "rate_limited") and int(headers["retry-after"]) > 0
@@ -198,7 +199,7 @@ async def test_an_operator_sees_streams_and_ends_them(hub, room):
     jwt = token("reader-7")
 
     def listed() -> list[dict]:
-        status, _, body = hub.get("/api/v1/connections?user_id=reader-7", bearer(admin()))
+        status, _, body = hub.get("/api/v1/connections?user=reader-7", bearer(admin()))
         assert status == 200
         return json.loads(body)["connections"]
 
@@ -212,6 +213,19 @@ async def test_an_operator_sees_streams_and_ends_them(hub, room):
         assert await reader.named("close") == {"code": 4500, "reason": "enough"}
         assert await reader.next() is None
     await eventually(lambda: not listed(), "its place is free")
+
+
+async def test_readers_are_among_those_present(start, room):
+    hub = start({"rooms.project.presence_events": True})
+    async with joined(hub) as alice:
+        await alice.subscribe(room)
+        assert (await alice.next("presence.joined"))["data"]["user_id"] == "alice"
+        async with reading(hub, room, jwt=token("bob")) as reader:
+            assert (await alice.next("presence.joined"))["data"]["user_id"] == "bob"
+            assert (await alice.done("presence", {"room": room}))["count"] == 2
+            await alice.done("publish", {"room": room, "type": "n", "data": 1})
+            assert (await reader.named(""))["type"] in ("n", "presence.joined")
+        assert (await alice.next("presence.left"))["data"]["user_id"] == "bob"
 
 
 async def test_the_end_of_a_token_is_told_and_ends_the_stream(start):

@@ -318,15 +318,15 @@ def test_doctor_finds_nothing_wrong_with_the_files_of_tuning(start, proxy):
         "client address": "ok",
         "idle timeout": "ok",
         "close codes": "ok",
-        "streamed answers": levels["streamed answers"],
+        "streamed answers": "ok",
         "HTTP/2": "ok",
     }
-    assert levels["streamed answers"] in ("ok", "skip")
     assert CLIENT in found["client address"]["what"]
     assert ("they open" in found["HTTP/2"]["what"]) == (proxy == "haproxy"), "HAProxy alone takes WebSockets over HTTP/2"
 
 
 WRONG = {
+    "buffering": ("nginx", {"proxy_buffering off;": "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"}, "streamed answers", "fail", "proxy_buffering off"),
     "no-upgrade": ("nginx", {"proxy_set_header Upgrade $http_upgrade;": ""}, "upgrade", "fail", "proxy_set_header Upgrade"),
     "http-1.0": ("nginx", {"proxy_http_version 1.1;": "proxy_http_version 1.0;"}, "upgrade", "fail", "proxy_http_version 1.1"),
     "no-address": ("nginx", {"proxy_set_header X-Forwarded-For $remote_addr;": 'proxy_set_header X-Forwarded-For "";'}, "client address", "fail", "X-Forwarded-For $remote_addr"),
