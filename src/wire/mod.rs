@@ -3,8 +3,10 @@
 //! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
 //! go out, and answers are appended to a buffer of the caller.
 
+pub mod base64;
 pub mod codes;
 mod decoder;
+pub mod engineio;
 pub mod envelope;
 pub mod forwarded;
 pub mod http;
@@ -14,6 +16,7 @@ pub mod mask;
 pub mod native;
 pub mod proxy;
 pub mod refusal;
+pub mod socketio;
 pub mod upgrade;
 pub mod utf8;
 pub mod ws;
