@@ -158,7 +158,7 @@ impl<'o> PayloadWriter<'o> {
     }
 
     /// Begins the next packet: the caller appends its text, its type first.
-    pub fn next(&mut self) -> &mut Vec<u8> {
+    pub fn begin_packet(&mut self) -> &mut Vec<u8> {
         if self.bytes() > 0 {
             self.out.push(SEPARATOR);
         }
@@ -167,12 +167,12 @@ impl<'o> PayloadWriter<'o> {
 
     /// Appends a packet of text.
     pub fn text(&mut self, kind: PacketKind, data: &[u8]) {
-        write_packet(self.next(), kind, data);
+        write_packet(self.begin_packet(), kind, data);
     }
 
     /// Appends a message of bytes.
     pub fn binary(&mut self, data: &[u8]) {
-        let out = self.next();
+        let out = self.begin_packet();
         out.push(BINARY);
         base64::encode(out, data);
     }

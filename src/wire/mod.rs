@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
 //! go out, and answers are appended to a buffer of the caller.
 
+mod attachments;
 pub mod base64;
 pub mod codes;
 mod decoder;

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 
 use ringhub::hub::{name::split, schema, selection::Selection};
 use ringhub::wire::{
+    base64,
     codes::ErrorCode,
+    engineio::{self, PacketKind, Payload, PayloadWriter},
     envelope::{Event, Stamp, rfc3339, write_event},
     forwarded::client_address,
     http::{Head, parse_head},
@@ -18,6 +20,7 @@ use ringhub::wire::{
     native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
     proxy::{self, Proxy},
     refusal::Refusal,
+    socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
     upgrade::{bearer_token, switching_protocols},
     ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
 };
@@ -290,4 +293,144 @@ fn check_selection(selection: &Selection, text: &str) {
     let document = scratch.parse(&mut text).expect("it was parsed before");
     let wants = selection.wants_data(document.root());
     assert!(wants || selection.reads_data(), "only a filter refuses");
+}
+
+/// Engine.IO: a body is the same packets however often it is written again, and a query is a request or an answer with one
+/// of Engine.IO's codes.
+pub fn engineio(data: &[u8]) {
+    if let Some(packets) = payload(data) {
+        let mut body = Vec::new();
+        let mut writer = PayloadWriter::new(&mut body);
+        for packet in &packets {
+            match packet {
+                OwnedPacket::Text(kind, data) => writer.text(*kind, data),
+                OwnedPacket::Binary(data) => writer.binary(data),
+            }
+        }
+        assert_eq!(payload(&body).as_ref(), Some(&packets));
+    }
+    let Ok(query) = std::str::from_utf8(data) else { return };
+    for (method, upgrades) in [("GET", false), ("GET", true), ("POST", false), ("PUT", false)] {
+        match engineio::Request::parse(method, Some(query), upgrades) {
+            Ok(engineio::Request { asked: engineio::Asked::Open(_), .. }) => assert_eq!(method, "GET"),
+            Ok(_) => {}
+            Err(error) => {
+                let mut answer = Vec::new();
+                error.response(&mut answer);
+                assert!(answer.starts_with(b"HTTP/1.1 4") && answer.ends_with(b"\"}"));
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum OwnedPacket {
+    Text(PacketKind, Vec<u8>),
+    Binary(Vec<u8>),
+}
+
+/// The packets of a body; none where one of them is malformed.
+fn payload(body: &[u8]) -> Option<Vec<OwnedPacket>> {
+    let mut body = body.to_vec();
+    let packets = Payload::new(&mut body).ok()?.map(|packet| match packet {
+        Ok(engineio::Packet::Text { kind, data }) => Some(OwnedPacket::Text(kind, data.to_vec())),
+        Ok(engineio::Packet::Binary(data)) => Some(OwnedPacket::Binary(data.to_vec())),
+        Err(_) => None,
+    });
+    packets.collect()
+}
+
+/// Socket.IO: the packets of a body are the same when they are written again, events are what another parser finds in
+/// them, attachments come to stand where their placeholders stood, and what waits stays in bounds.
+pub fn socketio(data: &[u8]) {
+    let mut assembler = Assembler::default();
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    for packet in payload(data).into_iter().flatten() {
+        let outcome = match packet {
+            OwnedPacket::Text(PacketKind::Message, mut text) => match assembler.text(&mut text, MESSAGE_BYTES_MAX) {
+                Ok(packet) => {
+                    if let Some(packet) = packet {
+                        check_packet(&packet, &mut scratch);
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            OwnedPacket::Text(..) => Ok(()),
+            OwnedPacket::Binary(data) => assembler.binary(&data, MESSAGE_BYTES_MAX).map(|assembled| {
+                if let Some(assembled) = assembled {
+                    check_assembled(*assembled, &mut scratch);
+                }
+            }),
+        };
+        assert!(assembler.bytes() <= MESSAGE_BYTES_MAX);
+        if let Err(error) = outcome {
+            assert!(assembler.bytes() == 0 && !error.to_string().is_empty());
+        }
+    }
+}
+
+fn check_packet(packet: &socketio::Packet<'_>, scratch: &mut Scratch) {
+    let header = &packet.header;
+    assert!(header.namespace.starts_with('/') && header.namespace.len() <= NAMESPACE_BYTES_MAX);
+    assert_eq!(header.kind.is_binary(), (1..=ATTACHMENTS_MAX).contains(&header.attachments));
+    let mut text = Vec::new();
+    socketio::write_packet(&mut text, header, &[packet.payload]);
+    let again = socketio::parse(&mut text[1..]).expect("what was read can be read again");
+    assert_eq!((&again.header, &*again.payload), (header, &*packet.payload));
+    check_event_payload(packet.payload, scratch);
+}
+
+fn check_event_payload(payload: &[u8], scratch: &mut Scratch) {
+    socketio::with_event(scratch, &mut payload.to_vec(), |event| {
+        let Ok(event) = event else { return };
+        // The other parser refuses numbers that no double holds.
+        let Ok(values) = serde_json::from_slice::<Vec<serde_json::Value>>(payload) else { return };
+        assert!(values[0].as_str().is_none_or(|name| name == event.name));
+        for (argument, value) in event.arguments().zip(&values[1..]) {
+            assert_eq!(&serde_json::from_slice::<serde_json::Value>(argument.raw()).expect("JSON"), value);
+        }
+    });
+}
+
+fn check_assembled(mut assembled: Assembled, scratch: &mut Scratch) {
+    let (packet, attachments) = assembled.parts();
+    check_packet(&packet, scratch);
+    assert_eq!(attachments.iter().len(), packet.header.attachments);
+    let mut spliced = Vec::new();
+    if attachments.splice(packet.payload, &mut spliced).is_err() {
+        return;
+    }
+    let spliced = serde_json::from_slice::<serde_json::Value>(&spliced);
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(packet.payload) else { return };
+    // Written again it is shorter where it had escapes, which can hide a placeholder, or a key twice, of which that parser
+    // has the last.
+    let is_plain = value.to_string().len() == packet.payload.len();
+    let texts = attachments.iter().map(|data| {
+        let mut text = Vec::new();
+        base64::encode(&mut text, data);
+        String::from_utf8(text).expect("digits")
+    });
+    replace_placeholders(&mut value, &texts.collect::<Vec<_>>());
+    assert!(spliced.is_ok_and(|spliced| spliced == value || !is_plain), "each stands where its placeholder stood");
+}
+
+fn replace_placeholders(value: &mut serde_json::Value, texts: &[String]) {
+    let number = match value.as_object() {
+        Some(members) if members.len() == 2 && members.get("_placeholder") == Some(&true.into()) => {
+            members.get("num").and_then(serde_json::Value::as_u64)
+        }
+        _ => None,
+    };
+    if let Some(text) = number.and_then(|number| texts.get(number as usize)) {
+        *value = text.clone().into();
+        return;
+    }
+    match value {
+        serde_json::Value::Array(values) => values.iter_mut().for_each(|value| replace_placeholders(value, texts)),
+        serde_json::Value::Object(members) => {
+            members.values_mut().for_each(|value| replace_placeholders(value, texts));
+        }
+        _ => {}
+    }
 }
