@@ -80,19 +80,28 @@ pub enum Packet<'a> {
 
 /// Why bytes are no packet. The session ends with it, as the protocol wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.reason())]
 pub enum Malformed {
     /// A packet has at least its type.
-    #[error("an empty packet")]
     Empty,
     /// None of the seven types.
-    #[error("a packet of an unknown type")]
     UnknownKind,
     /// A binary packet in a payload whose text is no base64.
-    #[error("a binary packet that is not base64")]
     Base64,
     /// A payload that is not UTF-8.
-    #[error("a payload that is not valid UTF-8")]
     Utf8,
+}
+
+impl Malformed {
+    /// For a close frame and the log.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Malformed::Empty => "an empty packet",
+            Malformed::UnknownKind => "a packet of an unknown type",
+            Malformed::Base64 => "a binary packet that is not base64",
+            Malformed::Utf8 => "a payload that is not valid UTF-8",
+        }
+    }
 }
 
 /// Reads a packet: a WebSocket's text frame, or a part of a payload.

@@ -15,6 +15,7 @@ pub mod json;
 pub mod lock_commands;
 pub mod mask;
 pub mod native;
+pub mod outlet;
 pub mod proxy;
 pub mod refusal;
 pub mod socketio;

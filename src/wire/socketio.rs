@@ -101,40 +101,49 @@ pub struct Packet<'a> {
 
 /// Why a message is no packet. The connection ends with it, as the protocol wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.reason())]
 pub enum Malformed {
     /// None of the seven types.
-    #[error("a packet of an unknown type")]
     UnknownKind,
     /// A count of attachments that is missing, 0, or above [`ATTACHMENTS_MAX`].
-    #[error("a packet with no valid count of attachments")]
     AttachmentCount,
     /// A namespace that is too long, has control characters, or isn't UTF-8.
-    #[error("a malformed namespace")]
     Namespace,
     /// An acknowledgement id above [`ACKNOWLEDGEMENT_MAX`], or an answer without one.
-    #[error("a missing or too large acknowledgement id")]
     Acknowledgement,
     /// No payload where there has to be one, one where there is none, or one of another kind of value.
-    #[error("a payload that doesn't fit its packet")]
     Payload,
     /// The payload is not JSON, or nested too deep.
-    #[error("a payload that is not JSON")]
     Json,
     /// An event whose name is no string or number, or one of the library's own.
-    #[error("an event without a name, or with one that is reserved")]
     EventName,
     /// A packet began while another one still waited for attachments.
-    #[error("text where an attachment was expected")]
     AttachmentMissing,
     /// A binary message that belongs to no packet.
-    #[error("an attachment that no packet announced")]
     AttachmentUnexpected,
     /// The placeholders don't stand for each attachment once.
-    #[error("placeholders that don't match the attachments")]
     Placeholder,
     /// A packet is, with its attachments, longer than allowed.
-    #[error("a packet with attachments that is too large")]
     TooLarge,
+}
+
+impl Malformed {
+    /// For a close frame and the log.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Malformed::UnknownKind => "a packet of an unknown type",
+            Malformed::AttachmentCount => "a packet with no valid count of attachments",
+            Malformed::Namespace => "a malformed namespace",
+            Malformed::Acknowledgement => "a missing or too large acknowledgement id",
+            Malformed::Payload => "a payload that doesn't fit its packet",
+            Malformed::Json => "a payload that is not JSON",
+            Malformed::EventName => "an event without a name, or with one that is reserved",
+            Malformed::AttachmentMissing => "text where an attachment was expected",
+            Malformed::AttachmentUnexpected => "an attachment that no packet announced",
+            Malformed::Placeholder => "placeholders that don't match the attachments",
+            Malformed::TooLarge => "a packet with attachments that is too large",
+        }
+    }
 }
 
 /// Reads the text of a packet: the data of an Engine.IO message.
