@@ -109,7 +109,7 @@ impl Emitted<'_> {
                         write_message(&mut data, event);
                         Ok(Command::Message { data: &data })
                     }
-                    Ok(Command::Message { .. }) => {
+                    Ok(Command::Message { .. }) if event.arguments().nth(1).is_some() => {
                         write_arguments(&mut data, event);
                         Ok(Command::Message { data: &data })
                     }

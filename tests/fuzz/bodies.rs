@@ -8,6 +8,8 @@
 use std::net::IpAddr;
 
 use ringhub::hub::{name::split, schema, selection::Selection};
+use ringhub::ring::Now;
+use ringhub::session::socketio::{AnswerTo, Credentials, Due, Engine, Heard, Terms};
 use ringhub::wire::{
     base64,
     codes::ErrorCode,
@@ -18,6 +20,7 @@ use ringhub::wire::{
     json::Scratch,
     mask::unmask,
     native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
+    outlet::Outlet,
     proxy::{self, Proxy},
     refusal::Refusal,
     socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
@@ -366,6 +369,72 @@ pub fn socketio(data: &[u8]) {
         assert!(assembler.bytes() <= MESSAGE_BYTES_MAX);
         if let Err(error) = outcome {
             assert!(assembler.bytes() == 0 && !error.to_string().is_empty());
+        }
+    }
+    engine(data);
+}
+
+/// A client that is granted what it asks for: each of its packets has one outcome, every event is a command or a refusal
+/// whose answer finds its way back, and all that it hears are packets.
+fn engine(data: &[u8]) {
+    let namespaces = ["/".into(), "/ws".into()];
+    let terms = Terms {
+        namespaces: &namespaces,
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        ping_interval_ms: 300,
+        ping_timeout_ms: 200,
+        connect_timeout_ms: 1000,
+    };
+    let mut engine = Engine::new(0, &terms);
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    let (mut body, mut sent) = (data.to_vec(), Vec::new());
+    let mut outlet = Outlet::Payload(PayloadWriter::new(&mut sent));
+    engine.greet("e", true, &terms, &mut outlet);
+    for packet in Payload::new(&mut body).into_iter().flatten() {
+        let Ok(packet) = packet else { break };
+        let failure = match engine.packet(packet, &terms, &mut outlet) {
+            Ok(Heard::Asked(asked)) => {
+                let space = asked.space;
+                let outcome = asked.credentials(&mut scratch, |brought| {
+                    assert!(brought.object.is_some() || brought == Credentials::default());
+                });
+                engine.grant(space, "s", Some("p"), &terms, &mut outlet);
+                assert!(engine.is_in(space));
+                outcome.err()
+            }
+            Ok(Heard::Emitted(emitted)) => {
+                let to = emitted.to;
+                let outcome = emitted.command(&mut scratch, |parsed| {
+                    assert_eq!(parsed.reference.as_ref().and_then(AnswerTo::of), Some(to));
+                    assert!(parsed.command.as_ref().err().is_none_or(|refused| refused.code != ErrorCode::UnknownType));
+                    if let Ok(Command::Message { data }) = parsed.command {
+                        assert!(serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok());
+                    }
+                });
+                assert!(engine.answer(to, "pong", b"{}", &terms, &mut outlet));
+                outcome.err()
+            }
+            Ok(Heard::Acknowledged { content, .. }) => content.json(|json| assert!(json.starts_with(b"["))).err(),
+            Ok(Heard::Left(space)) => {
+                assert!(!engine.is_in(space));
+                None
+            }
+            Ok(Heard::Nothing | Heard::Pong | Heard::Close) => None,
+            Err(failure) => Some(failure),
+        };
+        assert!(engine.waiting_bytes() <= MESSAGE_BYTES_MAX);
+        if let Some(failure) = failure {
+            assert!(ws::close_code_is_sendable(failure.close_code) && !failure.reason.is_empty());
+            break;
+        }
+    }
+    let now = Now { monotonic_us: 300_000, unix_ms: 0 };
+    assert!(matches!(engine.poll(now, 0, &terms, &mut outlet), Due::WaitUntil(500)));
+    engine.farewell(4500, &terms, &mut outlet);
+    assert_eq!(engine.spaces().count(), 0);
+    for packet in payload(&sent).expect("what was sent is a payload") {
+        if let OwnedPacket::Text(PacketKind::Message, mut text) = packet {
+            socketio::parse(&mut text).expect("what was sent is a packet");
         }
     }
 }
