@@ -78,7 +78,7 @@ mod tests {
     fn the_same_packets_are_frames_or_a_payload() {
         let mut out = Vec::new();
         send(&mut Outlet::WebSocket { out: &mut out, base64: false });
-        assert_eq!(out, b"\x81\x012\x81\x1040/ws,{\"sid\":\"a\"}\x81\x08461-7[0]\x82\x04\x01\x02\x03\x04");
+        assert_eq!(out, b"\x81\x012\x81\x1140/ws,{\"sid\":\"a\"}\x81\x08461-7[0]\x82\x04\x01\x02\x03\x04");
         out.clear();
         send(&mut Outlet::WebSocket { out: &mut out, base64: true });
         assert!(out.ends_with(b"[0]\x81\x09bAQIDBA=="));
