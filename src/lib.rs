@@ -10,6 +10,7 @@
 //!                                          ▲
 //!     control plane (one glommio executor): HTTP API, health, metrics, alerts ──► store (a thread): history in SQLite
 //!     journal (another one): what durable rooms keep beyond the process
+//!     hooks, telemetry (threads, where configured): what a backend is told and asked, traces and metrics over OTLP
 //! ```
 //!
 //! # The life of an event

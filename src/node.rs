@@ -11,12 +11,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod api;
 mod backend;
 mod inspect;
 mod journal;
 mod locks;
 mod start;
+mod trace;
 mod wait;
 mod watch;
 
@@ -31,13 +33,16 @@ pub use crate::hub::message::Published;
 pub use crate::hub::presence::{Present, RoomPresence};
 pub use crate::hub::reply::{HubError, Pending};
 pub use crate::wire::native::Target;
+pub use access::{GRACE_S_MAX, WITHDRAWN_AT_ONCE_MAX, Withdrew};
 pub use api::Sent;
 pub use locks::LockInfo;
 pub use start::StartError;
 
 use crate::config::{Config, ConfigError};
+use crate::control::hooks::Hooks;
 use crate::control::journal::{Journal, JournalFigures};
 use crate::control::store::Store;
+use crate::control::telemetry::Telemetry;
 use crate::control::{ControlPlane, Figures};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::shard::Settings;
@@ -99,6 +104,8 @@ struct Inner {
     journal: Mutex<Option<Journal>>,
     journal_figures: Option<Arc<JournalFigures>>,
     store: Option<Store>,
+    hooks: Option<Hooks>,
+    telemetry: Option<Telemetry>,
     failed: AtomicBool,
 }
 
@@ -139,6 +146,9 @@ impl Hub {
         }
         let renewed = Arc::new(Settings::new(config)?);
         *settings = renewed.clone();
+        if let Some(hooks) = &self.inner.hooks {
+            hooks.reload(&renewed.config);
+        }
         for shard in 0..self.inner.mesh.shards() {
             if self.inner.mesh.request(ShardId(shard), Request::Reload(renewed.clone())).is_err() {
                 tracing::warn!(shard, "a shard is too busy to take the new configuration; reload again");
@@ -199,6 +209,13 @@ impl Hub {
         let journal = lock(&self.inner.journal).take();
         if journal.is_some_and(|journal| journal.shutdown().is_err()) {
             self.inner.failed.store(true, Ordering::Relaxed);
+        }
+        // The hooks have their last events from the shards, too.
+        if let Some(hooks) = &self.inner.hooks {
+            hooks.shutdown();
+        }
+        if let Some(telemetry) = &self.inner.telemetry {
+            telemetry.shutdown();
         }
         // The store goes last: shards report the ends of their connections.
         if let Some(store) = &self.inner.store {

@@ -31,6 +31,11 @@ fn the_corpus_of_frames_breaks_no_invariant() {
 }
 
 #[test]
+fn the_corpus_of_events_breaks_no_invariant() {
+    run("events", bodies::events);
+}
+
+#[test]
 fn the_corpus_of_commands_breaks_no_invariant() {
     run("commands", bodies::commands);
 }

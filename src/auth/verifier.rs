@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::keys::{self, AuthSetupError, Key};
-use super::{Identity, Permissions, USER_ID_BYTES_MAX};
+use super::{Identity, Permissions, TokenMark, USER_ID_BYTES_MAX};
 use crate::config::Config;
 
 /// Longest token that is looked at. The header block bounds it first on a connect; a refresh comes in a message.
@@ -137,7 +137,10 @@ impl Verifier {
         let roles = texts("roles", &claims.roles)?;
         let permissions = texts("permissions", &claims.permissions)?;
         let (roles, permissions) = self.share(Grant { roles, permissions });
-        Ok(Identity { user_id, name, roles, permissions, expires_at })
+        let signature = token.rsplit_once('.').map_or("", |(_, signature)| signature);
+        // Nothing is granted by it, so that one which can't be read is like none.
+        let mark = TokenMark::new(numeric_date("iat", &claims.iat).ok().flatten(), signature);
+        Ok(Identity { user_id, name: name.map(Into::into), roles, permissions, expires_at, mark })
     }
 
     /// The claims, once a key has confirmed them.
@@ -242,6 +245,7 @@ struct RawClaims {
     name: Option<Value>,
     exp: Option<Value>,
     nbf: Option<Value>,
+    iat: Option<Value>,
     iss: Option<Value>,
     aud: Option<Value>,
     roles: Option<Value>,

@@ -40,6 +40,8 @@ enum Command {
     Tail(load::tail::Args),
     /// Publish an event into a room.
     Publish(load::publish::Args),
+    /// Say what became of an event for a client.
+    Explain(load::explain::Args),
     /// Serve what outside test suites expect, on loopback only.
     Conformance(conformance::ConformanceArgs),
 }
@@ -54,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => load::bench::run(*args),
         Command::Tail(args) => load::tail::run(args),
         Command::Publish(args) => load::publish::run(args),
+        Command::Explain(args) => load::explain::run(args),
         Command::Conformance(args) => conformance::run(args),
     }
 }

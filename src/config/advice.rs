@@ -12,6 +12,8 @@ pub fn advice(config: &Config) -> Vec<Finding> {
     findings.extend(cookie_without_origins(config));
     findings.extend(short_secrets(config));
     findings.extend(no_keys(config));
+    findings.extend(exposed_hooks(config));
+    findings.extend(unsigned_hooks(config));
     findings
 }
 
@@ -55,6 +57,30 @@ fn no_keys(config: &Config) -> Option<Finding> {
             "no secret and no key is configured",
             "a secret is drawn for each run, so that tokens end with it",
             "auth.secret = \"…\", with a secret from: openssl rand -hex 32",
+        )
+    })
+}
+
+fn exposed_hooks(config: &Config) -> Option<Finding> {
+    let hooks = [("hooks.url", &config.hooks.url), ("hooks.connect_url", &config.hooks.connect_url)];
+    let (key, _) = hooks.into_iter().find(|(_, url)| url.as_ref().is_some_and(|url| url.is_exposed()))?;
+    Some(Finding::warn(
+        "hooks",
+        format!("{key} is plain HTTP beyond a private network"),
+        "whoever is on the way reads who connects and can answer in the backend's place",
+        format!("{key} = \"https://…\""),
+    ))
+}
+
+/// A backend could not tell the hub's calls from anybody else's.
+fn unsigned_hooks(config: &Config) -> Option<Finding> {
+    let hooks = &config.hooks;
+    (hooks.secret.is_empty() && (hooks.url.is_some() || hooks.connect_url.is_some())).then(|| {
+        Finding::warn(
+            "hooks",
+            "hooks.secret is not set",
+            "the backend can't tell the hub's calls from those of others",
+            "hooks.secret = \"whsec_…\", with a secret from: openssl rand -base64 32",
         )
     })
 }
@@ -112,6 +138,13 @@ mod tests {
         assert_eq!(checks(&["auth.secret=short"]), ["secret"]);
         assert_eq!(checks(&[SECRET, "auth.algorithm=HS512"]), ["secret"]);
         assert_eq!(checks(&[]), ["secret"]);
+    }
+
+    #[test]
+    fn hooks_are_to_be_signed_and_kept_private() {
+        assert_eq!(checks(&[SECRET, "hooks.url=http://127.0.0.1:9000/"]), ["hooks"]);
+        assert_eq!(checks(&[SECRET, "hooks.url=http://example.com/", "hooks.secret=x"]), ["hooks"]);
+        assert!(checks(&[SECRET, "hooks.connect_url=https://example.com/", "hooks.secret=x"]).is_empty());
     }
 
     #[test]

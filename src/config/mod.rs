@@ -11,6 +11,7 @@ pub mod advice;
 pub mod credentials;
 pub mod finding;
 pub mod folder;
+pub mod hooks;
 pub mod host;
 pub mod kinds;
 pub mod load;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use credentials::{KeySource, PublicKey, Secret};
 pub use finding::{Finding, Level};
+pub use hooks::{HookFail, HookKind, HookUrl};
 pub use host::check_host;
 pub use kinds::{DurableAck, JoinRule, KindConfig, Policy};
 pub use load::Sources;
@@ -63,6 +65,18 @@ impl Config {
             0 => by_shards,
             limit => limit.min(by_shards),
         }
+    }
+
+    /// Whether a backend is told that a room of this kind has its first member, or none any more.
+    pub fn tells_occupancy(&self, kind: &str) -> bool {
+        let hooks = &self.hooks;
+        let is_told = |event| hooks.url.is_some() && hooks.events.contains(&event);
+        let is_chosen = match hooks.room_kinds.as_slice() {
+            // Everybody is in one of each of these.
+            [] => !matches!(kind, "user" | "session" | "global"),
+            kinds => kinds.iter().any(|one| one == kind),
+        };
+        is_chosen && (is_told(HookKind::Occupied) || is_told(HookKind::Vacated))
     }
 
     /// Events kept by the log of a room of this kind.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use jsonwebtoken::Algorithm;
 
 use super::credentials::{PublicKey, Secret};
+use super::hooks::{HookFail, HookKind, HookUrl};
 use super::kinds::KindConfig;
 use super::log::{LogFormat, LogLevel};
 use super::net::{Listen, TrustedProxies};
@@ -117,6 +118,8 @@ options! {
         depth_max: usize = 64, range(4, 512), "levels", Live;
         /// Rooms one connection may be subscribed to.
         rooms_max: usize = 1000, range(1, 100_000), "rooms", Live;
+        /// Rooms one stream of server-sent events may have: the id of each event names a place in all of them.
+        stream_rooms_max: usize = 100, range(1, 200), "rooms", Live;
         /// Connections of the whole node; 0 leaves it to `limits.connections_per_shard_max`.
         connections_max: usize = 0, range(0, 10_000_000), "connections", Live;
         /// Connections one shard holds.
@@ -240,6 +243,18 @@ options! {
         clear_percent: u64 = 90, range(10, 100), "%", Live;
     }
 
+    /// What is remembered of connections, so that it can be told later what became of them and of their events.
+    recorder: RecorderConfig {
+        /// Records of each kind that a shard keeps: what became of connections, frames, and events. The newest take the place
+        /// of the oldest. A shard takes 300 bytes for each of this number, from its start on; 0 records nothing.
+        records: usize = 16_384, range(0, 4_194_304), "records", Restart;
+        /// Bytes kept of the payloads of clients' messages and the answers to them. They may be anybody's secrets, so that
+        /// none are kept unless this is set; messages that carry tokens are left out in any case.
+        payload_bytes: usize = 0, range(0, 4096), "bytes", Live;
+        /// How long connections are remembered after their end, as far as the records reach.
+        keep_minutes: u64 = 15, range(0, 1440), "minutes", Live;
+    }
+
     /// Endpoints that are off by default.
     endpoints: EndpointsConfig {
         /// Serve `/echo`, which sends every data frame back as it came.
@@ -272,6 +287,67 @@ options! {
     webhooks: WebhooksConfig {
         /// The secret of GitHub's webhooks to `/webhooks/github`; a list while it is being changed. Empty: no such path.
         github_secret: Vec<Secret> = Vec::new(), Rule::Any, "", Restart;
+    }
+
+    /// What the hub tells and asks a backend over HTTP.
+    hooks: HooksConfig {
+        /// Where batches of events are posted: `http://…` or `https://…`; empty posts none.
+        url: Option<HookUrl> = None, Rule::Any, "", Restart;
+        /// Which events: `connect`, `disconnect`, `message` (what clients send for the backend), `occupied` (a room has its
+        /// first member) and `vacated` (the last one has gone).
+        events: Vec<HookKind> = vec![HookKind::Connect, HookKind::Disconnect, HookKind::Occupied, HookKind::Vacated],
+            Rule::Any, "", Live;
+        /// The kinds of rooms of which `occupied` and `vacated` are told; empty: all but `user`, `session` and `global`.
+        room_kinds: Vec<String> = Vec::new(), Rule::Any, "", Live;
+        /// The secret that signs what is posted; a list while it is being changed, and there is a signature with each.
+        /// `whsec_…` is read as base64. Empty signs nothing.
+        secret: Vec<Secret> = Vec::new(), Rule::Any, "", Live;
+        /// A room that is occupied and vacated again within this time is not told of, nor one that is vacated and occupied.
+        debounce_ms: u64 = 1000, range(0, 60_000), "ms", Live;
+        /// Events in one call.
+        batch_max: usize = 100, range(1, 10_000), "events", Live;
+        /// How long an event may wait for others to go with it.
+        batch_wait_ms: u64 = 100, range(0, 10_000), "ms", Live;
+        /// Events that may wait; what does not fit is counted as lost.
+        queue_max: usize = 16_384, range(64, 1_048_576), "events", Restart;
+        /// Bytes of messages that may wait.
+        queue_bytes_max: usize = 16 << 20, range(64 * KIB, GIB), "bytes", Restart;
+        /// How long a call may take.
+        timeout_ms: u64 = 5000, range(50, 60_000), "ms", Live;
+        /// For how long a batch is tried again that the backend could not take (429, 5xx, no answer) before it is given up.
+        retry_s: u64 = 600, range(0, 86_400), "s", Live;
+        /// A PEM file with the certificates that `https://` is trusted by; empty: those that browsers trust.
+        ca_file: Option<PathBuf> = None, Rule::Any, "", Restart;
+        /// Where it is asked whether a client may connect, after its token was found good; empty asks nobody.
+        connect_url: Option<HookUrl> = None, Rule::Any, "", Restart;
+        /// How long the answer may take.
+        connect_timeout_ms: u64 = 2000, range(50, 30_000), "ms", Live;
+        /// What happens where there is no answer: `closed` refuses the client (503), `open` lets it in.
+        connect_fail: HookFail = HookFail::Closed, Rule::Any, "", Live;
+        /// Headers of the client's request that are told; those that carry credentials can't be.
+        connect_headers: Vec<String> = Vec::new(), Rule::Any, "", Live;
+        /// Clients that may wait for an answer at a time; beyond it they are refused (503).
+        connect_pending_max: usize = 1024, range(1, 65_536), "clients", Restart;
+        /// Questions that are asked at a time; each has a thread.
+        connect_calls_max: usize = 16, range(1, 256), "calls", Restart;
+    }
+
+    /// Traces and metrics for an OpenTelemetry collector.
+    telemetry: TelemetryConfig {
+        /// The collector's OTLP address for HTTP, such as `http://127.0.0.1:4318`: traces go to `/v1/traces` there, metrics to
+        /// `/v1/metrics`, as protobuf. Empty tells nobody.
+        otlp_url: Option<HookUrl> = None, Rule::Any, "", Restart;
+        /// How many of a thousand HTTP calls, hook calls and admissions are traced; those whose caller traces them (`traceparent`)
+        /// always are, and those whose caller does not never.
+        traces_per_1000: u64 = 10, range(0, 1000), "of 1000", Restart;
+        /// How often the metrics are told; 0 never.
+        metrics_interval_s: u64 = 30, range(0, 3600), "s", Restart;
+        /// Spans that may wait; what does not fit is counted as lost.
+        queue_max: usize = 4096, range(64, 1_048_576), "spans", Restart;
+        /// How long a call may take.
+        timeout_ms: u64 = 5000, range(50, 60_000), "ms", Restart;
+        /// A PEM file with the certificates that `https://` is trusted by; empty: those that browsers trust.
+        ca_file: Option<PathBuf> = None, Rule::Any, "", Restart;
     }
 
     /// Browsers that call the HTTP API from other sites.

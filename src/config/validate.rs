@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::hooks::CREDENTIAL_HEADERS;
 use super::kinds::JoinRule;
 use super::net::Listen;
 use super::options::Config;
@@ -44,6 +45,19 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         let message =
             format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);
         report("journal.bytes_max", message);
+    }
+    for kind in config.hooks.room_kinds.iter().filter(|kind| config.kind(kind).is_none()) {
+        report("hooks.room_kinds", format!("there is no kind of room called {kind:?}"));
+    }
+    for name in &config.hooks.connect_headers {
+        let is_token =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        if !is_token || CREDENTIAL_HEADERS.iter().any(|header| header.eq_ignore_ascii_case(name)) {
+            report(
+                "hooks.connect_headers",
+                format!("{name:?}: expected the name of a header that carries no credentials"),
+            );
+        }
     }
     for kind in &config.kinds {
         let own = |rule: &JoinRule| matches!(rule, JoinRule::OwnUser | JoinRule::OwnSession);

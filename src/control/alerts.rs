@@ -46,10 +46,11 @@ pub(crate) enum Alert {
     ShardSilent,
     ShardDeaf,
     StoreDown,
+    HookDown,
 }
 
 /// All of them.
-pub(crate) const ALERTS: [Alert; 8] = [
+pub(crate) const ALERTS: [Alert; 9] = [
     Alert::Latency,
     Alert::Errors,
     Alert::Connections,
@@ -58,6 +59,7 @@ pub(crate) const ALERTS: [Alert; 8] = [
     Alert::ShardSilent,
     Alert::ShardDeaf,
     Alert::StoreDown,
+    Alert::HookDown,
 ];
 
 impl Alert {
@@ -72,6 +74,7 @@ impl Alert {
             Alert::ShardSilent => "shard_silent",
             Alert::ShardDeaf => "shard_deaf",
             Alert::StoreDown => "store_down",
+            Alert::HookDown => "hook_down",
         }
     }
 
@@ -91,13 +94,13 @@ impl Alert {
             Alert::Memory => config.memory_bytes as f64,
             Alert::SlowReaders => config.slow_readers_per_s as f64,
             Alert::ShardSilent => config.shard_silent_ms as f64,
-            Alert::ShardDeaf | Alert::StoreDown => 1.0,
+            Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown => 1.0,
         }
     }
 
     /// Whether its value has proven itself by the time that it is seen.
     fn is_immediate(self) -> bool {
-        matches!(self, Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown)
+        matches!(self, Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown)
     }
 
     fn sentence(self, value: f64, threshold: f64) -> String {
@@ -114,6 +117,7 @@ impl Alert {
             Alert::ShardSilent => format!("a shard took {value:.0} ms to answer (threshold {threshold} ms)"),
             Alert::ShardDeaf => format!("{value:.0} shards don't hear others, or aren't heard by them"),
             Alert::StoreDown => "the stored history can't be written".to_owned(),
+            Alert::HookDown => "the backend does not answer the hub's hooks".to_owned(),
         }
     }
 }

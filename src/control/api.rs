@@ -8,10 +8,10 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures_lite::future::yield_now;
-use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -21,6 +21,7 @@ use super::backend::{Backend, PublishRequest, Published};
 use super::door::{Door, Remote};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
+use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
@@ -28,15 +29,16 @@ use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
 use super::store::{Store, StoreStatus};
+use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
-use super::{broadcast, connections, messages, rooms};
+use super::{access, broadcast, connections, locks, messages, rooms, trace};
 use crate::hub::reply::Pending;
 
 /// What handlers need.
 pub(crate) struct Api<B> {
     pub(crate) backend: B,
     pub(crate) door: Arc<Door>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) windows: Arc<Windows>,
     pub(crate) started: Instant,
     pub(crate) body_bytes_max: usize,
@@ -44,6 +46,8 @@ pub(crate) struct Api<B> {
     pub(crate) github: Option<Hook>,
     pub(crate) alerts: Arc<Board>,
     pub(crate) store: Option<Store>,
+    pub(crate) hooks: Option<Hooks>,
+    pub(crate) telemetry: Option<Telemetry>,
     /// Whether shards are about to be woken.
     pub(crate) ring_is_due: AtomicBool,
 }
@@ -72,13 +76,17 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))
         .route("/ws/broadcast/test", post(broadcast::test::<B>))
         .route("/api/v1/websocket/stats", get(stats::<B>))
-        .route("/ws/connections", get(connections::list::<B>))
+        .route("/ws/connections", get(connections::list_beside_sockets::<B>))
         .route("/api/v1/connections", get(connections::list::<B>))
         .route(
             "/api/v1/connections/{client_id}",
             get(connections::show::<B>).patch(connections::change::<B>).delete(connections::end::<B>),
         )
+        .route("/api/v1/connections/{client_id}/trace", get(trace::trace::<B>))
+        .route("/api/v1/connections/{client_id}/explain", get(trace::explain::<B>))
         .route("/api/v1/disconnect", post(connections::end_many::<B>))
+        .route("/api/v1/reauthenticate", post(access::reauthenticate::<B>))
+        .route("/api/v1/withdraw", post(access::withdraw::<B>))
         .route("/api/v1/sessions/{session_id}", get(messages::session::<B>))
         .route(
             "/api/v1/sessions/{session_id}/messages",
@@ -88,10 +96,14 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/api/v1/rooms", get(rooms::list::<B>))
         .route("/api/v1/rooms/{room}", get(rooms::show::<B>))
         .route("/api/v1/rooms/{room}/history", get(rooms::history::<B>).delete(rooms::clear::<B>))
+        .route("/api/v1/rooms/{room}/presence", get(rooms::presence::<B>))
+        .route("/api/v1/locks", get(locks::list::<B>))
+        .route("/api/v1/locks/{room}/{field}", delete(locks::unlock::<B>))
         .route("/api/v1/alerts", get(alerts::list::<B>))
         .route("/api/v1/performance", get(performance::show::<B>))
         .route("/ws", get(upgrade_required))
         .route("/ws/monitor/{session_id}", get(upgrade_required))
+        .route("/events", get(streams_elsewhere))
         .route_layer(middleware::from_fn(note_route))
         .fallback(async || ApiError::not_found())
         .method_not_allowed_fallback(async || {
@@ -161,6 +173,8 @@ impl<B: Backend> Api<B> {
             shards_answering: None,
             shards_deaf: None,
             store: self.store.as_ref().map(Store::status),
+            hooks: self.hooks.as_ref().map(Hooks::status),
+            telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
             total,
@@ -183,6 +197,12 @@ pub(crate) struct Page<'a> {
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
+    /// The backend's hooks, where there are some; their state decides nothing either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hooks: Option<HooksStatus>,
+    /// Traces and metrics, where somebody collects them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry: Option<TelemetryStatus>,
     process: Process,
     /// A journal that can't be written is told here and fails no readiness: rooms that are not durable go on.
     #[schema(value_type = Option<Object>)]
@@ -332,4 +352,14 @@ pub(crate) async fn metrics<B: Backend>(
 /// An ordinary GET where a WebSocket handshake is expected.
 async fn upgrade_required() -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "bad_upgrade", "this path takes WebSocket upgrades only")
+}
+
+/// A GET comes here on the internal listener only: on the public one a shard has taken it before.
+async fn streams_elsewhere(method: Method) -> Response {
+    if method == Method::GET {
+        let message = "streams of events are on the public listener";
+        return ApiError::new(StatusCode::NOT_FOUND, "not_found", message).into_response();
+    }
+    let refused = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", "this path takes GET only");
+    ([(header::ALLOW, "GET")], refused).into_response()
 }

@@ -5,6 +5,7 @@
 //! serves other requests meanwhile.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,9 +17,13 @@ use super::figures::{ShardTimes, Snapshot};
 use super::inbox::Adopted;
 use super::journal::JournalSnapshot;
 use crate::config::Config;
+use crate::hub::explain::Explanation;
+use crate::hub::lock_pages::LockPage;
+use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{HubError, Pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
-use crate::node::{Sent, Target};
+use crate::node::{Sent, Target, Withdrew};
 use crate::wire::native::Since;
 
 /// The hub as the control plane sees it.
@@ -55,11 +60,32 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The connection with a client id.
     fn connection(&self, client_id: &str) -> Pending<ConnectionView>;
 
+    /// What happened to a client's connections lately, newest first, with the newest `limit` records of each.
+    fn trace(&self, client_id: &str, limit: usize) -> Pending<Vec<ConnectionTrace>>;
+
+    /// What became of an event for a client.
+    fn explain(&self, client_id: &str, event_id: &str) -> Pending<Explanation>;
+
     /// Merges an object into a connection's metadata and gives the whole.
     fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value>;
 
     /// Closes connections; says how many there were.
     fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32>;
+
+    /// Has connections show a valid token again within that time; says how many there are.
+    fn reauthenticate(&self, who: &Target, grace: Duration) -> Pending<u32>;
+
+    /// Takes permissions away from connections and sessions.
+    fn withdraw(&self, who: &Target, permissions: &[&str], disconnect: bool, reason: &str) -> Pending<Withdrew>;
+
+    /// Who is in a room.
+    fn presence(&self, room: &str) -> Pending<RoomPresence>;
+
+    /// The locks that are held, of all rooms or of one.
+    fn locks(&self, room: Option<&str>, window: Window) -> Pending<LockPage>;
+
+    /// Frees a field's lock, whoever holds it; says whether somebody did.
+    fn force_unlock(&self, room: &str, field: &str) -> Pending<bool>;
 
     /// A session.
     fn session(&self, session_id: &str) -> Pending<SessionView>;

@@ -91,6 +91,23 @@ pub(crate) async fn list<B: Backend>(
     Ok(json(StatusCode::OK, &ConnectionsPage { connections: listing.items, total: listing.total, next }))
 }
 
+/// The same list, where it is looked for beside the sockets.
+#[utoipa::path(
+    operation_id = "list_ws_connections",
+    get,
+    path = "/ws/connections",
+    tag = "connections",
+    params(ConnectionsAsked),
+    responses((status = 200, body = ConnectionsPage), Refusals),
+)]
+pub(crate) async fn list_beside_sockets<B: Backend>(
+    api: State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    asked: Asked<ConnectionsAsked>,
+) -> Result<Response, ApiError> {
+    list(api, headers, asked).await
+}
+
 /// Shows one connection.
 #[utoipa::path(
     operation_id = "show_connection",
@@ -163,12 +180,29 @@ fn by_administrator() -> u16 {
 /// A close frame's reason, RFC 6455 section 5.5: 125 bytes of payload less two for the code.
 const REASON_BYTES_MAX: usize = 123;
 
-impl Farewell {
-    fn checked(self) -> Result<Farewell, ApiError> {
-        if self.reason.len() > REASON_BYTES_MAX {
-            return Err(ApiError::bad_request(format!("a reason has at most {REASON_BYTES_MAX} bytes")));
-        }
-        Ok(self)
+/// Whether a close frame has room for a reason.
+pub(crate) fn check_reason(reason: &str) -> Result<(), ApiError> {
+    if reason.len() > REASON_BYTES_MAX {
+        return Err(ApiError::bad_request(format!("a reason has at most {REASON_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// Whom a call is about, of which exactly one has to be named; of `sessions` at most so many.
+pub(crate) fn whom(
+    client: Option<Box<str>>,
+    session: Option<Box<str>>,
+    sessions: Option<Vec<Box<str>>>,
+    user: Option<Box<str>>,
+    sessions_max: usize,
+) -> Result<Target, ApiError> {
+    match (client, session, sessions, user) {
+        (Some(id), None, None, None) => Ok(Target::Client(id)),
+        (None, Some(id), None, None) => Ok(Target::Session(id)),
+        (None, None, Some(ids), None) if ids.len() <= sessions_max => Ok(Target::Sessions(ids)),
+        (None, None, None, Some(id)) => Ok(Target::User(id)),
+        (None, None, Some(_), None) => Err(ApiError::bad_request(format!("at most {sessions_max} sessions at a time"))),
+        _ => Err(ApiError::bad_request("exactly one of client, session, sessions and user is needed")),
     }
 }
 
@@ -193,7 +227,8 @@ pub(crate) async fn end<B: Backend>(
     Asked(farewell): Asked<Farewell>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
-    let Farewell { code, reason } = farewell.checked()?;
+    let Farewell { code, reason } = farewell;
+    check_reason(&reason)?;
     let who = Target::Client(client_id.into());
     let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
     Ok(json(StatusCode::OK, &Disconnected { disconnected }))
@@ -230,17 +265,8 @@ pub(crate) async fn end_many<B: Backend>(
     api.admin(&headers)?;
     let Disconnect { client, session, sessions, user, code, reason } =
         read_json(&headers, body, api.body_bytes_max).await?;
-    let Farewell { code, reason } = Farewell { code, reason }.checked()?;
-    let who = match (client, session, sessions, user) {
-        (Some(id), None, None, None) => Target::Client(id),
-        (None, Some(id), None, None) => Target::Session(id),
-        (None, None, Some(ids), None) if ids.len() <= api.events_max => Target::Sessions(ids),
-        (None, None, None, Some(id)) => Target::User(id),
-        (None, None, Some(_), None) => {
-            return Err(ApiError::bad_request(format!("at most {} sessions at a time", api.events_max)));
-        }
-        _ => return Err(ApiError::bad_request("exactly one of client, session, sessions and user is needed")),
-    };
+    check_reason(&reason)?;
+    let who = whom(client, session, sessions, user, api.events_max)?;
     let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
     Ok(json(StatusCode::OK, &Disconnected { disconnected }))
 }

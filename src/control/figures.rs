@@ -31,10 +31,14 @@ pub const CLOSE_CODES: [&str; 18] = [
 ];
 
 /// Why a connection was refused before its upgrade: the codes of the refusals, with `capacity` and `draining` apart from
-/// `unavailable`, and `http_busy` for requests that the control plane had no place for.
-pub const REFUSALS: [&str; 16] = [
+/// `unavailable`, `http_busy` for requests that the control plane had no place for, and `hook_…` for clients whom the
+/// backend refused, about whom it said nothing, or who were too many to ask about.
+pub const REFUSALS: [&str; 22] = [
     "bad_request",
     "bad_upgrade",
+    "bad_method",
+    "bad_room",
+    "room_limit",
     "bad_version",
     "unauthorized",
     "forbidden",
@@ -46,6 +50,9 @@ pub const REFUSALS: [&str; 16] = [
     "capacity",
     "draining",
     "http_busy",
+    "hook_busy",
+    "hook_denied",
+    "hook_failed",
     "unavailable",
     "internal",
     "other",
@@ -267,6 +274,7 @@ figures! {
     connections: Gauge "connections" false "Connections that are open";
     connections_opened: Counter "connections_opened" false "Connections that were accepted and upgraded";
     handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
+    streams: Gauge "streams" false "Connections that are open and are streams of server-sent events";
     rooms: Gauge "rooms" false "Rooms whose home is this shard";
     subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";
     messages_received: Counter "messages_received" false "Messages received from clients";
@@ -288,6 +296,7 @@ figures! {
     presence_forgotten: Counter "presence_forgotten" false "Sessions forgotten in a room before their resume window was over, because too many were away";
     connection_bytes: Gauge "connection_memory" true "Estimated memory of the connections, outboxes left out";
     room_bytes: Gauge "room_memory" true "Estimated memory of the rooms and memberships, logs left out";
+    recorder_bytes: Gauge "recorder_memory" true "Memory of the flight recorder";
     rate_limited: Counter "rate_limited" false "Messages refused because their client sent too many";
     latency_followed: Counter "latency_followed" false "Deliveries that were followed to measure the latency";
     latency_lost: Counter "latency_lost" false "Followed deliveries whose end was not seen: closed, or too many at a time";

@@ -84,11 +84,17 @@ impl Metrics {
         self.ringhub.register_collector(Box::new(collector));
     }
 
-    /// The content type that `Accept` asks for, and the text.
-    pub(crate) fn render(&self, headers: &HeaderMap) -> Result<(&'static str, String), fmt::Error> {
+    /// The text in OpenMetrics' format, without its end.
+    pub(crate) fn open_metrics(&self) -> Result<String, fmt::Error> {
         let mut text = String::with_capacity(16 * 1024);
         encode_registry(&mut text, &self.ringhub)?;
         encode_registry(&mut text, &self.process)?;
+        Ok(text)
+    }
+
+    /// The content type that `Accept` asks for, and the text.
+    pub(crate) fn render(&self, headers: &HeaderMap) -> Result<(&'static str, String), fmt::Error> {
+        let mut text = self.open_metrics()?;
         if wants_open_metrics(headers) {
             encode_eof(&mut text)?;
             Ok((OPEN_METRICS, text))

@@ -23,12 +23,15 @@ use std::time::{Duration, Instant};
 
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
+mod access;
 mod alerts;
 mod answer;
 mod api;
 mod backend;
 mod body;
+mod breaker;
 mod broadcast;
+pub mod client;
 mod connection;
 mod connections;
 mod cors;
@@ -36,10 +39,12 @@ mod door;
 pub mod figures;
 mod github;
 pub mod histogram;
+pub mod hooks;
 mod inbox;
 pub mod journal;
 mod lines;
 mod listener;
+mod locks;
 mod messages;
 mod metrics;
 mod moment;
@@ -56,8 +61,10 @@ mod rooms;
 mod service;
 pub mod store;
 mod stream;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
@@ -116,6 +123,10 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     /// The stored history, where one is kept.
     pub store: Option<store::Store>,
+    /// The backend's hooks, where there are some.
+    pub hooks: Option<hooks::Hooks>,
+    /// Where traces and metrics go, if somebody collects them.
+    pub telemetry: Option<telemetry::Telemetry>,
 }
 
 impl Default for Options {
@@ -135,6 +146,8 @@ impl Default for Options {
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
             store: None,
+            hooks: None,
+            telemetry: None,
         }
     }
 }
@@ -261,8 +274,8 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
         };
         let figures = ControlFigures::default();
         let board = Arc::new(Board::default());
-        let store = options.store.clone();
-        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store);
+        let (store, hooks) = (options.store.clone(), options.hooks.clone());
+        let monitor = Monitor::new(backend.clone(), Arc::clone(&board), store, hooks);
         let app = app(options, backend, &shared, figures.clone(), board);
         if started.send(Ok(())).is_ok() {
             executor.run(async move {
@@ -291,6 +304,18 @@ fn app<B: Backend>(
     let open = Arc::clone(shared);
     let mut metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
     metrics.add(Operations { alerts: Arc::clone(&alerts), store: options.store.clone() });
+    if let Some(hooks) = &options.hooks {
+        metrics.add(hooks.clone());
+    }
+    if let Some(telemetry) = &options.telemetry {
+        metrics.add(telemetry.clone());
+    }
+    let metrics = Arc::new(metrics);
+    if let Some(telemetry) = &options.telemetry {
+        // The metrics know the telemetry, so that it must not hold them.
+        let metrics = Arc::downgrade(&metrics);
+        telemetry.set_exposition(Box::new(move || metrics.upgrade()?.open_metrics().ok()));
+    }
     let windows = Arc::new(Windows::new(Instant::now(), &backend.figures(), backend.times()));
     let api = Api {
         backend: backend.clone(),
@@ -303,6 +328,8 @@ fn app<B: Backend>(
         github: Hook::new(&options.github_secrets),
         alerts,
         store: options.store.clone(),
+        hooks: options.hooks.clone(),
+        telemetry: options.telemetry.clone(),
         ring_is_due: AtomicBool::new(false),
     };
     let router = api::router(Arc::new(api));

@@ -21,6 +21,7 @@ use super::alerts::{Alert, Board, Values};
 use super::backend::{Backend, ShardPulse};
 use super::figures::{ShardFigures, Snapshot};
 use super::histogram::Counts;
+use super::hooks::Hooks;
 use super::moment::unix_ms;
 use super::process;
 use super::store::{AlertRecord, Sample, Store};
@@ -65,6 +66,7 @@ pub(crate) struct Monitor<B> {
     backend: B,
     board: Arc<Board>,
     store: Option<Store>,
+    hooks: Option<Hooks>,
     /// The last looks, the newest at the end.
     readings: VecDeque<Reading>,
     /// The slowest canary of each of the last looks, in microseconds.
@@ -77,11 +79,12 @@ pub(crate) struct Monitor<B> {
 }
 
 impl<B: Backend> Monitor<B> {
-    pub(crate) fn new(backend: B, board: Arc<Board>, store: Option<Store>) -> Monitor<B> {
+    pub(crate) fn new(backend: B, board: Arc<Board>, store: Option<Store>, hooks: Option<Hooks>) -> Monitor<B> {
         Monitor {
             backend,
             board,
             store,
+            hooks,
             readings: VecDeque::with_capacity(WINDOW + 1),
             round_trips_us: VecDeque::with_capacity(LATENCY_WINDOW),
             sampled: None,
@@ -196,6 +199,8 @@ impl<B: Backend> Monitor<B> {
         values.set(Alert::ShardDeaf, Some(pulse.iter().filter(|shard| shard.deaf).count() as f64));
         let is_down = self.store.as_ref().map(|store| f64::from(u8::from(store.is_down())));
         values.set(Alert::StoreDown, is_down);
+        let is_down = self.hooks.as_ref().map(|hooks| f64::from(u8::from(hooks.is_down())));
+        values.set(Alert::HookDown, is_down);
         values
     }
 

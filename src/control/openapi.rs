@@ -9,7 +9,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{alerts, api, broadcast, connections, github, messages, performance, publish, rooms};
+use super::{access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms, trace};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -84,6 +84,35 @@ pub(crate) struct History {
     more: bool,
 }
 
+/// Who is in a room.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes; the room's home writes it")]
+pub(crate) struct PresenceTold {
+    /// The room's name.
+    room: String,
+    /// The room's last event before this was found out.
+    seq: u64,
+    /// How many sessions are there.
+    count: usize,
+    /// In the order in which they joined.
+    members: Vec<Member>,
+    /// Whether there are more than are listed.
+    more: bool,
+}
+
+/// A session that is in a room.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes; the room's home writes it")]
+pub(crate) struct Member {
+    client_id: String,
+    user_id: String,
+    session_id: String,
+    #[schema(value_type = Object)]
+    metadata: serde_json::Value,
+    /// RFC 3339 in UTC.
+    joined_at: String,
+}
+
 struct Bearer;
 
 impl Modify for Bearer {
@@ -98,6 +127,7 @@ impl Modify for Bearer {
 #[openapi(
     info(title = "Ringhub", description = "The HTTP API of a real-time hub."),
     paths(
+        document,
         api::live,
         api::ready,
         api::health,
@@ -107,10 +137,15 @@ impl Modify for Bearer {
         broadcast::broadcast,
         broadcast::test,
         connections::list,
+        connections::list_beside_sockets,
         connections::show,
         connections::change,
         connections::end,
         connections::end_many,
+        access::reauthenticate,
+        access::withdraw,
+        trace::trace,
+        trace::explain,
         messages::session,
         messages::send_to_session,
         messages::receive,
@@ -119,6 +154,9 @@ impl Modify for Bearer {
         rooms::show,
         rooms::history,
         rooms::clear,
+        rooms::presence,
+        locks::list,
+        locks::unlock,
         github::github,
         alerts::list,
         performance::show,
@@ -129,13 +167,23 @@ impl Modify for Bearer {
 )]
 struct Described;
 
-/// The document.
+/// This description.
+#[utoipa::path(
+    operation_id = "describe",
+    get,
+    path = "/openapi.json",
+    tag = "health",
+    security(()),
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)),
+)]
 pub(crate) async fn document() -> Response {
     json(StatusCode::OK, &Described::openapi()).into_response()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -149,5 +197,17 @@ mod tests {
             }
         }
         assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+    }
+
+    #[test]
+    fn every_route_is_described() {
+        // Where a socket or a stream is expected there is nothing to describe; the first page only says what this is.
+        const NOT_CALLS: [&str; 4] = ["/", "/events", "/ws", "/ws/monitor/{session_id}"];
+        let routes = include_str!("api.rs").split(".route(").skip(1);
+        let routes: BTreeSet<&str> = routes.filter_map(|route| route.split('"').nth(1)).collect();
+        let described = Described::openapi().paths.paths;
+        let described: BTreeSet<&str> = described.keys().map(String::as_str).chain(NOT_CALLS).collect();
+        assert!(routes.len() > 25, "{routes:?}");
+        assert_eq!(routes, described);
     }
 }

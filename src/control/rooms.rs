@@ -14,7 +14,8 @@ use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named};
 use super::connections::{Paging, next_after};
-use super::openapi::{History, Refusals};
+use super::openapi::{History, PresenceTold, Refusals};
+use crate::hub::presence::MEMBERS_LISTED_MAX;
 use crate::hub::view::{RoomFilter, RoomView};
 use crate::wire::native::{HISTORY_EVENTS_MAX, Since};
 
@@ -131,6 +132,40 @@ pub(crate) async fn history<B: Backend>(
     let text = api.remote(api.backend.history(&room, asked.since()?, limit, asked.reverse)).await?;
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::OK, headers, text).into_response())
+}
+
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PresenceAsked {
+    /// At most so many members, 1 to 1000; 1000 where it is left out.
+    limit: Option<usize>,
+}
+
+/// Tells who is in a room: those that joined first, and how many there are in all.
+#[utoipa::path(
+    operation_id = "show_presence",
+    get,
+    path = "/api/v1/rooms/{room}/presence",
+    tag = "rooms",
+    params(("room" = String, Path, description = "The room's name"), PresenceAsked),
+    responses((status = 200, body = PresenceTold), Refusals),
+)]
+pub(crate) async fn presence<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Named(room): Named<String>,
+    Asked(asked): Asked<PresenceAsked>,
+) -> Result<Response, ApiError> {
+    let identity = api.identify(&headers)?;
+    api.backend.may_read(&identity, &room)?;
+    let limit = asked.limit.unwrap_or(MEMBERS_LISTED_MAX);
+    if !(1..=MEMBERS_LISTED_MAX).contains(&limit) {
+        return Err(ApiError::bad_request(format!("limit is 1 to {MEMBERS_LISTED_MAX}")));
+    }
+    let mut present = api.remote(api.backend.presence(&room)).await?;
+    present.members.truncate(limit);
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::OK, headers, present.body(&room)).into_response())
 }
 
 #[derive(Serialize, ToSchema)]

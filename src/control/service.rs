@@ -1,4 +1,4 @@
-//! What happens to one request: upgrades leave, the rest is routed, within time limits and with every panic contained.
+//! What happens to one request: upgrades and streams of events leave, the rest is routed, within time limits and with every panic contained.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -27,6 +27,7 @@ use super::cors::Cors;
 use super::metrics::HttpRequests;
 use super::poll;
 use super::progress::Progress;
+use super::telemetry;
 use super::windows::Windows;
 
 /// Where a connection came from.
@@ -37,6 +38,9 @@ pub(crate) enum Side {
     /// From the control plane's own listener.
     Internal,
 }
+
+/// Where streams of events are, which are a shard's.
+const STREAMS: &str = "/events";
 
 /// What all connections share.
 pub(crate) struct App<B> {
@@ -68,9 +72,9 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
 
     fn call(&self, request: Request<Incoming>) -> Answer {
         let number = self.progress.request();
-        // A connection's first request came from a shard that did not take it for an upgrade. Giving it back would make
-        // the two pass it to and fro.
-        if self.side == Side::Public && number > 0 && wants_websocket(&request) {
+        // A connection's first request came from a shard that did not take it for its own. Giving it back would make the
+        // two pass it to and fro.
+        if self.side == Side::Public && number > 0 && (wants_websocket(&request) || wants_stream(&request)) {
             self.progress.hand_over(head_of(&request));
             return Box::pin(pending());
         }
@@ -98,12 +102,18 @@ impl<B: Backend> App<B> {
     async fn respond(&self, request: Request<Incoming>, side: Side) -> (Response, Arc<AtomicBool>) {
         let method = request.method().clone();
         let origin = request.headers().get(header::ORIGIN).cloned();
+        let span = self.options.telemetry.as_ref().and_then(|telemetry| {
+            let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+            telemetry.begin(telemetry::Side::Server, traceparent)
+        });
         // RFC 9112 section 6.1: a request with both framings may be an attempt at smuggling, and hyper has dropped the
         // Content-Length by now. A connection that ends after a chunked request leaves nothing to smuggle.
         let closes = request.headers().contains_key(header::TRANSFER_ENCODING) || self.backend.draining();
         let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
 
-        let mut response = if side == Side::Public && self.options.internal.is_some() {
+        // Streams are on the public side whatever else is, and with them the question whether a page may ask for one.
+        let is_elsewhere = side == Side::Public && self.options.internal.is_some() && request.uri().path() != STREAMS;
+        let mut response = if is_elsewhere {
             ApiError::not_found().into_response()
         } else if let Some(preflight) = self.cors.preflight(&request) {
             preflight
@@ -122,6 +132,9 @@ impl<B: Backend> App<B> {
         // The route and not the target, which may hold a token.
         tracing::debug!(%method, route, status = response.status().as_u16(), "http request");
         self.requests.count(route, &method, response.status());
+        if let Some(span) = span {
+            tell(span, &method, route, response.status());
+        }
         (response, read)
     }
 
@@ -156,6 +169,20 @@ impl<B: Backend> App<B> {
             }
         }
     }
+}
+
+/// The route and not the target, for the same reason. Methods that nobody has heard of are not spread either.
+fn tell(span: telemetry::Span, method: &Method, route: &str, status: StatusCode) {
+    let method = match method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
+        _ => "_OTHER",
+    };
+    let attributes = vec![
+        ("http.request.method", method.to_owned().into()),
+        ("http.route", route.to_owned().into()),
+        ("http.response.status_code", u64::from(status.as_u16()).into()),
+    ];
+    span.end(format!("{method} {route}"), attributes, status.is_server_error().then_some("the hub could not answer"));
 }
 
 fn panicked() -> Response {
@@ -233,6 +260,11 @@ pub(crate) fn wants_websocket<T>(request: &Request<T>) -> bool {
     request.method() == Method::GET
         && has_token(request.headers(), header::UPGRADE, "websocket")
         && has_token(request.headers(), header::CONNECTION, "upgrade")
+}
+
+/// A GET for a stream of events. What other methods get at that path, a shard and the router say alike.
+fn wants_stream<T>(request: &Request<T>) -> bool {
+    request.method() == Method::GET && request.uri().path() == STREAMS
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

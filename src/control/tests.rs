@@ -13,9 +13,12 @@ use serde_json::{Map, Value};
 
 use super::*;
 use crate::config::Listen;
+use crate::hub::explain::Explanation;
+use crate::hub::lock_pages::LockPage;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
-use crate::node::{Sent, Target};
+use crate::node::{RoomPresence, Sent, Target, Withdrew};
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Since;
 
@@ -85,11 +88,39 @@ impl Backend for FakeHub {
         absent()
     }
 
+    fn trace(&self, _: &str, _: usize) -> Pending<Vec<ConnectionTrace>> {
+        absent()
+    }
+
+    fn explain(&self, _: &str, _: &str) -> Pending<Explanation> {
+        absent()
+    }
+
     fn set_metadata(&self, _: &str, _: Map<String, Value>) -> Pending<Value> {
         absent()
     }
 
     fn disconnect(&self, _: &Target, _: u16, _: &str) -> Pending<u32> {
+        absent()
+    }
+
+    fn reauthenticate(&self, _: &Target, _: Duration) -> Pending<u32> {
+        absent()
+    }
+
+    fn withdraw(&self, _: &Target, _: &[&str], _: bool, _: &str) -> Pending<Withdrew> {
+        absent()
+    }
+
+    fn presence(&self, _: &str) -> Pending<RoomPresence> {
+        absent()
+    }
+
+    fn locks(&self, _: Option<&str>, _: Window) -> Pending<LockPage> {
+        absent()
+    }
+
+    fn force_unlock(&self, _: &str, _: &str) -> Pending<bool> {
         absent()
     }
 

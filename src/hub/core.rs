@@ -1,8 +1,8 @@
 //! A shard's core: the rooms it is home to, the members it has, and the fan-out between them.
 //!
 //! Pure: messages and the time come in, messages for other shards and deliveries for this shard's connections go out.
-//! Larger than most files because the life of an event within a shard (publish, seal, deliver, fan out) is told in one
-//! place.
+//! What is done with an event stands in `publish` and `fan_out`, what is kept of it in `history`. Larger than most files
+//! because every message that a home gets is taken here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::batch::{Address, Batch, FrameMemory};
+use super::batch::{Address, FrameMemory};
 use super::directory::{Directory, PeerLimits};
 use super::durable::{Durable, Journaling};
+use super::fan_out::Job;
 use super::ids::Ids;
-use super::keys::Keys;
+use super::linger::Lingering;
 use super::locks::LockDesk;
-use super::members::{HOLE, ListId};
 use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
     Published, ReplyTo,
@@ -25,16 +25,15 @@ use super::message::{
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
+use super::recorder::{Recorder, RecorderLimits};
 use super::reply::Responder;
-use super::resume::Handover;
+use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};
 use super::rules::Rules;
-use super::selection::Selection;
 use super::session_home::SessionHome;
-use crate::config::{Config, Policy};
-use crate::ring::{ConnKey, Now};
+use crate::config::Config;
+use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
-use crate::wire::envelope::Event;
 use crate::wire::json::Scratch;
 use crate::wire::native::Refused;
 
@@ -65,6 +64,8 @@ pub struct CoreLimits {
     pub connections_per_user_max: u32,
     /// Per network address.
     pub peer: PeerLimits,
+    /// What the flight recorder keeps.
+    pub recorder: RecorderLimits,
 }
 
 impl CoreLimits {
@@ -86,6 +87,11 @@ impl CoreLimits {
             peer: PeerLimits {
                 connections_max: count(config.limits.connections_per_address_max),
                 connects_per_s: config.limits.connects_per_s,
+            },
+            recorder: RecorderLimits {
+                records: config.recorder.records,
+                payload_bytes: config.recorder.payload_bytes,
+                keep_ms: config.recorder.keep_minutes * 60_000,
             },
         }
     }
@@ -127,10 +133,6 @@ impl KindPublishes {
     }
 }
 
-/// The largest batch that is kept open while an earlier one of the same room is still being fanned out.
-const OPEN_BATCH_BYTES_MAX: usize = 256 * 1024;
-/// A batch is not made larger than this, whatever a turn brings: its offsets have 32 bits.
-pub(super) const BATCH_BYTES_MAX: usize = 64 << 20;
 /// Stands for kinds that are not configured any more.
 const OTHER_KIND: &str = "other";
 /// Calls of `receive` that may wait for one session.
@@ -138,7 +140,7 @@ const WAITING_MAX: usize = 16;
 
 /// A shard's core.
 pub struct Core {
-    me: ShardId,
+    pub(super) me: ShardId,
     pub(super) shards: u16,
     pub(super) hasher: NameHasher,
     pub(super) limits: CoreLimits,
@@ -151,14 +153,15 @@ pub struct Core {
     /// When the last message was handled.
     pub(super) now: Now,
     pub(super) locks: LockDesk,
-    directory: Directory,
+    pub(super) directory: Directory,
     /// Rooms with an open batch.
     pub(super) unsealed: Vec<RoomId>,
-    jobs: VecDeque<Job>,
+    pub(super) jobs: VecDeque<Job>,
     /// What waits for the journal; none where there is no journal.
     pub(super) journaling: Option<Box<Journaling>>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
+    pub(super) lingering: Lingering,
     /// Sessions that are on their way from one connection to another.
     pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
     /// Until when something is known of sessions that left rooms.
@@ -166,21 +169,16 @@ pub struct Core {
     pub(super) ids: Ids,
     pub(super) scratch: Scratch,
     pub(super) memory: FrameMemory,
-    local: VecDeque<Message>,
-    outgoing: Vec<Vec<Message>>,
+    pub(super) local: VecDeque<Message>,
+    pub(super) outgoing: Vec<Vec<Message>>,
     pub(super) figures: CoreFigures,
     pub(super) kind_publishes: KindPublishes,
+    /// Rooms that have their first member (true) or none any more since this was taken last, where that is told.
+    pub(super) occupancy: Vec<(RoomName, bool)>,
     /// When the publish that is being handled was received, in microseconds of the monotonic clock; 0 is now.
-    received_us: u64,
-}
-
-/// A batch on its way to a list of members.
-struct Job {
-    room: RoomId,
-    list: ListId,
-    batch: Arc<Batch>,
-    at: usize,
-    end: usize,
+    pub(super) received_us: u64,
+    /// What happened lately.
+    pub recorder: Recorder,
 }
 
 impl Core {
@@ -204,6 +202,7 @@ impl Core {
             jobs: VecDeque::new(),
             journaling: None,
             away: VecDeque::new(),
+            lingering: Lingering::default(),
             handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
@@ -213,7 +212,9 @@ impl Core {
             outgoing: (0..shards).map(|_| Vec::new()).collect(),
             figures: CoreFigures::default(),
             kind_publishes,
+            occupancy: Vec::new(),
             received_us: 0,
+            recorder: Recorder::new(limits.recorder),
         }
     }
 
@@ -257,6 +258,12 @@ impl Core {
         &self.directory
     }
 
+    /// The rooms homed here that have their first member (true) or none any more (false) since the last call, in order; of
+    /// the kinds of which that is told.
+    pub fn take_occupancy(&mut self) -> Vec<(RoomName, bool)> {
+        std::mem::take(&mut self.occupancy)
+    }
+
     /// The events that got a number here since the last call, by their room's kind.
     pub fn take_kind_publishes(&mut self) -> impl Iterator<Item = (&str, u64)> {
         let rules = &self.rules;
@@ -267,6 +274,7 @@ impl Core {
     /// Goes by new limits from here on. What [`Core::take_kind_publishes`] was not asked for before is lost.
     pub fn set_limits(&mut self, limits: CoreLimits, rules: Rules) {
         self.limits = limits;
+        self.recorder.set_limits(limits.recorder);
         self.kind_publishes = KindPublishes::new(&rules);
         self.rules = rules;
         // Kinds may have changed places.
@@ -374,6 +382,7 @@ impl Core {
                 self.send(address.shard, Message::Left { address, room, ticket });
             }
             Message::Leave { room, address } => self.leave(&room, address),
+            Message::Linger { room } => self.linger(&room),
             Message::Publish(publish) => self.publish(*publish, now),
             Message::Deposit(deposit) => self.deposit(*deposit),
             Message::ClaimClient { client_id, address } => {
@@ -389,7 +398,8 @@ impl Core {
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
             Message::Resume(resume) => self.resume(*resume),
             Message::HandDown { room, successor, asked, kept } => self.hand_down(&room, successor, *asked, kept),
-            Message::TookUp { room, address } => self.handover_settled(&room, address),
+            Message::TookUp { room, address, given_back } => self.took_up(&room, address, given_back),
+            Message::Withdrawn { room, address, withdrawn } => self.note_withdrawn(&room, address, withdrawn),
             Message::ClaimPeer { peer, address } => {
                 let refused = self.directory.claim_peer(peer, self.limits.peer, now).err();
                 self.send(address.shard, Message::Claimed { address, what: ClaimKind::Peer, refused });
@@ -462,7 +472,8 @@ impl Core {
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_ref());
         let turn = session.map_or_else(Default::default, |session| session.turn);
         let resume_token = session.map(|session| session.token);
-        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
+        let withdrawn = session.and_then(|session| session.identity.permissions.withdrawn()).cloned();
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
         self.send(address.shard, Message::Joined(Box::new(joined)));
     }
 
@@ -480,11 +491,15 @@ impl Core {
                 taken_over = session.take_up(address, unix_ms);
             }
         }
+        let (rules, was_vacant) = (home.rules, home.members_total() == 0);
         if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
             *count += 1;
         }
+        if was_vacant && self.rules.tells_occupancy(rules) {
+            self.occupancy.push((room.clone(), true));
+        }
         if let Some(old) = taken_over {
-            self.begin_handover(room.clone(), old);
+            self.begin_handover(room.clone(), old, Begins::Name);
             self.send(old.shard, Message::TakenOver { address: old, room: room.clone(), successor: None });
         }
         // What has its number already goes out before the newcomer is a member.
@@ -494,115 +509,27 @@ impl Core {
 
     fn leave(&mut self, room: &RoomName, address: Address) {
         let Some(id) = self.rooms.find(room) else { return };
-        if let Some(count) = self.home_mut(id).and_then(|home| home.members.get_mut(usize::from(address.shard.0))) {
+        let mut vacated = None;
+        if let Some(home) = self.home_mut(id)
+            && let Some(count) = home.members.get_mut(usize::from(address.shard.0))
+        {
             debug_assert!(*count > 0, "a membership of {room:?} ended that was not counted");
             *count = count.saturating_sub(1);
+            vacated = (home.members_total() == 0).then_some(home.rules);
+        }
+        if vacated.is_some_and(|rules| self.rules.tells_occupancy(rules)) {
+            self.occupancy.push((room.clone(), false));
         }
         self.rooms.forget_if_idle(id);
     }
 
-    fn publish(&mut self, publish: Publish, now: Now) {
-        self.now = now;
-        self.received_us = publish.received_us;
-        let id = self.ensure_home(&publish.room);
-        if let Some(id) = id
-            && self.home_mut(id).is_some_and(|home| home.is_durable())
-        {
-            // Answered when the journal has it, or at once where it is refused.
-            drop(self.publish_durable(id, publish));
-            return;
-        }
-        let Publish { room, kind, data, key, exclude, reply, .. } = publish;
-        let outcome = match id {
-            Some(id) => self.publish_at(id, &room, &kind, &data, key.as_deref(), exclude),
-            None => Err(OVERLOADED),
-        };
-        self.answer(reply, room, outcome);
-    }
-
-    /// Gives an event of a room homed here its number and puts it behind the turn's others. Nobody is told what becomes of
-    /// it in the journal, where the room is durable.
-    pub fn publish_here(
-        &mut self,
-        room: &RoomName,
-        kind: &str,
-        data: &[u8],
-        key: Option<&str>,
-        exclude: Option<Address>,
-        now: Now,
-    ) -> Result<Published, Refused> {
-        self.now = now;
-        let id = self.ensure_home(room).ok_or(OVERLOADED)?;
-        if self.home_mut(id).is_some_and(|home| home.is_durable()) {
-            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
-            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
-            let received_us = now.monotonic_us;
-            return self.publish_durable(id, Publish { room, kind, data, key, exclude, received_us, reply });
-        }
-        self.publish_at(id, room, kind, data, key, exclude)
-    }
-
-    fn publish_at(
-        &mut self,
-        id: RoomId,
-        room: &RoomName,
-        kind: &str,
-        data: &[u8],
-        key: Option<&str>,
-        exclude: Option<Address>,
-    ) -> Result<Published, Refused> {
-        let now = self.now;
-        let received_us = match std::mem::take(&mut self.received_us) {
-            0 => now.monotonic_us,
-            received_us => received_us,
-        };
-        if let Some(key) = key
-            && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
-            && let Some(published) = keys.find(key, now.unix_ms)
-        {
-            self.figures.duplicates += 1;
-            return Ok(Published { duplicate: true, ..published });
-        }
-        if self.home_mut(id).is_some_and(|home| home.open_bytes() >= BATCH_BYTES_MAX) {
-            self.seal(id);
-        }
-        let stamp = self.ids.stamp(now.unix_ms);
-        let home = self.home_mut(id).ok_or(OVERLOADED)?;
-        home.seq += 1;
-        let (seq, epoch) = (home.seq, home.epoch);
-        let (delivered, queued) = home.audience();
-        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued };
-        if let Some(key) = key {
-            let seed = home.epoch;
-            home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);
-        }
-        let rules = home.rules;
-        if delivered > 0 || self.rules.log(rules).events_max > 0 {
-            let key = key.map_or(0, |key| self.hasher.hash(key) | 1);
-            let home = self.home_mut(id).ok_or(OVERLOADED)?;
-            let first = home.open.is_none();
-            let event = Event { room: room.as_str(), kind, seq, data };
-            let open = home.open.get_or_insert_default();
-            open.push(&stamp, &event, exclude, key);
-            if first {
-                open.received_us = received_us;
-                self.unsealed.push(id);
-            }
-        } else {
-            self.rooms.forget_if_idle(id);
-        }
-        self.figures.publishes += 1;
-        self.kind_publishes.add(rules);
-        Ok(published)
-    }
-
     fn deposit(&mut self, deposit: Deposit) {
-        let Deposit { room, data, reply } = deposit;
+        let Deposit { room, data, is_told, reply } = deposit;
         let inbox_max = self.limits.inbox_max;
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let outcome = match session {
-            Some(session) => session
-                .deposit(data, inbox_max)
+            // What the backend is told another way is accepted, whether or not it reads the inbox as well.
+            Some(session) => (session.deposit(data, inbox_max) || is_told)
                 .then_some(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 1, queued: 0 })
                 .ok_or(Refused::new(
                     ErrorCode::Unavailable,
@@ -655,6 +582,11 @@ impl Core {
         }
     }
 
+    /// The connection that holds a client id that is homed here.
+    pub fn address_of(&self, client_id: &str) -> Option<Address> {
+        self.directory.client(client_id)
+    }
+
     /// Whether a connection holds a client id that is homed here.
     pub fn has_client(&self, client_id: &str) -> bool {
         self.directory.client(client_id).is_some()
@@ -671,252 +603,6 @@ impl Core {
         let rooms =
             self.rooms.iter().filter(|(_, room)| room.home.as_ref().is_some_and(|home| home.members_total() > 0));
         rooms.map(|(_, room)| &room.name)
-    }
-
-    // ---- from open batches to deliveries ----
-
-    /// Seals what was published since; to be called once per turn. A room that is still being fanned out keeps gathering,
-    /// so that a fan-out slower than its publishers makes larger batches instead of a longer queue.
-    pub fn seal_all(&mut self) {
-        let mut kept = 0;
-        for at in 0..self.unsealed.len() {
-            let Some(&id) = self.unsealed.get(at) else { break };
-            let gathering = self.rooms.get(id).is_some_and(|room| {
-                room.jobs > 0 && room.home.as_ref().is_some_and(|home| home.open_bytes() < OPEN_BATCH_BYTES_MAX)
-            });
-            if gathering {
-                if let Some(place) = self.unsealed.get_mut(kept) {
-                    *place = id;
-                }
-                kept += 1;
-            } else {
-                self.dispatch(id);
-            }
-        }
-        self.unsealed.truncate(kept);
-    }
-
-    /// Seals one room's batch at once, because its members are about to change.
-    pub(super) fn seal(&mut self, id: RoomId) {
-        if self.home_mut(id).is_some_and(|home| home.open.is_some()) {
-            self.unsealed.retain(|one| *one != id);
-            self.dispatch(id);
-        }
-    }
-
-    fn dispatch(&mut self, id: RoomId) {
-        let Some(room) = self.rooms.get_mut(id) else { return };
-        let Some(home) = room.home.as_deref_mut() else { return };
-        let unix_ms = self.now.unix_ms;
-        let Some(open) = home.open.take() else { return };
-        let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
-        if home.is_durable() {
-            return self.hand_to_journal(id, batch);
-        }
-        self.send_out(id, batch);
-    }
-
-    /// Puts a batch into its room's log and on its way to the members.
-    pub(super) fn send_out(&mut self, id: RoomId, batch: Arc<Batch>) {
-        let Some(room) = self.rooms.get_mut(id) else { return };
-        let Some(home) = room.home.as_deref_mut() else { return };
-        let mut here = false;
-        for (shard, count) in home.members.iter().enumerate() {
-            let shard = ShardId(shard as u16);
-            if *count == 0 {
-                continue;
-            }
-            if shard == self.me {
-                here = true;
-            } else if let Some(queue) = self.outgoing.get_mut(usize::from(shard.0)) {
-                self.figures.mesh_sent += 1;
-                queue.push(Message::Deliver(batch.clone()));
-            }
-        }
-        self.keep(id, &batch);
-        if !here {
-            self.rooms.forget_if_idle(id);
-        } else if self.local.is_empty() {
-            self.begin_fan_out(id, batch);
-        } else {
-            // Some who are members for this home may still have to hear of it, and are not in the list yet.
-            self.local.push_back(Message::Deliver(batch));
-        }
-    }
-
-    // ---- the member side ----
-
-    /// Begins to fan a batch out to this shard's members.
-    pub fn deliver(&mut self, batch: Arc<Batch>) {
-        if let Some(id) = self.rooms.find(&batch.room) {
-            self.begin_fan_out(id, batch);
-        }
-    }
-
-    fn begin_fan_out(&mut self, id: RoomId, batch: Arc<Batch>) {
-        let Some(room) = self.rooms.get_mut(id) else { return };
-        for (list, selection, end) in room.members.groups() {
-            if let Some(selected) = batch.select(selection, &mut self.scratch, &self.memory) {
-                self.jobs.push_back(Job { room: id, list, batch: selected, at: 0, end });
-                room.jobs += 1;
-            }
-        }
-        let end = room.members.list(0).len();
-        if end > 0 {
-            self.jobs.push_back(Job { room: id, list: 0, batch, at: 0, end });
-            room.jobs += 1;
-        }
-    }
-
-    /// How many deliveries the events of this turn will make, on all shards.
-    pub fn deliveries_open(&self) -> usize {
-        let homes = self.unsealed.iter().filter_map(|id| self.rooms.get(*id)?.home.as_deref());
-        homes.map(|home| home.members_total() as usize).sum()
-    }
-
-    /// How many deliveries the fan-outs under way have in all, those already made included: the end of a large one is as
-    /// large as its beginning.
-    pub fn deliveries_under_way(&self) -> usize {
-        self.jobs.iter().map(|job| job.end).sum()
-    }
-
-    /// Whether deliveries wait.
-    pub fn has_deliveries(&self) -> bool {
-        !self.jobs.is_empty()
-    }
-
-    /// Hands out the next deliveries, at most `budget`: to this connection, these bytes, in this lane.
-    pub fn fan_out(&mut self, budget: usize, mut deliver: impl FnMut(ConnKey, &Bytes, Lane, RoomId, &Batch)) {
-        let mut left = budget;
-        while left > 0 {
-            let Some(job) = self.jobs.front_mut() else { return };
-            let Some(room) = self.rooms.get_mut(job.room) else {
-                self.jobs.pop_front();
-                continue;
-            };
-            let to = job.end.min(job.at + left);
-            let lane = self.rules.lane(room.name.as_str());
-            let members = room.members.list(job.list).get(job.at..to).unwrap_or_default();
-            for conn in members {
-                if *conn == HOLE {
-                    continue;
-                }
-                if job.batch.has_exclusions() {
-                    let frames = job.batch.frames_for(Address { shard: self.me, conn: *conn }, &self.memory);
-                    if !frames.is_empty() {
-                        deliver(*conn, &frames, lane, job.room, &job.batch);
-                    }
-                } else {
-                    deliver(*conn, &job.batch.bytes, lane, job.room, &job.batch);
-                }
-            }
-            self.figures.deliveries += (members.len() * job.batch.events.len()) as u64;
-            left -= to - job.at;
-            job.at = to;
-            if job.at < job.end {
-                return;
-            }
-            let id = job.room;
-            self.jobs.pop_front();
-            room.jobs -= 1;
-            if room.jobs == 0 {
-                room.members.close_holes();
-                self.rooms.forget_if_idle(id);
-            }
-        }
-    }
-
-    /// Hands one member what the fan-outs under way still have for it, because it is about to lose its place in the list.
-    pub fn fan_out_rest(&mut self, id: RoomId, conn: ConnKey, mut deliver: impl FnMut(&Bytes, &Batch)) {
-        let Some(room) = self.rooms.get(id).filter(|room| room.jobs > 0) else { return };
-        let Some((list, _, place)) = room.members.find(conn) else { return };
-        for job in self.jobs.iter().filter(|job| job.room == id && job.list == list) {
-            if !(job.at..job.end).contains(&place) {
-                continue;
-            }
-            let frames = job.batch.frames_for(Address { shard: self.me, conn }, &self.memory);
-            if !frames.is_empty() {
-                deliver(&frames, &job.batch);
-            }
-            self.figures.deliveries += job.batch.events.len() as u64;
-        }
-    }
-
-    /// Whether a connection is a member with that very selection, and has been given all that came so far.
-    pub fn is_settled_with(&self, id: RoomId, conn: ConnKey, selection: Option<&Arc<Selection>>) -> bool {
-        let found = self.rooms.get(id).filter(|room| room.jobs == 0).and_then(|room| room.members.find(conn));
-        found.is_some_and(|(_, present, _)| present == selection)
-    }
-
-    /// Closes the holes of a list that has hardly anything else, under the fan-outs that go through it.
-    fn compact(&mut self, id: RoomId) {
-        let Some((list, moved)) = self.rooms.get_mut(id).and_then(|room| room.members.compact_sparse()) else { return };
-        for job in self.jobs.iter_mut().filter(|job| job.room == id && job.list == list) {
-            // Places a job has noted are within the list, whose end is the last entry.
-            let end = moved.last().copied().unwrap_or(0);
-            job.at = moved.get(job.at).copied().unwrap_or(end);
-            job.end = moved.get(job.end).copied().unwrap_or(end);
-        }
-    }
-
-    /// Makes a connection of this shard a member, after its join was granted. Where it is one already, its selection is
-    /// replaced and the home is told that it counts once. False where the room has too many different selections here.
-    pub fn add_member(&mut self, room: &RoomName, conn: ConnKey, selection: Option<Arc<Selection>>) -> Option<RoomId> {
-        let id = self.rooms.ensure(room);
-        let selections_max = self.limits.selections_max;
-        let place = self.rooms.get_mut(id)?;
-        if place.members.add(conn, selection, selections_max) {
-            return Some(id);
-        }
-        self.rooms.forget_if_idle(id);
-        None
-    }
-
-    /// What happens to a member of a room who reads too slowly.
-    pub fn policy_of(&self, id: RoomId) -> Policy {
-        let rules = self.rooms.get(id).map(|room| self.rules.place(room.name.as_str()));
-        rules.map_or(Policy::CatchUp, |rules| self.rules.policy(rules))
-    }
-
-    /// Takes a slow reader out of the fan-out; it stays a member.
-    pub fn park(&mut self, id: RoomId, conn: ConnKey) {
-        if let Some(room) = self.rooms.get_mut(id) {
-            let keep_places = room.jobs > 0;
-            room.members.park(conn, keep_places);
-            if keep_places {
-                self.compact(id);
-            }
-        }
-    }
-
-    /// Puts a reader that has caught up back into the fan-out.
-    pub fn unpark(&mut self, id: RoomId, conn: ConnKey) {
-        let selections_max = self.limits.selections_max;
-        if let Some(room) = self.rooms.get_mut(id) {
-            room.members.unpark(conn, selections_max);
-        }
-    }
-
-    /// What a slow reader wants of the room it is parked in; none where it is not.
-    pub fn parked(&self, id: RoomId, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
-        self.rooms.get(id)?.members.parked(conn)
-    }
-
-    /// What a member wants of a room.
-    pub fn selection_of(&self, id: RoomId, conn: ConnKey) -> Option<Arc<Selection>> {
-        self.rooms.get(id)?.members.selection_of(conn)
-    }
-
-    /// Takes a connection out of a room on this shard; the home is not told by this.
-    pub fn remove_member(&mut self, id: RoomId, conn: ConnKey) -> bool {
-        let Some(room) = self.rooms.get_mut(id) else { return false };
-        let keep_places = room.jobs > 0;
-        let removed = room.members.remove(conn, keep_places);
-        if keep_places {
-            self.compact(id);
-        }
-        self.rooms.forget_if_idle(id);
-        removed
     }
 }
 

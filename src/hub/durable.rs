@@ -20,9 +20,11 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use super::batch::Batch;
-use super::core::{BATCH_BYTES_MAX, Core};
+use super::clear::Clearing;
+use super::core::Core;
 use super::keys::{KEY_AGE_MS, Keys};
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
+use super::publish::BATCH_BYTES_MAX;
 use super::rooms::{Home, RoomId};
 use super::stored::{Entry, Progress, Sealed, StoredRoom};
 use crate::config::DurableAck;
@@ -48,8 +50,8 @@ const WAITING_BYTES: usize = 256;
 pub struct Durable {
     /// The last number given; those after the room's `seq` wait for the journal.
     pub given: u64,
-    /// Batches that wait for the journal.
-    pending: u32,
+    /// Batches that wait for the journal, and times that the log is being emptied.
+    pub(super) pending: u32,
     /// When its events are acknowledged.
     ack: DurableAck,
     /// Whose events are in the open batch.
@@ -71,18 +73,20 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Journaling {
     /// The number of the last batch handed over.
-    number: u64,
-    failures: u64,
-    is_up: bool,
+    pub(super) number: u64,
+    pub(super) failures: u64,
+    pub(super) is_up: bool,
     /// Batches that wait until they are written, and until they are synced.
     written: VecDeque<Pending>,
     synced: VecDeque<Pending>,
+    /// Logs that are emptied when the journal has that; each has a caller who waits for it.
+    pub(super) clears: VecDeque<Clearing>,
     /// Bytes of these, and of the open batches of durable rooms.
     pending_bytes: usize,
     /// Bytes of the logs of durable rooms.
     log_bytes: usize,
     /// What is still to be handed over.
-    out: Vec<Entry>,
+    pub(super) out: Vec<Entry>,
     refused: u64,
 }
 
@@ -217,6 +221,7 @@ impl Core {
             self.unsealed.push(id);
         }
         open.push(&stamp, &event, exclude, hash);
+        self.recorder.published(&stamp.id, &kind, room.hash(), seq, received_us, exclude);
         let bytes = open.bytes() - before;
         if let Some(journaling) = self.journaling.as_deref_mut() {
             journaling.pending_bytes += bytes;
@@ -299,6 +304,9 @@ impl Core {
         while let Some(pending) = self.next_acknowledged(&progress) {
             self.acknowledged(pending);
         }
+        while let Some(clearing) = self.next_cleared(&progress) {
+            self.cleared(clearing);
+        }
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
         journaling.is_up = progress.is_up;
         if progress.failures > journaling.failures {
@@ -333,12 +341,14 @@ impl Core {
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
         let written = std::mem::take(&mut journaling.written);
         let synced = std::mem::take(&mut journaling.synced);
-        journaling.out.retain(|entry| !matches!(entry, Entry::Events(_)));
+        let clears = std::mem::take(&mut journaling.clears);
+        journaling.out.retain(|entry| !matches!(entry, Entry::Events(_) | Entry::Cleared(_)));
         let mut rooms = Vec::with_capacity(written.len() + synced.len());
         for Pending { room, batch, waiting, .. } in written.into_iter().chain(synced) {
             rooms.push(room);
             self.refuse_waiting(&batch, waiting);
         }
+        self.refuse_clears(clears);
         for id in rooms {
             self.roll_back(id);
         }
@@ -426,7 +436,8 @@ impl Core {
 
     /// Whether something waits for the journal.
     pub fn awaits_journal(&self) -> bool {
-        self.journal_pending_bytes() > 0
+        let clears = self.journaling.as_ref().is_some_and(|journaling| !journaling.clears.is_empty());
+        clears || self.journal_pending_bytes() > 0
     }
 }
 
@@ -438,6 +449,7 @@ mod tests {
     use super::super::core::CoreLimits;
     use super::super::message::{HistoryAsked, Join, JoinClaim, Message, Ticket};
     use super::super::name::{NameHasher, ShardId};
+    use super::super::reply::{Pending, pending};
     use super::super::rules::Rules;
     use super::*;
     use crate::config::Config;
@@ -490,7 +502,7 @@ mod tests {
         core.seal_all();
         let batch = |entry| match entry {
             Entry::Events(sealed) => Some((sealed.number, sealed.batch.events.iter().map(|event| event.seq).collect())),
-            Entry::Trimmed { .. } | Entry::Forgotten { .. } => None,
+            Entry::Trimmed { .. } | Entry::Cleared(_) | Entry::Forgotten { .. } => None,
         };
         core.journal_out().expect("a journal").drain(..).filter_map(batch).collect()
     }
@@ -567,6 +579,61 @@ mod tests {
         core.journaled(Progress { synced: 3, is_up: true, ..down });
         assert_eq!(answer(&next), Some(Ok((2, false))), "its key was forgotten with it");
         assert_eq!(core.journal_refused(), 4);
+    }
+
+    fn clear(core: &mut Core, room: &str) -> Pending<u64> {
+        let (responder, pending) = pending();
+        let room = core.hasher().room(room);
+        core.clear_history(&room, responder);
+        pending
+    }
+
+    #[test]
+    fn a_log_is_empty_when_the_journal_has_that_and_what_came_meanwhile_stays() {
+        let mut core = core(&config(), Vec::new());
+        assert_eq!(clear(&mut core, "project:1").wait(), Ok(0), "there is no such room");
+        let room = core.hasher().room("project:1");
+        joined_at(&mut core, "project:1");
+        assert!(core.add_member(&room, ME.conn, None).is_some());
+        drop(publish(&mut core, "project:1", Some("a"), 1));
+        assert_eq!(handed_over(&mut core), [(1, vec![1])]);
+        core.journaled(Progress { synced: 1, ..UP });
+        drop(publish(&mut core, "project:1", Some("b"), 1));
+        // The open batch goes to the journal before it.
+        let mut cleared = clear(&mut core, "project:1");
+        assert_eq!(handed_over(&mut core), [(2, vec![2])]);
+        core.journaled(Progress { synced: 2, ..UP });
+        assert!(core.awaits_journal());
+        assert_eq!((cleared.close(), told_of(&mut core, "project:1").matches("\"seq\"").count()), (None, 3));
+        core.journaled(Progress { synced: 3, ..UP });
+        let told = told_of(&mut core, "project:1");
+        assert!(told.matches("\"seq\"").count() == 2 && told.contains("\"seq\":2"), "{told}");
+        assert!(!core.awaits_journal());
+        assert_eq!(answer(&publish(&mut core, "project:1", Some("b"), 1)), Some(Ok((2, true))));
+        let cleared = clear(&mut core, "project:1");
+        core.journaled(Progress { synced: 4, ..UP });
+        assert_eq!(cleared.wait(), Ok(1));
+    }
+
+    #[test]
+    fn a_log_is_not_emptied_while_the_journal_can_not_say_so() {
+        let mut core = core(&config(), Vec::new());
+        drop(publish(&mut core, "project:1", None, 1));
+        handed_over(&mut core);
+        core.journaled(Progress { synced: 1, ..UP });
+        let under_way = clear(&mut core, "project:1");
+        let down = Progress { synced: 1, failures: 1, is_up: false, ..UP };
+        core.journaled(down);
+        let unavailable = Err(ErrorCode::Unavailable);
+        assert_eq!(under_way.wait().map_err(|error| error.code), unavailable);
+        assert_eq!(clear(&mut core, "project:1").wait().map_err(|error| error.code), unavailable);
+        assert!(told_of(&mut core, "project:1").contains("\"seq\":1,") && !core.awaits_journal());
+        core.journaled(Progress { is_up: true, ..down });
+        let cleared = clear(&mut core, "project:1");
+        core.journaled(Progress { synced: 3, is_up: true, ..down });
+        assert_eq!(cleared.wait(), Ok(1));
+        let gone = |entry: &Entry| matches!(entry, Entry::Forgotten { .. });
+        assert!(core.rooms.is_empty() && core.journal_out().expect("a journal").iter().any(gone));
     }
 
     #[test]

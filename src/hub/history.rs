@@ -10,6 +10,7 @@ use super::core::{Core, epoch_text};
 use super::log::Excerpt;
 use super::message::{CatchUp, CaughtUp, HistoryAsked, HistoryTold, Message, Piece, RoomState};
 use super::name::RoomName;
+use super::reply::Responder;
 use super::rooms::{Home, RoomId};
 use super::selection::Selection;
 use crate::config::Policy;
@@ -131,18 +132,20 @@ impl Core {
     }
 
     /// Empties a room's log; its numbers go on, so that those who come back are told what they missed. Says how many
-    /// events went.
-    pub fn clear_history(&mut self, room: &RoomName) -> u64 {
-        let Some(id) = self.rooms.find(room) else { return 0 };
+    /// events went: of a durable room, once they can't come back by a restart.
+    pub fn clear_history(&mut self, room: &RoomName, responder: Responder<u64>) {
+        let Some(id) = self.rooms.find(room) else { return responder.resolve(Ok(0)) };
         self.seal(id);
-        let Some(home) = self.home_mut(id) else { return 0 };
+        let Some(home) = self.home_mut(id) else { return responder.resolve(Ok(0)) };
+        if home.is_durable() {
+            return self.clear_durable(id, responder);
+        }
         let (events, bytes) = (home.log.events(), home.log.bytes());
         home.log.clear();
         home.keys = None;
         self.log_bytes = self.log_bytes.saturating_sub(bytes);
-        self.sweep_durable(id, bytes);
         self.rooms.forget_if_idle(id);
-        events as u64
+        responder.resolve(Ok(events as u64));
     }
 
     /// Puts a sealed batch into its room's log.
@@ -194,6 +197,7 @@ impl Core {
     /// Lets go of what has become too old, a part of the table at a time; to be called once a second.
     pub fn sweep(&mut self, now: Now) {
         self.now = now;
+        self.expire_lingering();
         let now_ms = now.unix_ms;
         let places = self.rooms.places();
         let share = (places / 60).max(SWEEP_MIN).min(places);

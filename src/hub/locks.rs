@@ -8,7 +8,7 @@
 //! return. Whoever drops that list for good frees what is on it ([`Core::free_locks`]), each by its number, so that it does
 //! not matter what happened to the lock meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::batch::Address;
@@ -30,12 +30,12 @@ const LOCKS_PER_SHARD_MAX: usize = 100_000;
 /// The locks of one room, by field; only those that are held or waited for.
 #[derive(Debug, Default)]
 pub struct Locks {
-    fields: BTreeMap<Arc<str>, Entry>,
+    pub(super) fields: BTreeMap<Arc<str>, Entry>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    lock: Lock,
+pub(super) struct Entry {
+    pub(super) lock: Lock,
     /// Its page of the calendar.
     page: Page,
 }
@@ -48,6 +48,8 @@ type Page = (u64, u64);
 pub struct LockDesk {
     /// Each lock stands in it once.
     calendar: BTreeMap<Page, (RoomName, Arc<str>)>,
+    /// The rooms that have any, so that those of all rooms can be listed a page at a time.
+    pub(super) rooms: BTreeSet<RoomName>,
     last_serial: u64,
     last_token: u64,
     /// Counters so far.
@@ -336,24 +338,6 @@ impl Core {
         true
     }
 
-    /// The locks that are held in a room homed here, by field.
-    pub fn list_locks(&self, room: &RoomName) -> Vec<LockInfo> {
-        let id = self.rooms.find(room);
-        let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
-        let fields = home.and_then(|home| home.locks()).into_iter().flat_map(|locks| &locks.fields);
-        let held = fields.filter_map(|(field, entry)| Some((field, entry.lock.held()?)));
-        let info = held.map(|(field, held)| LockInfo {
-            room: room.as_str().to_owned(),
-            field: field.to_string(),
-            token: held.token,
-            expires_at: String::from_utf8_lossy(&rfc3339(held.expires_at_ms)).into_owned(),
-            client_id: held.holder.client_id.to_string(),
-            session_id: held.holder.session_id.to_string(),
-            user_id: held.holder.identity.user_id.clone(),
-        });
-        info.collect()
-    }
-
     /// Ends what is over by now.
     pub(super) fn expire_locks(&mut self) {
         let now_ms = self.now.monotonic_us / 1000;
@@ -408,11 +392,9 @@ impl Core {
         let page = (0, self.locks.last_serial);
         self.locks.calendar.insert(page, (room.clone(), field.clone()));
         if let Some(home) = self.home_mut(id) {
-            home.rare()
-                .locks
-                .get_or_insert_default()
-                .fields
-                .insert(field.clone(), Entry { lock: Lock::default(), page });
+            let locks = home.rare().locks.get_or_insert_default();
+            locks.fields.insert(field.clone(), Entry { lock: Lock::default(), page });
+            self.locks.rooms.insert(room.clone());
         }
         Ok(())
     }
@@ -439,6 +421,7 @@ impl Core {
                 if locks.is_empty() {
                     home.rare().locks = None;
                     home.tidy();
+                    self.locks.rooms.remove(room);
                 }
                 self.locks.calendar.remove(&before);
             }
@@ -470,6 +453,18 @@ impl Core {
         data.push(b'}');
         let told = self.publish_here(room, kind, &data, None, None, self.now);
         debug_assert!(told.is_ok(), "a room with locks has a home");
+    }
+}
+
+pub(super) fn lock_info(room: &RoomName, field: &str, held: &Held) -> LockInfo {
+    LockInfo {
+        room: room.as_str().to_owned(),
+        field: field.to_owned(),
+        token: held.token,
+        expires_at: String::from_utf8_lossy(&rfc3339(held.expires_at_ms)).into_owned(),
+        client_id: held.holder.client_id.to_string(),
+        session_id: held.holder.session_id.to_string(),
+        user_id: held.holder.identity.user_id.clone(),
     }
 }
 
@@ -611,6 +606,54 @@ mod tests {
         assert!(core.force_unlock(&new.room, "title", at(10_003)));
         assert!(!core.force_unlock(&new.room, "title", at(10_003)));
         assert!(!core.force_unlock(&new.room, "body", at(10_003)));
+    }
+
+    #[test]
+    fn locks_are_paged_through_and_a_page_looks_at_a_bounded_number_of_them() {
+        use super::super::view::Window;
+        let mut core = core(|config| config.limits.locks_per_room_max = 2000);
+        // So many that one look does not reach the end.
+        for (room, fields) in [("project:1", 3), ("project:2", 2000), ("project:3", 2000), ("project:4", 2000)] {
+            for field in 0..fields {
+                assert!(acquire(&mut core, 1, room, &format!("{field:04}"), at(0)).is_some());
+            }
+        }
+        let window = |after: Option<&str>, limit| Window { after: after.map(Into::into), limit };
+        let first = core.lock_page(None, &window(None, 5)).finish(5);
+        assert_eq!((first.locks.len(), first.total, first.next.as_deref()), (5, 6003, Some("project:2\t0001")));
+        let names = |page: &super::super::lock_pages::LockPage| -> Vec<String> {
+            page.locks.iter().map(|lock| format!("{}\t{}", lock.room, lock.field)).collect()
+        };
+        let (mut all, mut after, mut pages) = (Vec::new(), None::<Box<str>>, 0);
+        loop {
+            let page = core.lock_page(None, &window(after.as_deref(), 1000)).finish(1000);
+            all.extend(names(&page));
+            pages += 1;
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!((all.len(), pages, all.is_sorted()), (6003, 7, true));
+        let room = core.hasher().room("project:1");
+        let one = core.lock_page(Some(&room), &window(Some("project:1\t0000"), 1)).finish(1);
+        assert_eq!(
+            (names(&one), one.total, one.next.as_deref()),
+            (vec!["project:1\t0001".to_owned()], 3, Some("project:1\t0001"))
+        );
+        let rest = core.lock_page(Some(&room), &window(one.next.as_deref(), 1)).finish(1);
+        assert_eq!((names(&rest), rest.next), (vec!["project:1\t0002".to_owned()], None));
+        // Looked at, and not listed: nobody holds them, and yet they are there for who has been waiting.
+        for field in 0..3 {
+            for _ in 0..5 {
+                ask(&mut core, 2, "project:1", &format!("{field:04}"), LockAction::Acquire { ttl_s: 1 }, at(9000));
+            }
+        }
+        core.expire(at(10_001));
+        let gone = core.lock_page(None, &window(None, 10)).finish(10);
+        assert_eq!((gone.locks.len(), gone.total, gone.next), (0, 0, None));
+        core.expire(at(100_000));
+        assert!(core.locks.rooms.is_empty());
     }
 
     #[test]

@@ -100,6 +100,17 @@ impl Log {
         }
     }
 
+    /// Lets go of what is before a number.
+    pub fn let_go_before(&mut self, seq: u64) {
+        let Some(kept) = self.kept.as_mut() else { return };
+        while kept.first_seq().is_some_and(|first| first < seq) {
+            kept.let_go_of_first();
+        }
+        if kept.batches.is_empty() {
+            self.kept = None;
+        }
+    }
+
     /// Lets go of everything.
     pub fn clear(&mut self) {
         *self = Log::default();
@@ -142,15 +153,24 @@ impl Kept {
             if !too_old && self.events <= bounds.events_max && self.bytes <= bounds.bytes_max {
                 return;
             }
-            let Some(event) = front.events.get(self.gone) else { return };
-            self.bytes -= front.frame_bytes(event);
-            self.events -= 1;
-            self.gone += 1;
-            if self.gone == front.events.len() {
-                self.batches.pop_front();
-                self.gone = 0;
+            if !self.let_go_of_first() {
+                return;
             }
         }
+    }
+
+    /// False where there is none.
+    fn let_go_of_first(&mut self) -> bool {
+        let Some(front) = self.batches.front() else { return false };
+        let Some(event) = front.events.get(self.gone) else { return false };
+        self.bytes -= front.frame_bytes(event);
+        self.events -= 1;
+        self.gone += 1;
+        if self.gone == front.events.len() {
+            self.batches.pop_front();
+            self.gone = 0;
+        }
+        true
     }
 
     /// Adds the events after `seq` to an excerpt, at most `bytes_max` of them (but one event at least).

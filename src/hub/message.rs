@@ -15,7 +15,7 @@ use super::presence::{MembersListed, PresenceAsked, PresenceChange, Turn};
 use super::reply::{HubError, Responder};
 use super::selection::Selection;
 use super::view::ConnectionView;
-use crate::auth::Identity;
+use crate::auth::{Identity, Withdrawn};
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Reference, Refused, Since};
 
@@ -41,6 +41,11 @@ pub enum Message {
         room: RoomName,
         /// Whose membership.
         address: Address,
+    },
+    /// To a room's home: a stream of events leaves, and may come back with the cursor it had. Goes before its `Leave`.
+    Linger {
+        /// The room.
+        room: RoomName,
     },
     /// To a room's home: an event for the room.
     Publish(Box<Publish>),
@@ -106,6 +111,15 @@ pub enum Message {
         /// What is kept for the time that it can be resumed; none where it can't.
         kept: Option<Box<Kept>>,
     },
+    /// To a session's home: permissions were withdrawn from the connection that holds it.
+    Withdrawn {
+        /// The session's room.
+        room: RoomName,
+        /// That connection.
+        address: Address,
+        /// Which.
+        withdrawn: Withdrawn,
+    },
     /// To a session's home: another connection wants to take it up.
     Resume(Box<Resume>),
     /// To a session's home: what the connection that held it had. None where that one is gone already, or holds another
@@ -120,12 +134,14 @@ pub enum Message {
         /// What there is to be passed on.
         kept: Option<Box<Kept>>,
     },
-    /// To a session's home: a connection that resumed it has it now. The next one may have it.
+    /// To a session's home: a connection that resumes it has it now, or can't take it. The next one may have it.
     TookUp {
         /// The session's room.
         room: RoomName,
-        /// Who has it.
+        /// Who.
         address: Address,
+        /// What there was for one that is gone already, or has too much under way.
+        given_back: Option<Box<Kept>>,
     },
     /// To a network address's home: one more connection from there.
     ClaimPeer {
@@ -206,6 +222,13 @@ pub enum Message {
         address: Address,
         /// What is asked.
         request: ClientRequest,
+    },
+    /// To a connection's shard: permissions were withdrawn from its session.
+    WithdrawnTold {
+        /// Which connection.
+        address: Address,
+        /// Which permissions.
+        withdrawn: Withdrawn,
     },
     /// To a connection's shard: another connection took its session over.
     TakenOver {
@@ -324,6 +347,8 @@ pub struct ResumeAsked {
     pub cursors: Vec<(Box<str>, Since)>,
     /// Its turn at the session, once the home has given it.
     pub turn: Turn,
+    /// What was withdrawn from the session before, once the home has told it.
+    pub withdrawn: Option<Withdrawn>,
 }
 
 /// What became of a resume.
@@ -356,6 +381,8 @@ pub struct Joined {
     pub resume_token: Option<ResumeToken>,
     /// The turn of the connection that holds the session, where the room is one's.
     pub turn: Turn,
+    /// What was withdrawn from that session.
+    pub withdrawn: Option<Withdrawn>,
 }
 
 /// A slow reader that has read all it had.
@@ -533,6 +560,8 @@ pub struct Deposit {
     pub room: RoomName,
     /// The message's data: valid JSON.
     pub data: Bytes,
+    /// Whether the backend is told of it by a hook as well.
+    pub is_told: bool,
     /// Who is told of the outcome.
     pub reply: ReplyTo,
 }
@@ -610,16 +639,55 @@ pub enum ClientRequest {
         /// Who is told that it was closed.
         responder: Responder<u32>,
     },
+    /// That it show a valid token, or be closed.
+    Reauthenticate {
+        /// Within so many seconds.
+        grace_s: u32,
+        /// Who is told that it was asked.
+        responder: Responder<u32>,
+    },
+    /// That permissions be taken away from it.
+    Withdraw {
+        /// Which, and how.
+        withdraw: Withdraw,
+        /// Who is told what became of it.
+        responder: Responder<Withdrew>,
+    },
+}
+
+/// Permissions that are to be taken away.
+#[derive(Debug, Clone)]
+pub struct Withdraw {
+    /// Which; `*` stands for one whole part.
+    pub permissions: Arc<[Box<str>]>,
+    /// Whether connections are closed whatever is left to them.
+    pub disconnect: bool,
+    /// The close frame's reason, where one is closed.
+    pub reason: Box<str>,
+}
+
+/// From whom permissions were taken away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct Withdrew {
+    /// Connections.
+    pub connections: u32,
+    /// Those of them that were closed.
+    pub closed: u32,
+    /// Absent sessions, which go without when they come back.
+    pub sessions: u32,
 }
 
 impl ClientRequest {
     /// Answers that there is no such connection.
     pub fn refuse(self) {
-        let error = HubError::new(ErrorCode::NotFound, "there is no such connection");
+        let error = HubError::from(NO_CONNECTION);
         match self {
             ClientRequest::Metadata { responder, .. } => responder.resolve(Err(error)),
             ClientRequest::View { responder } => responder.resolve(Err(error)),
-            ClientRequest::Disconnect { responder, .. } => responder.resolve(Err(error)),
+            ClientRequest::Disconnect { responder, .. } | ClientRequest::Reauthenticate { responder, .. } => {
+                responder.resolve(Err(error));
+            }
+            ClientRequest::Withdraw { responder, .. } => responder.resolve(Err(error)),
         }
     }
 }
@@ -650,6 +718,9 @@ pub enum ClaimRefused {
         retry_after_ms: u64,
     },
 }
+
+/// The refusal of what is asked of a connection that is not there.
+pub const NO_CONNECTION: Refused = Refused::new(ErrorCode::NotFound, "there is no such connection");
 
 /// The refusal of an event that can't be taken on right now.
 pub const OVERLOADED: Refused = Refused::new(ErrorCode::Unavailable, "the hub can't keep up right now; try again");

@@ -1,5 +1,7 @@
 //! Room names: `kind:name`, or just `global`.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -72,6 +74,24 @@ impl Eq for RoomName {}
 impl std::hash::Hash for RoomName {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
+    }
+}
+
+impl PartialOrd for RoomName {
+    fn partial_cmp(&self, other: &RoomName) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RoomName {
+    fn cmp(&self, other: &RoomName) -> Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl Borrow<str> for RoomName {
+    fn borrow(&self) -> &str {
+        &self.text
     }
 }
 

@@ -29,6 +29,16 @@ pub enum Lane {
     Urgent,
 }
 
+/// What a connection's peer is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// WebSocket frames.
+    #[default]
+    Native,
+    /// Server-sent events.
+    Stream,
+}
+
 /// How much may wait for one connection, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboxBounds {
@@ -66,8 +76,28 @@ pub struct Outbox {
     /// A chunk is with the kernel, or nothing may be sent yet.
     sending: bool,
     dirty: bool,
+    marks: Marks,
+    /// Of what its chunks are made. Here because this is where a byte is free.
+    protocol: Protocol,
+}
+
+/// What else holds for an outbox: a bit each, so that they take one byte together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Marks(u8);
+
+impl Marks {
     /// Urgent events queue behind those in `events` until none of them waits.
-    is_in_line: bool,
+    const IN_LINE: u8 = 1;
+    /// Something waits because the kernel has not taken all of what was sent before.
+    const STALLED: u8 = 2;
+
+    fn has(self, mark: u8) -> bool {
+        self.0 & mark != 0
+    }
+
+    fn set(&mut self, mark: u8, holds: bool) {
+        self.0 = if holds { self.0 | mark } else { self.0 & !mark };
+    }
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +114,16 @@ enum Events {
 pub struct Full;
 
 impl Outbox {
+    /// Of what its chunks are made.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What is queued from here on is server-sent events.
+    pub fn becomes_stream(&mut self) {
+        self.protocol = Protocol::Stream;
+    }
+
     /// Bytes that wait or are being sent.
     pub fn bytes(&self) -> usize {
         self.events_bytes + self.answers.len() + self.sending_bytes as usize
@@ -102,7 +142,7 @@ impl Outbox {
     /// Whether something waits on the way that an event of that lane would take.
     pub fn waits_in(&self, lane: Lane) -> bool {
         match lane {
-            Lane::Urgent if !self.is_in_line => self.urgent.is_some(),
+            Lane::Urgent if !self.marks.has(Marks::IN_LINE) => self.urgent.is_some(),
             _ => !self.events.is_empty(),
         }
     }
@@ -110,6 +150,14 @@ impl Outbox {
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
         !self.sending && self.answers.is_empty() && self.events_bytes == 0
+    }
+
+    /// Whether something waits because the kernel has not taken all of what was sent before, as far as was noted; and notes
+    /// it, for the flight recorder.
+    pub fn note_stalled(&mut self, has_stalled: bool) -> bool {
+        let before = self.marks.has(Marks::STALLED);
+        self.marks.set(Marks::STALLED, has_stalled);
+        before
     }
 
     /// Whether a chunk is with the kernel.
@@ -125,7 +173,7 @@ impl Outbox {
             return Err(Full);
         }
         self.events_bytes += chunk.len();
-        if lane == Lane::Urgent && !self.is_in_line {
+        if lane == Lane::Urgent && !self.marks.has(Marks::IN_LINE) {
             self.urgent.get_or_insert_default().push(chunk);
         } else {
             self.events.push(chunk);
@@ -141,7 +189,22 @@ impl Outbox {
                 self.events.push(&chunk);
             }
         }
-        self.is_in_line = !self.events.is_empty();
+        self.marks.set(Marks::IN_LINE, !self.events.is_empty());
+    }
+
+    /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
+    /// there. Looks at all of them: for those who look into a running shard.
+    pub fn find(&self, text: &[u8]) -> Option<usize> {
+        let finder = memchr::memmem::Finder::new(text);
+        let mut ahead = self.answers.len();
+        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
+        for chunk in urgent.chain(self.events.iter()) {
+            if let Some(place) = finder.find(chunk) {
+                return Some(ahead + place);
+            }
+            ahead += chunk.len();
+        }
+        None
     }
 
     /// The lane of answers, to be appended to; ask [`Outbox::answers_full`] after.
@@ -160,7 +223,7 @@ impl Outbox {
         self.urgent = None;
         self.events = Events::None;
         self.events_bytes = 0;
-        self.is_in_line = false;
+        self.marks.set(Marks::IN_LINE, false);
     }
 
     /// Forgets all that waits.
@@ -242,7 +305,9 @@ impl Outbox {
             }
         };
         self.events_bytes -= chunk.len();
-        self.is_in_line &= !self.events.is_empty();
+        if self.events.is_empty() {
+            self.marks.set(Marks::IN_LINE, false);
+        }
         Some(chunk)
     }
 }
@@ -250,6 +315,15 @@ impl Outbox {
 impl Events {
     fn is_empty(&self) -> bool {
         matches!(self, Events::None)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        let (one, many) = match self {
+            Events::None => (None, None),
+            Events::One(chunk) => (Some(chunk), None),
+            Events::Many(queue) => (None, Some(queue)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
     }
 
     fn push(&mut self, chunk: &Bytes) {
@@ -383,6 +457,23 @@ mod tests {
         assert!(outbox.waits_in(URGENT) && outbox.waits_in(ORDINARY));
         assert_eq!(drain(&mut outbox), [b"answer alert 1 alert 2 telemetry 2 telemetry 3 ".to_vec()]);
         assert!(outbox.is_empty() && !outbox.waits_in(URGENT) && !outbox.waits_in(ORDINARY));
+    }
+
+    #[test]
+    fn what_waits_is_found_with_what_goes_before_it() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        push(&mut outbox, ORDINARY, "sent");
+        assert!(outbox.take_chunk(&memory).is_some());
+        assert_eq!(outbox.find(b"sent"), None, "it is with the kernel");
+        push(&mut outbox, ORDINARY, "one two");
+        push(&mut outbox, ORDINARY, "three");
+        outbox.answers().extend_from_slice(b"answer");
+        push(&mut outbox, URGENT, "alert");
+        assert_eq!(
+            [&b"alert"[..], b"two", b"three", b"four"].map(|text| outbox.find(text)),
+            [Some(6), Some(15), Some(18), None]
+        );
     }
 
     #[test]

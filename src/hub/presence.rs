@@ -425,8 +425,8 @@ impl RoomPresence {
         self.count > self.members.len()
     }
 
-    /// The data of the answer to `presence`; it ends at about [`ANSWER_BYTES_MAX`].
-    pub(super) fn body(&self, room: &str) -> Vec<u8> {
+    /// The data of the answer to `presence`; it ends at about 1 MiB.
+    pub fn body(&self, room: &str) -> Vec<u8> {
         let mut body = b"{\"room\":".to_vec();
         write_string(&mut body, room);
         body.extend_from_slice(b",\"seq\":");

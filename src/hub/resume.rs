@@ -21,7 +21,17 @@ const WAITING_MAX: usize = 16;
 pub(super) struct Handover {
     /// Who has to be heard of: a connection that resumes the session, or the one from which it was taken by its name.
     awaited: Address,
+    begins: Begins,
     waiting: VecDeque<Wanted>,
+}
+
+/// How a session comes to another connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Begins {
+    /// It is resumed; the connection that resumes it is awaited.
+    Resume,
+    /// A connection was opened with its name; the one that held it is awaited.
+    Name,
 }
 
 #[derive(Debug)]
@@ -33,11 +43,27 @@ enum Wanted {
 impl Core {
     /// A connection that held a session is gone; what is left of it can be resumed for a while.
     pub(super) fn release_session(&mut self, room: RoomName, address: Address, kept: Option<Box<Kept>>) {
-        self.keep_session(&room, address, kept);
-        self.handover_settled(&room, address);
+        let handover = self.handovers.get(&room).filter(|handover| handover.awaited == address);
+        match handover.map(|handover| handover.begins) {
+            // It is about to be given the session again, and will be heard of then.
+            Some(Begins::Resume) => self.keep_session(&room, address, kept, false),
+            Some(Begins::Name) => {
+                self.keep_session(&room, address, kept, true);
+                self.handover_settled(&room, address);
+            }
+            None => self.keep_session(&room, address, kept, true),
+        }
     }
 
-    fn keep_session(&mut self, room: &RoomName, address: Address, kept: Option<Box<Kept>>) {
+    /// A connection that resumes a session has it, or gives it back.
+    pub(super) fn took_up(&mut self, room: &RoomName, address: Address, given_back: Option<Box<Kept>>) {
+        if given_back.is_some() {
+            self.keep_session(room, address, given_back, true);
+        }
+        self.handover_settled(room, address);
+    }
+
+    fn keep_session(&mut self, room: &RoomName, address: Address, kept: Option<Box<Kept>>, leaves: bool) {
         let away_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
         let locks_max = self.limits.locks_per_session_max;
         let may_be_resumed = self.limits.session_away_ms > 0;
@@ -52,7 +78,9 @@ impl Core {
         if !may_be_resumed {
             freed.extend(kept.take().map(|kept| kept.locks).unwrap_or_default());
         }
-        if session.leave(address, kept, away_until_ms) {
+        if !leaves {
+            session.kept = kept;
+        } else if session.leave(address, kept, away_until_ms) {
             self.away.push_back((away_until_ms, room.clone()));
         }
         self.free_locks(freed, Freed::SessionEnded);
@@ -80,9 +108,10 @@ impl Core {
             Some(session) => {
                 let old = session.take_up(address, unix_ms).filter(|old| *old != address);
                 asked.turn = session.turn;
+                asked.withdrawn = session.identity.permissions.withdrawn().cloned();
                 // Where there is an old connection, that one knows what it had.
                 let kept = if old.is_none() { session.kept.take() } else { None };
-                self.begin_handover(room.clone(), address);
+                self.begin_handover(room.clone(), address, Begins::Resume);
                 if let Some(old) = old {
                     // Its shard passes on what it had and closes it.
                     let successor = Some((address, Box::new(asked)));
@@ -116,8 +145,8 @@ impl Core {
     // ---- one at a time ----
 
     /// Nobody else is given the session until that connection has told that it has it, or what it had.
-    pub(super) fn begin_handover(&mut self, room: RoomName, awaited: Address) {
-        self.handovers.insert(room, Handover { awaited, waiting: VecDeque::new() });
+    pub(super) fn begin_handover(&mut self, room: RoomName, awaited: Address, begins: Begins) {
+        self.handovers.insert(room, Handover { awaited, begins, waiting: VecDeque::new() });
     }
 
     /// A join of a session that is on its way from one connection to another waits for it; otherwise it is given back.
@@ -132,8 +161,8 @@ impl Core {
         }
         let Join { room, address, selection, ticket, .. } = join;
         let outcome = Err(JoinRefused::SessionBusy);
-        let (replay, resume_token, turn) = (None, None, Turn::default());
-        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn };
+        let (replay, resume_token, turn, withdrawn) = (None, None, Turn::default(), None);
+        let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
         self.send(address.shard, Message::Joined(Box::new(joined)));
         None
     }

@@ -48,6 +48,8 @@ pub struct Home {
     pub rules: u16,
     /// Whether the log was used since the last search for one that can go.
     pub log_is_fresh: bool,
+    /// Until when it is kept for a stream that may come back, in seconds of the monotonic clock; 0 where there is none.
+    pub lingers_until_s: u32,
     /// Keys of events that were published lately.
     pub keys: Option<Box<Keys>>,
     /// For rooms of the kind `session`.
@@ -78,6 +80,7 @@ impl Home {
             log: Log::default(),
             rules,
             log_is_fresh: false,
+            lingers_until_s: 0,
             keys: None,
             session: None,
             rare: None,
@@ -156,9 +159,15 @@ impl Home {
         shards.map(|(shard, _)| ShardId(shard as u16))
     }
 
+    /// Whether it has neither members nor history, and is kept only for those who may come back.
+    pub fn only_lingers(&self) -> bool {
+        self.lingers_until_s > 0 && self.log.is_empty() && self.members_total() == 0
+    }
+
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
-        self.open.is_none()
+        self.lingers_until_s == 0
+            && self.open.is_none()
             && self.log.is_empty()
             && self.keys.is_none()
             && self.locks().is_none()
@@ -194,6 +203,12 @@ impl Rooms {
     pub fn find(&self, name: &RoomName) -> Option<RoomId> {
         let found = self.index.find(name.hash(), |slot| self.slot(*slot).is_some_and(|room| room.name == *name));
         found.map(|slot| RoomId(*slot))
+    }
+
+    /// Looks a room up by its name's hash alone.
+    pub fn find_hash(&self, hash: u64) -> Option<&Room> {
+        let slot = self.index.find(hash, |slot| self.slot(*slot).is_some_and(|room| room.name.hash() == hash))?;
+        self.slot(*slot)
     }
 
     /// Looks a room up by name and makes it where it is missing.

@@ -19,6 +19,8 @@ pub struct KindRules {
     pub lane: Lane,
     /// Whether members are told who comes and goes.
     pub tells_presence: bool,
+    /// Whether it is told beyond the hub that a room has its first member, or none any more.
+    pub tells_occupancy: bool,
     /// Whether its events go through the journal, and when they are acknowledged then.
     pub durable: Option<DurableAck>,
 }
@@ -50,6 +52,7 @@ impl Rules {
                 policy: kind.policy,
                 lane: if kind.urgent { Lane::Urgent } else { Lane::Ordinary },
                 tells_presence: kind.presence_events,
+                tells_occupancy: config.tells_occupancy(&kind.name),
                 durable: (kind.durable && config.journal.path.is_some()).then_some(kind.durable_ack),
             }
         });
@@ -109,6 +112,11 @@ impl Rules {
     /// How much of `bytes_max` the lanes of an outbox may take.
     pub fn outbox(&self, bytes_max: usize) -> OutboxBounds {
         OutboxBounds::new(bytes_max, self.has_urgent)
+    }
+
+    /// Whether it is told beyond the hub that a room is occupied or vacated.
+    pub fn tells_occupancy(&self, place: u16) -> bool {
+        self.kinds.get(usize::from(place)).is_some_and(|rules| rules.tells_occupancy)
     }
 
     /// Whether members are told who comes and goes.

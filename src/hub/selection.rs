@@ -3,8 +3,10 @@
 //! A selection is compiled once. Subscribers with the same one share it and it is asked once per event, however many
 //! they are.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use crate::wire::codes::ErrorCode;
-use crate::wire::json::{JsonError, Scratch, Value};
+use crate::wire::json::{JsonError, Scratch, Value, write_string};
 use crate::wire::native::{Refused, Wanted};
 
 /// A compiled selection.
@@ -12,6 +14,9 @@ use crate::wire::native::{Refused, Wanted};
 pub struct Selection {
     types: Vec<Box<str>>,
     filter: Option<Filter>,
+    /// A hash of its text, and the text's length.
+    mark: u64,
+    text_bytes: usize,
 }
 
 /// Alternatives of conditions that all must hold.
@@ -72,7 +77,48 @@ impl Selection {
         if types.is_empty() && filter.is_none() {
             return Ok(None);
         }
-        Ok(Some(Selection { types, filter }))
+        let mut selection = Selection { types, filter, mark: 0, text_bytes: 0 };
+        let mut hasher = DefaultHasher::new();
+        let text = selection.text(usize::MAX);
+        text.hash(&mut hasher);
+        selection.text_bytes = text.len();
+        // 0 and 1 stand for no selection at all.
+        selection.mark = hasher.finish().max(2);
+        Ok(Some(selection))
+    }
+
+    /// What stands for it where there is no room for more: equal selections have the same, others most likely not.
+    pub fn mark(&self) -> u64 {
+        self.mark
+    }
+
+    /// As a subscriber would write it, `{"types":[…],"filters":{…}}`, cut to about `bytes_max`.
+    pub fn text(&self, bytes_max: usize) -> String {
+        let mut text = String::from("{");
+        if !self.types.is_empty() {
+            text.push_str("\"types\":");
+            write_list(&mut text, &self.types, |text, kind| write_text(text, kind));
+        }
+        if let Some(filter) = &self.filter {
+            text.push_str(if self.types.is_empty() { "\"filters\":" } else { ",\"filters\":" });
+            filter.write(&mut text);
+        }
+        text.push('}');
+        if text.len() > bytes_max {
+            text.truncate(text.floor_char_boundary(bytes_max));
+            text.push('…');
+        }
+        text
+    }
+
+    /// The length of its text.
+    pub fn text_bytes(&self) -> usize {
+        self.text_bytes
+    }
+
+    /// The types that may be wanted; none where any may.
+    pub fn types(&self) -> &[Box<str>] {
+        &self.types
     }
 
     /// Whether the event's data has to be read to decide.
@@ -193,7 +239,66 @@ fn scalar(value: Value<'_, '_>) -> Option<Scalar> {
     value.is_null().then_some(Scalar::Null)
 }
 
+fn write_text(out: &mut String, text: &str) {
+    let mut bytes = Vec::new();
+    write_string(&mut bytes, text);
+    out.push_str(&String::from_utf8_lossy(&bytes));
+}
+
+fn write_list<T>(out: &mut String, list: &[T], mut write: impl FnMut(&mut String, &T)) {
+    out.push('[');
+    for (place, one) in list.iter().enumerate() {
+        if place > 0 {
+            out.push(',');
+        }
+        write(out, one);
+    }
+    out.push(']');
+}
+
 impl Filter {
+    fn write(&self, out: &mut String) {
+        match self {
+            Filter::Any(alternatives) => {
+                out.push_str("{\"any\":");
+                write_list(out, alternatives, |out, alternative| alternative.write(out));
+                out.push('}');
+            }
+            Filter::All(_) | Filter::Both(_) => {
+                out.push('{');
+                self.write_members(out);
+                out.push('}');
+            }
+        }
+    }
+
+    fn write_members(&self, out: &mut String) {
+        match self {
+            Filter::All(conditions) => {
+                for (place, condition) in conditions.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    write_text(out, &condition.path);
+                    out.push(':');
+                    condition.test.write(out);
+                }
+            }
+            Filter::Any(alternatives) => {
+                out.push_str("\"any\":");
+                write_list(out, alternatives, |out, alternative| alternative.write(out));
+            }
+            Filter::Both(parts) => {
+                for (place, part) in parts.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    part.write_members(out);
+                }
+            }
+        }
+    }
+
     fn holds(&self, data: Value<'_, '_>) -> bool {
         match self {
             Filter::All(conditions) => {
@@ -206,6 +311,52 @@ impl Filter {
 }
 
 impl Test {
+    fn write(&self, out: &mut String) {
+        match self {
+            Test::Equals(scalar) => scalar.write(out),
+            _ => {
+                out.push('{');
+                self.write_members(out);
+                out.push('}');
+            }
+        }
+    }
+
+    fn write_members(&self, out: &mut String) {
+        match self {
+            // Stands alone, and is written without braces.
+            Test::Equals(scalar) => scalar.write(out),
+            Test::In(list) => {
+                out.push_str("\"in\":");
+                write_list(out, list, |out, scalar| scalar.write(out));
+            }
+            Test::Range { min, max } => {
+                let bounds = [("min", min), ("max", max)];
+                for (place, (name, bound)) in bounds.iter().filter(|(_, bound)| bound.is_some()).enumerate() {
+                    let comma = if place > 0 { "," } else { "" };
+                    out.push_str(&format!("{comma}\"{name}\":{}", bound.unwrap_or_default()));
+                }
+            }
+            Test::Prefix(prefix) => {
+                out.push_str("\"prefix\":");
+                write_text(out, prefix);
+            }
+            Test::Exists(exists) => out.push_str(&format!("\"exists\":{exists}")),
+            Test::Not(test) => {
+                out.push_str("\"not\":");
+                test.write(out);
+            }
+            Test::AllOf(tests) => {
+                for (place, test) in tests.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    test.write_members(out);
+                }
+            }
+        }
+    }
+
     fn holds(&self, value: Option<Value<'_, '_>>) -> bool {
         match self {
             Test::Equals(scalar) => value.is_some_and(|value| scalar.equals(value)),
@@ -222,6 +373,15 @@ impl Test {
 }
 
 impl Scalar {
+    fn write(&self, out: &mut String) {
+        match self {
+            Scalar::Null => out.push_str("null"),
+            Scalar::Bool(truth) => out.push_str(&truth.to_string()),
+            Scalar::Number(number) => out.push_str(&number.to_string()),
+            Scalar::Text(text) => write_text(out, text),
+        }
+    }
+
     fn equals(&self, value: Value<'_, '_>) -> bool {
         match self {
             Scalar::Null => value.is_null(),
@@ -295,6 +455,33 @@ mod tests {
         }
         let many: Vec<String> = (0..33).map(|number| format!("\"f{number}\":1")).collect();
         assert!(compiled(&format!("{{{}}}", many.join(","))).is_err());
+    }
+
+    #[test]
+    fn a_selection_can_be_written_and_is_the_same_when_read_again() {
+        for text in [
+            r#"{"types":["a.b","c"],"filters":{"x":1}}"#,
+            r#"{"types":["a"]}"#,
+            r#"{"filters":{"a":{"min":0.5,"max":2},"b":{"in":["x",null,true]},"c":{"not":{"prefix":"\"db-"}}}}"#,
+            r#"{"filters":{"any":[{"a":"b"},{"any":[{"c":{"exists":false}}],"d":-1.25}],"e":{"not":7,"min":1}}}"#,
+        ] {
+            let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            let read = |value: &serde_json::Value| {
+                let types = value["types"].as_array().map_or_else(Vec::new, |types| {
+                    types.iter().filter_map(|kind| kind.as_str()).map(Into::into).collect()
+                });
+                let filters = value.get("filters").map(|filters| filters.to_string().into_bytes().into());
+                Selection::compile(&Wanted { types, filters }, 32).expect("compiles").expect("selects")
+            };
+            let selection = read(&value);
+            let written = selection.text(usize::MAX);
+            let again = read(&serde_json::from_str(&written).expect(&written));
+            assert_eq!(selection, again, "{written}");
+            assert_eq!(selection.mark(), again.mark());
+        }
+        let selection = compiled(r#"{"name":"ünlich"}"#).expect("compiles").expect("selects");
+        assert_eq!(selection.text(21), "{\"filters\":{\"name\":\"…", "cut between characters");
+        assert_ne!(selection.mark(), compiled(r#"{"name":"x"}"#).expect("compiles").expect("selects").mark());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Entry {
         /// The number of the first event that is kept; the number after the last where none is.
         log_from: u64,
     },
+    /// A room's log was emptied, which has to outlive this run as its events would have.
+    Cleared(Cleared),
     /// A room has neither members nor history any more.
     Forgotten {
         /// The room.
@@ -31,6 +33,21 @@ pub enum Entry {
         /// The epoch of the log that it had.
         epoch: u64,
     },
+}
+
+/// An emptied log on its way to the journal. Acknowledged when the disk has it, by the same numbers as batches.
+#[derive(Debug, Clone)]
+pub struct Cleared {
+    /// The shard's number of it.
+    pub number: u64,
+    /// How many failures of the journal the shard knew of.
+    pub failures: u64,
+    /// The room.
+    pub room: RoomName,
+    /// The log's epoch.
+    pub epoch: u64,
+    /// The number of the first event that is not meant.
+    pub log_from: u64,
 }
 
 /// A batch on its way to the journal.

@@ -19,6 +19,8 @@ pub struct ConnectionView {
     pub name: Option<String>,
     /// The token's roles.
     pub roles: Vec<String>,
+    /// What it speaks: `native`, or `sse` for a stream of server-sent events.
+    pub protocol: &'static str,
     /// The rooms it is in.
     pub rooms: Vec<String>,
     /// What it said about itself.
@@ -26,9 +28,9 @@ pub struct ConnectionView {
     pub metadata: Map<String, Value>,
     /// When it was let in, RFC 3339 in UTC.
     pub connected_at: String,
-    /// When bytes came from it last, RFC 3339 in UTC.
+    /// When bytes came from it last, or a stream last took some, RFC 3339 in UTC.
     pub last_activity: String,
-    /// When its token ends; none for a token without end.
+    /// When its token ends, or when another one has to have come that was asked for; none for a token without end.
     pub expires_at: Option<String>,
     /// Bytes that wait to be sent to it, or are being sent.
     pub queue_bytes: usize,

@@ -90,6 +90,12 @@ impl Failure {
         }
     }
 
+    /// An HTTP answer that is a refusal.
+    pub(crate) fn http(status: u16, body: &[u8]) -> Failure {
+        let (code, message) = refusal(body);
+        Failure::Http { status, code, message }
+    }
+
     /// Sorts an error of the socket.
     pub(crate) fn from_io(error: &io::Error) -> Failure {
         match error.raw_os_error() {
@@ -117,8 +123,7 @@ impl From<tungstenite::Error> for Failure {
             }
             Error::WriteBufferFull(_) => Failure::SendBufferFull,
             Error::Http(response) => {
-                let (code, message) = refusal(response.body().as_deref().unwrap_or_default());
-                Failure::Http { status: response.status().as_u16(), code, message }
+                Failure::http(response.status().as_u16(), response.body().as_deref().unwrap_or_default())
             }
             other => Failure::Protocol(peer_text(&other.to_string())),
         }

@@ -1,4 +1,5 @@
-//! The shell's clients of a hub: the load generator (`ringhub bench`), `ringhub tail` and `ringhub publish`.
+//! The shell's clients of a hub: the load generator (`ringhub bench`), `ringhub tail`, `ringhub publish` and
+//! `ringhub explain`.
 //!
 //! They speak the public protocol only and share nothing with the server's own code, so that what they measure and print
 //! is what any other client sees. The codec is tungstenite's, the readiness loop is plain epoll.
@@ -13,6 +14,7 @@ pub mod bench;
 mod churn;
 mod client;
 mod course;
+pub mod explain;
 mod failure;
 mod message;
 mod plan;

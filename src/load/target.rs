@@ -1,6 +1,7 @@
 //! Where the hub is and how to ask it for a WebSocket.
 
 use std::fmt;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
@@ -172,6 +173,52 @@ impl Target {
             Ok((socket, _)) => Ok(socket),
             Err(HandshakeError::Failure(error)) => Err(error.into()),
             Err(HandshakeError::Interrupted(_)) => Err(Failure::Timeout("answer to the upgrade")),
+        }
+    }
+}
+
+/// The longest answer that is read; the hub's are a fraction of it.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+/// More header fields than any proxy adds.
+const HEADERS_MAX: usize = 64;
+
+impl Target {
+    /// Asks for what is at its path over HTTP, on a connection of its own, and gives the body of the answer.
+    pub(crate) fn get(&self, timeout: Duration) -> Result<Vec<u8>, Failure> {
+        let failed = |error: std::io::Error| Failure::from_io(&error);
+        let mut stream = TcpStream::connect_timeout(&self.address, timeout).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(timeout))
+            .and_then(|()| stream.set_write_timeout(Some(timeout)))
+            .map_err(failed)?;
+        let path = self.request.uri().path_and_query().map_or("/", |path| path.as_str());
+        // HTTP/1.0: the answer ends with the connection, and is in one piece.
+        let mut head = format!("GET {path} HTTP/1.0\r\n").into_bytes();
+        for name in [header::HOST, header::AUTHORIZATION] {
+            if let Some(value) = self.request.headers().get(&name) {
+                head.extend_from_slice(name.as_str().as_bytes());
+                head.extend_from_slice(b": ");
+                head.extend_from_slice(value.as_bytes());
+                head.extend_from_slice(b"\r\n");
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        stream.write_all(&head).map_err(failed)?;
+        let mut answer = Vec::new();
+        match stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(Failure::Timeout("answer")),
+            outcome => outcome.map_err(failed)?,
+        };
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut response = httparse::Response::new(&mut headers);
+        let Ok(httparse::Status::Complete(length)) = response.parse(&answer) else {
+            return Err(Failure::Protocol("the answer is not HTTP".to_owned()));
+        };
+        let status = response.code.unwrap_or_default();
+        let body = answer.split_off(length);
+        match status {
+            200 => Ok(body),
+            _ => Err(Failure::http(status, &body)),
         }
     }
 }

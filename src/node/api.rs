@@ -427,14 +427,20 @@ impl Gather<Sent> {
     }
 }
 
-impl Gather<u32> {
+impl<T: Default + Send + 'static> Gather<T> {
     /// A part that isn't there counts as none.
-    fn sum_part(&self) -> impl FnOnce(Result<u32, HubError>) + Send + 'static {
+    pub(super) fn absent_part(&self, add: fn(T, T) -> T) -> impl FnOnce(Result<T, HubError>) + Send + 'static {
         let whole = Gather(self.0.clone());
         move |outcome| match outcome {
-            Ok(one) => whole.add(|sum| sum + one),
+            Ok(one) => whole.add(|sum| add(sum, one)),
             Err(error) if error.code == ErrorCode::NotFound => whole.add(|sum| sum),
             Err(error) => whole.fail(error),
         }
+    }
+}
+
+impl Gather<u32> {
+    pub(super) fn sum_part(&self) -> impl FnOnce(Result<u32, HubError>) + Send + 'static {
+        self.absent_part(|sum, one| sum + one)
     }
 }

@@ -2,19 +2,22 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::api::Wake;
-use super::{Hub, Sent, Target, lock};
+use super::{Hub, RoomPresence, Sent, Target, Withdrew, lock};
 use crate::auth::Identity;
 use crate::config::Config;
 use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, ShardTimes, Snapshot};
 use crate::hub::core::epoch_text;
+use crate::hub::explain::Explanation;
+use crate::hub::lock_pages::LockPage;
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
+use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
@@ -103,12 +106,40 @@ impl Backend for Hub {
         Hub::connection(self, client_id)
     }
 
+    fn trace(&self, client_id: &str, limit: usize) -> Pending<Vec<ConnectionTrace>> {
+        Hub::trace(self, client_id, limit)
+    }
+
+    fn explain(&self, client_id: &str, event_id: &str) -> Pending<Explanation> {
+        Hub::explain(self, client_id, event_id)
+    }
+
     fn set_metadata(&self, client_id: &str, set: Map<String, Value>) -> Pending<Value> {
         self.metadata(client_id, Some(set))
     }
 
     fn disconnect(&self, who: &Target, code: u16, reason: &str) -> Pending<u32> {
         Hub::disconnect(self, who, code, reason)
+    }
+
+    fn reauthenticate(&self, who: &Target, grace: Duration) -> Pending<u32> {
+        Hub::reauthenticate(self, who, grace)
+    }
+
+    fn withdraw(&self, who: &Target, permissions: &[&str], disconnect: bool, reason: &str) -> Pending<Withdrew> {
+        Hub::withdraw(self, who, permissions, disconnect, reason)
+    }
+
+    fn presence(&self, room: &str) -> Pending<RoomPresence> {
+        Hub::presence(self, room)
+    }
+
+    fn locks(&self, room: Option<&str>, window: Window) -> Pending<LockPage> {
+        self.lock_page(room, window)
+    }
+
+    fn force_unlock(&self, room: &str, field: &str) -> Pending<bool> {
+        Hub::force_unlock(self, room, field)
     }
 
     fn session(&self, session_id: &str) -> Pending<SessionView> {

@@ -1,7 +1,11 @@
 //! What an operator can do with field locks.
 
+use super::api::Gather;
 use super::{Hub, Pending};
-use crate::hub::reply::pending;
+use crate::hub::lock_pages::LockPage;
+use crate::hub::name::ShardId;
+use crate::hub::reply::{Responder, pending};
+use crate::hub::view::Window;
 use crate::shard::request::Request;
 
 pub use crate::hub::locks::LockInfo;
@@ -34,6 +38,30 @@ impl Hub {
     pub fn locks(&self, room: &str) -> Pending<Vec<LockInfo>> {
         let (responder, pending) = pending();
         self.ask_room_with(room, |room| Request::Locks { room, responder });
+        pending
+    }
+
+    /// The field locks that are held, of all rooms or of one, by room and field: at most `window.limit` behind the place
+    /// `window.after`, and where to go on. A page may be short and yet others come behind it.
+    pub fn lock_page(&self, room: Option<&str>, window: Window) -> Pending<LockPage> {
+        let (responder, pending) = pending();
+        let limit = window.limit;
+        let finish = move |page: Result<LockPage, _>| responder.resolve(page.map(|page| page.finish(limit)));
+        let finished = Responder::to(finish);
+        match room {
+            Some(room) => {
+                self.ask_room_with(room, |room| Request::LockPage { room: Some(room), window, responder: finished })
+            }
+            None => {
+                let shards = self.inner.mesh.shards();
+                let gather = Gather::new(finished, usize::from(shards));
+                for shard in 0..shards {
+                    let responder = Responder::to(gather.part_with(LockPage::with));
+                    let window = window.clone();
+                    self.ask(ShardId(shard), Request::LockPage { room: None, window, responder });
+                }
+            }
+        }
         pending
     }
 

@@ -8,24 +8,29 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::watch::{self, Watch};
 use super::{Hub, Inner, journal, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
+use crate::control::hooks::{self, Hooks, ShardHooks, Tell};
 use crate::control::journal::Link;
 use crate::control::store::{Ledger, Store, StoreOptions};
+use crate::control::telemetry::{self, Telemetry};
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::stored::StoredRoom;
 use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, host, listeners};
 use crate::shard::mesh::Mesh;
+use crate::shard::request::Request;
 use crate::shard::{Entropy, Settings, Shard, Start};
 
 /// Connections that the control plane holds at a time, requests under way and idle ones.
 const HTTP_CONNECTIONS_MAX: usize = 1024;
+/// How long the backend's verdict on a client waits for a shard that is too busy to take it.
+const VERDICT_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a hub did not start.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,12 @@ pub enum StartError {
     /// The stored history's file.
     #[error("{0}")]
     Store(#[from] crate::control::store::StartError),
+    /// The hooks.
+    #[error("{0}")]
+    Hooks(#[from] hooks::StartError),
+    /// Traces and metrics.
+    #[error("{0}")]
+    Telemetry(#[from] telemetry::StartError),
     /// The control plane.
     #[error("control plane: {0}")]
     Control(#[from] control::StartError),
@@ -87,6 +98,8 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let hasher = NameHasher::new(seeds[0]);
     let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
     let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
+    let telemetry = Telemetry::start(config)?;
+    let shard_hooks = hooks::for_shards(config, telemetry.clone());
     let mut restored = journal.as_mut().map(|journal| journal.rooms_by_home(&hasher, shards)).unwrap_or_default();
 
     let cpus = if config.shards.pin { cpus() } else { Vec::new() };
@@ -107,6 +120,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             figures: figures.get(usize::from(shard)).cloned().unwrap_or_default(),
             inbox: inbox.clone(),
             ledger: store.as_ref().map(|store| store.ledger().clone()),
+            hooks: shard_hooks.clone(),
             hasher: hasher.clone(),
             seed: [seeds[2 + usize::from(shard) * 2], seeds[3 + usize::from(shard) * 2]],
             watch: watch.clone(),
@@ -124,6 +138,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
     let mesh = Arc::new(Mesh::new(doorbells));
     let journal =
         journal.map(|journal| journal.start(config, mesh.clone())).transpose().map_err(StartError::Journal)?;
+    let hooks = Hooks::start(config, &shard_hooks, seeds[1], verdicts(mesh.clone(), watch.clone()))?;
     for one in &starting {
         // A shard that ended meanwhile is noticed by the watch.
         drop(one.go.send(mesh.clone()));
@@ -144,10 +159,13 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
             journal_figures: journal.as_ref().map(|journal| journal.figures().clone()),
             journal: Mutex::new(journal),
             store: store.clone(),
+            hooks: hooks.clone(),
+            telemetry: telemetry.clone(),
             failed: AtomicBool::new(false),
         }),
     };
-    let started = control::start(control_options(config, store), hub.clone(), intake);
+    let started =
+        control::start(control::Options { hooks, telemetry, ..control_options(config, store) }, hub.clone(), intake);
     match started {
         Ok(control) => {
             *lock(&hub.inner.internal_address) = control.internal_address();
@@ -183,6 +201,22 @@ fn fill(words: &mut [u64]) -> io::Result<()> {
         *word = u64::from_ne_bytes(bytes);
     }
     Ok(())
+}
+
+/// The way of the backend's verdicts to shards.
+fn verdicts(mesh: Arc<Mesh>, watch: Watch) -> Tell {
+    Box::new(move |shard, conn, verdict| {
+        let mut request = Request::Verdict { conn, verdict };
+        // A shard that has a full queue now has taken some of it soon; one that does not has a deadline for the client.
+        let until = Instant::now() + VERDICT_WAIT;
+        while let Err(back) = mesh.request(shard, request) {
+            if watch.has_ended(shard.0) || Instant::now() > until {
+                return;
+            }
+            request = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
 }
 
 fn control_options(config: &Config, store: Option<Store>) -> control::Options {
@@ -254,6 +288,7 @@ struct Plan {
     figures: Arc<Figures>,
     inbox: Inbox,
     ledger: Option<Arc<Ledger>>,
+    hooks: ShardHooks,
     hasher: NameHasher,
     seed: [u64; 2],
     watch: Watch,
@@ -298,7 +333,8 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hasher, seed, journal, .. } = plan;
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, .. } =
+        plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }
@@ -325,6 +361,7 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
         figures,
         inbox: Some(inbox),
         ledger,
+        hooks,
         hasher,
         seed,
         entropy,

@@ -174,6 +174,9 @@ pub trait Driver {
     /// Who is at the other end.
     fn peer(&self, socket: Socket) -> Peer;
 
+    /// What the kernel has yet to take of the chunk under way; for those who look into a running shard.
+    fn sending(&mut self, conn: ConnKey) -> Option<Bytes>;
+
     /// The time.
     fn now(&self) -> Now;
 

@@ -277,6 +277,10 @@ impl Driver for SimDriver {
         self.free.push(buffer.0);
     }
 
+    fn sending(&mut self, conn: ConnKey) -> Option<Bytes> {
+        self.world.borrow().sending(self.shard, conn)
+    }
+
     fn peer(&self, socket: Socket) -> Peer {
         self.world.borrow_mut().owned(self.shard, socket).peer
     }

@@ -409,6 +409,10 @@ impl Driver for Uring {
         self.buffers.release(buffer);
     }
 
+    fn sending(&mut self, conn: ConnKey) -> Option<Bytes> {
+        self.flights.current(conn)?.sending.clone()
+    }
+
     /// A peer that is gone already is `0.0.0.0`; the next receive tells.
     fn peer(&self, socket: Socket) -> Peer {
         let unknown = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);

@@ -39,8 +39,9 @@ impl GreetingParts {
         GreetingParts { heartbeat_and_limits: parts.into(), server: server.into() }
     }
 
-    /// Appends the greeting's data. `resume_token` is hexadecimal.
-    pub fn write(&self, payload: &mut Vec<u8>, session: &Session, resume_token: &str) {
+    /// Appends the greeting's data. `more_rooms` are those beyond the ones that everybody is in; `resume_token` is
+    /// hexadecimal.
+    pub fn write(&self, payload: &mut Vec<u8>, session: &Session, more_rooms: &[Box<str>], resume_token: &str) {
         payload.extend_from_slice(b"{\"client_id\":");
         write_string(payload, &session.client_id);
         payload.extend_from_slice(b",\"session_id\":");
@@ -59,7 +60,12 @@ impl GreetingParts {
         payload.extend_from_slice(session.identity.user_id.as_bytes());
         payload.extend_from_slice(b"\",\"session:");
         payload.extend_from_slice(session.session_id.as_bytes());
-        payload.extend_from_slice(b"\",\"global\"],");
+        payload.extend_from_slice(b"\",\"global\"");
+        for room in more_rooms {
+            payload.push(b',');
+            write_string(payload, room);
+        }
+        payload.extend_from_slice(b"],");
         payload.extend_from_slice(&self.heartbeat_and_limits);
         payload.extend_from_slice(resume_token.as_bytes());
         payload.extend_from_slice(&self.server);
@@ -78,11 +84,11 @@ mod tests {
         let identity = Arc::new(Identity::anonymous("alice é".to_owned()));
         let session = Session::new("c1".into(), "s1".into(), identity, &config, Now::default());
         let mut payload = Vec::new();
-        GreetingParts::new(&config).write(&mut payload, &session, "00ff");
+        GreetingParts::new(&config).write(&mut payload, &session, &["project:1".into()], "00ff");
         let value: serde_json::Value = serde_json::from_slice(&payload).expect("json");
         let expected = serde_json::json!({
             "client_id": "c1", "session_id": "s1", "user_id": "alice é", "roles": [],
-            "rooms": ["user:alice é", "session:s1", "global"],
+            "rooms": ["user:alice é", "session:s1", "global", "project:1"],
             "heartbeat": {"interval_s": 30, "timeout_s": 10},
             "resume": {"token": "00ff", "window_s": 120},
             "limits": {"message_bytes_max": 1_048_576, "rooms_max": 1000, "messages_per_s": 100},

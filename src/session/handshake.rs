@@ -8,7 +8,9 @@ use crate::ring::Now;
 use crate::wire::http::Head;
 use crate::wire::native::is_client_id;
 use crate::wire::refusal::Refusal;
-use crate::wire::upgrade::bearer_token;
+use crate::wire::upgrade::{Upgrade, bearer_token};
+
+use super::stream::StreamAsked;
 
 /// The subprotocol of the native protocol.
 pub const SUBPROTOCOL: &str = "ringhub.v1.json";
@@ -16,13 +18,13 @@ pub const SUBPROTOCOL: &str = "ringhub.v1.json";
 /// What a request on the public listener is.
 #[derive(Debug)]
 pub enum Request {
-    /// An upgrade that may be granted, if the directories have no objection.
+    /// What may be granted, if the directories have no objection.
     Admit(Box<Admit>),
-    /// No WebSocket: the control plane's.
+    /// Neither a WebSocket nor a stream of events: the control plane's.
     HandOver,
 }
 
-/// An upgrade that may be granted.
+/// A WebSocket or a stream that may be granted.
 #[derive(Debug)]
 pub struct Admit {
     /// What is asked for.
@@ -33,19 +35,23 @@ pub struct Admit {
     pub client_id: Option<Box<str>>,
     /// The session it names, if it named one.
     pub session_id: Option<Box<str>>,
-    /// `Sec-WebSocket-Key`.
+    /// `Sec-WebSocket-Key`; empty for a stream.
     pub key: Box<str>,
     /// Whether the subprotocol is to be echoed.
     pub subprotocol: bool,
+    /// What the stream is to be, for [`Endpoint::Events`].
+    pub stream: Option<Box<StreamAsked>>,
 }
 
-/// The WebSocket endpoints.
+/// The endpoints that are a shard's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/ws` and `/ws/monitor/{session_id}`.
     Native,
     /// `/echo`.
     Echo,
+    /// `/events`.
+    Events,
 }
 
 /// Who may connect, as configured.
@@ -62,6 +68,7 @@ impl Gate<'_> {
     /// Decides on a request by its head alone.
     pub fn decide(&self, head: &Head<'_>, now: Now) -> Result<Request, Refusal> {
         let (endpoint, path_session) = match head.path {
+            "/events" => return self.decide_stream(head, now),
             "/ws" => (Endpoint::Native, None),
             "/echo" if self.config.endpoints.echo => (Endpoint::Echo, None),
             path => match path.strip_prefix("/ws/monitor/") {
@@ -78,7 +85,7 @@ impl Gate<'_> {
         if !origin_allowed(&self.config.auth.origins, head.header("origin")) {
             return Err(Refusal::forbidden("this Origin may not connect"));
         }
-        let identity = self.identify(head, &upgrade, now)?;
+        let identity = self.identify(head, Some(&upgrade), now)?;
         let client_id = id_parameter(head, "client_id")?;
         let session_id = match path_session {
             Some(session_id) if is_client_id(session_id) => Some(session_id.into()),
@@ -92,19 +99,44 @@ impl Gate<'_> {
             session_id,
             key: upgrade.key.into(),
             subprotocol: upgrade.offers(SUBPROTOCOL),
+            stream: None,
         })))
     }
 
-    fn identify<'h>(
-        &self,
-        head: &Head<'h>,
-        upgrade: &crate::wire::upgrade::Upgrade<'h>,
-        now: Now,
-    ) -> Result<Arc<Identity>, Refusal> {
+    /// Decides on a request for a stream of events. A browser's question whether its page may ask is the control plane's
+    /// to answer, and so is HEAD, whose answers have no body.
+    fn decide_stream(&self, head: &Head<'_>, now: Now) -> Result<Request, Refusal> {
+        match head.method {
+            "GET" => {}
+            "OPTIONS" | "HEAD" => return Ok(Request::HandOver),
+            _ => return Err(Refusal::only_get()),
+        }
+        if head.wants_websocket() {
+            return Err(Refusal::not_found());
+        }
+        if head.body_expected() {
+            return Err(Refusal::bad_request("a request for a stream has no body"));
+        }
+        if !origin_allowed(&self.config.auth.origins, head.header("origin")) {
+            return Err(Refusal::forbidden("this Origin may not connect"));
+        }
+        let identity = self.identify(head, None, now)?;
+        Ok(Request::Admit(Box::new(Admit {
+            endpoint: Endpoint::Events,
+            identity,
+            client_id: None,
+            session_id: None,
+            key: Box::default(),
+            subprotocol: false,
+            stream: Some(Box::new(StreamAsked::read(head, self.config)?)),
+        })))
+    }
+
+    fn identify<'h>(&self, head: &Head<'h>, upgrade: Option<&Upgrade<'h>>, now: Now) -> Result<Arc<Identity>, Refusal> {
         if !self.config.auth.enabled {
             return Ok(self.anonymous.clone());
         }
-        let token = bearer_token(head, Some(upgrade), self.config.auth.cookie.as_deref())?
+        let token = bearer_token(head, upgrade, self.config.auth.cookie.as_deref())?
             .ok_or_else(|| Refusal::unauthorized("a token is needed to connect"))?;
         let identity = self.check_token(&token, now)?;
         if !identity.permissions.may_connect() {
@@ -221,6 +253,36 @@ mod tests {
         assert_eq!(status(&config, &request("/ws", "Origin: https://evil.example.com\r\n")), 403);
         assert!(decide(&config, &request("/ws", "Origin: https://app.example.com\r\n")).is_ok());
         assert_eq!(status(&config, "GET /ws HTTP/1.1\r\nHost: h\r\n\r\n"), 400);
+    }
+
+    #[test]
+    fn a_stream_is_a_get_with_the_credentials_of_a_websocket() {
+        let mut config = with_secret();
+        config.auth.cookie = Some("auth".to_owned());
+        let token = token(&config, "alice", &["websocket:connect"], 1_000_000_100);
+        let get = |query: &str, headers: &str| format!("GET /events?{query} HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+        for text in [
+            get("room=a", &format!("Authorization: Bearer {token}\r\n")),
+            get(&format!("room=a&token={token}"), ""),
+            get("room=a", &format!("Cookie: auth={token}\r\n")),
+            get(&format!("room=a&token={token}"), "").replace("HTTP/1.1", "HTTP/1.0"),
+        ] {
+            let admit = admitted(decide(&config, &text));
+            assert_eq!((admit.endpoint, &*admit.identity.user_id), (Endpoint::Events, "alice"));
+            assert_eq!(admit.stream.expect("a stream").rooms, ["a".into()]);
+        }
+        let status = |config: &Config, text: &str| decide(config, text).expect_err("refused").status;
+        assert_eq!(status(&config, &get("room=a", "")), 401);
+        assert_eq!(status(&config, &get(&format!("room=a&token={token}"), "Content-Length: 1\r\n")), 400);
+        assert_eq!(status(&config, &request(&format!("/events?room=a&token={token}"), "")), 404);
+        assert_eq!(status(&config, &get("", "").replace("GET", "POST")), 405);
+        config.auth.origins = vec!["https://app.example.com".to_owned()];
+        let evil = get(&format!("room=a&token={token}"), "Origin: https://evil.example.com\r\n");
+        assert_eq!(status(&config, &evil), 403);
+        for method in ["OPTIONS", "HEAD"] {
+            let text = get("room=a", "").replace("GET", method);
+            assert!(matches!(decide(&config, &text), Ok(Request::HandOver)), "{method}");
+        }
     }
 
     #[test]

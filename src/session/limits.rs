@@ -2,17 +2,17 @@
 
 use crate::ring::Now;
 
-/// A token bucket in 12 bytes: tokens are counted in thousandths, time in milliseconds.
+/// A token bucket in 8 bytes: tokens are counted in thousandths, time in milliseconds. It holds up to 4.2 million.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenBucket {
-    millitokens: u64,
+    millitokens: u32,
     last_ms: u32,
 }
 
 impl TokenBucket {
     /// A bucket with `burst` tokens.
     pub fn full(burst: u32, now: Now) -> TokenBucket {
-        TokenBucket { millitokens: u64::from(burst) * 1000, last_ms: millis(now) }
+        TokenBucket { millitokens: millitokens(burst), last_ms: millis(now) }
     }
 
     /// Takes a token, or tells after how many milliseconds there will be one. `per_s` tokens come in a second, never more
@@ -23,18 +23,18 @@ impl TokenBucket {
             self.millitokens -= 1000;
             return Ok(());
         }
-        Err((1000 - self.millitokens).div_ceil(u64::from(per_s.max(1))))
+        Err(u64::from((1000 - self.millitokens).div_ceil(per_s.max(1))))
     }
 
     /// Whole tokens that are there, as of the last call of [`TokenBucket::take`].
     pub fn tokens(&self) -> u32 {
-        u32::try_from(self.millitokens / 1000).unwrap_or(u32::MAX)
+        self.millitokens / 1000
     }
 
     /// Whether all of `burst` are there.
     pub fn is_full(mut self, per_s: u32, burst: u32, now: Now) -> bool {
         self.fill(per_s, burst, now);
-        self.millitokens >= u64::from(burst) * 1000
+        self.millitokens >= millitokens(burst)
     }
 
     fn fill(&mut self, per_s: u32, burst: u32, now: Now) {
@@ -42,8 +42,13 @@ impl TokenBucket {
         // Wraps every 49 days; a bucket that was not asked for so long is full anyway, or a little emptier for once.
         let elapsed = u64::from(now_ms.wrapping_sub(self.last_ms));
         self.last_ms = now_ms;
-        self.millitokens = (self.millitokens + elapsed * u64::from(per_s)).min(u64::from(burst) * 1000);
+        let filled = u64::from(self.millitokens).saturating_add(elapsed.saturating_mul(u64::from(per_s)));
+        self.millitokens = u32::try_from(filled).unwrap_or(u32::MAX).min(millitokens(burst));
     }
+}
+
+fn millitokens(tokens: u32) -> u32 {
+    tokens.saturating_mul(1000)
 }
 
 /// Milliseconds of the monotonic clock that wrap after seven weeks.

@@ -8,12 +8,13 @@ pub mod handshake;
 pub mod heartbeat;
 pub mod limits;
 pub mod socketio;
+pub mod stream;
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::auth::Identity;
+use crate::auth::{Identity, Withdrawal, Withdrawn, withdrawal};
 use crate::config::{Config, KindConfig};
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -35,6 +36,8 @@ pub struct Session {
     /// Since when it has been beyond its rate, in milliseconds of the monotonic clock that wrap; 0 while it is not.
     flooding_since_ms: u32,
     expiry_told: bool,
+    /// Until when it has to show a valid token, because that was asked for, in seconds since 1970; 0 while it was not.
+    prove_by_s: u32,
 }
 
 /// What becomes of a message that came too soon.
@@ -57,6 +60,8 @@ pub enum Expiry {
     Tell,
     /// The connection is to be closed.
     Expired,
+    /// Likewise, because no token was shown when one was asked for.
+    Unproven,
 }
 
 impl Session {
@@ -77,6 +82,7 @@ impl Session {
             bad: BadMessages::default(),
             flooding_since_ms: 0,
             expiry_told: false,
+            prove_by_s: 0,
         }
     }
 
@@ -115,6 +121,9 @@ impl Session {
     /// Whether this client may be in a room.
     pub fn may_join(&self, kind: &KindConfig, name: &str) -> Result<(), Refused> {
         let permissions = &self.identity.permissions;
+        if permissions.was_put_into(&kind.name, name) {
+            return Ok(());
+        }
         if !permissions.may_subscribe() {
             return Err(Refused::new(ErrorCode::Forbidden, "websocket:subscribe is needed to subscribe"));
         }
@@ -164,18 +173,65 @@ impl Session {
         Ok(())
     }
 
-    /// Replaces the identity by that of a new token, which has to be the same user's.
+    /// Replaces the identity by that of a new token, which has to be the same user's. What a backend has added stays.
     pub fn refresh(&mut self, identity: Arc<Identity>) -> Result<(), Refused> {
         if identity.user_id != self.identity.user_id {
             return Err(Refused::new(ErrorCode::Forbidden, "the token is another user's"));
         }
-        self.identity = identity;
+        let permissions = identity.permissions.in_place_of(&self.identity.permissions);
+        let identity = Identity { permissions, ..Identity::clone(&identity) };
+        self.identity = Arc::new(match self.identity.permissions.withdrawn() {
+            Some(withdrawn) => identity.without(withdrawn),
+            None => identity,
+        });
         self.expiry_told = false;
+        self.prove_by_s = 0;
         Ok(())
     }
 
-    /// What is due about the token's end. [`Expiry::Tell`] is said once per token.
+    /// Takes permissions away from whoever holds this session now. What the session's home has to know of it.
+    pub fn withdraw(&mut self, permissions: &[Box<str>], now: Now) -> Withdrawn {
+        let withdrawn = withdrawal::withdrawn(permissions, now.unix_ms / 1000, self.identity.mark);
+        self.inherit_withdrawn(&withdrawn);
+        withdrawn
+    }
+
+    /// Goes without what was withdrawn from the session before this connection took it up, as far as that binds its token.
+    pub fn inherit_withdrawn(&mut self, withdrawn: &[Withdrawal]) {
+        self.identity = Arc::new(self.identity.without(withdrawn));
+    }
+
+    /// Wants a valid token within so many seconds; what was asked for before is not put off. Until when it has to come is
+    /// said by [`Session::expires_at`].
+    pub fn ask_for_proof(&mut self, grace_s: u32, now: Now) {
+        let until_s = now.unix_ms.div_ceil(1000).saturating_add(grace_s.into());
+        let until_s = u32::try_from(until_s).unwrap_or(u32::MAX);
+        self.prove_by_s = if self.prove_by_s == 0 { until_s } else { until_s.min(self.prove_by_s) };
+    }
+
+    /// When the connection ends unless a new token comes, in seconds since 1970; none where it does not.
+    pub fn expires_at(&self) -> Option<u64> {
+        let prove_by_s = Some(u64::from(self.prove_by_s)).filter(|prove_by_s| *prove_by_s > 0);
+        self.identity.expires_at.into_iter().chain(prove_by_s).min()
+    }
+
+    /// What is due about the token's end, and about a new one that was asked for. [`Expiry::Tell`] is said once per token.
     pub fn expiry(&mut self, config: &Config, now: Now) -> Expiry {
+        let of_token = self.token_expiry(config, now);
+        if self.prove_by_s == 0 {
+            return of_token;
+        }
+        let prove_by_ms = u64::from(self.prove_by_s) * 1000;
+        match of_token {
+            Expiry::Expired => Expiry::Expired,
+            _ if now.unix_ms >= prove_by_ms => Expiry::Unproven,
+            Expiry::At(unix_ms) => Expiry::At(unix_ms.min(prove_by_ms)),
+            Expiry::Never => Expiry::At(prove_by_ms),
+            other => other,
+        }
+    }
+
+    fn token_expiry(&mut self, config: &Config, now: Now) -> Expiry {
         let Some(expires_at) = self.identity.expires_at else { return Expiry::Never };
         let end_ms = expires_at.saturating_mul(1000);
         // The same leeway as at connect: who may still connect may still stay.
@@ -275,5 +331,51 @@ mod tests {
         assert_eq!(session.expiry(&config, at(105_000)), Expiry::Expired);
         identity.user_id = "bob".to_owned();
         assert!(session.refresh(Arc::new(identity)).is_err());
+    }
+
+    #[test]
+    fn a_token_that_is_asked_for_has_to_come_in_time_and_an_earlier_question_stands() {
+        let config = Config::default();
+        let mut session = session(&config);
+        session.ask_for_proof(30, at(1500));
+        assert_eq!(session.expires_at(), Some(32));
+        session.ask_for_proof(60, at(2000));
+        assert_eq!((session.expires_at(), session.expiry(&config, at(2000))), (Some(32), Expiry::At(32_000)));
+        assert_eq!(session.expiry(&config, at(32_000)), Expiry::Unproven);
+        let identity = Identity::anonymous("alice".to_owned());
+        assert_eq!(session.refresh(Arc::new(identity.clone())), Ok(()));
+        assert_eq!((session.expires_at(), session.expiry(&config, at(32_000))), (None, Expiry::Never));
+        // The token's own end comes first, and the question before it.
+        assert_eq!(session.refresh(Arc::new(Identity { expires_at: Some(100), ..identity })), Ok(()));
+        session.ask_for_proof(3600, at(33_000));
+        assert_eq!(session.expires_at(), Some(100));
+        assert_eq!(session.expiry(&config, at(40_000)), Expiry::Tell);
+        assert_eq!(session.expiry(&config, at(40_001)), Expiry::At(110_000));
+        assert_eq!(session.expiry(&config, at(110_000)), Expiry::Expired);
+    }
+
+    #[test]
+    fn what_is_withdrawn_comes_back_with_a_newer_token_only() {
+        use crate::auth::{Permissions, TokenMark};
+        let config = Config::default();
+        let mut session = session(&config);
+        let identity = |issued_s, signature: &str| {
+            let permissions = Permissions::new(["websocket:connect", "project:1:read"]);
+            let mark = TokenMark::new(Some(issued_s), signature);
+            Arc::new(Identity { permissions, mark, ..Identity::anonymous("alice".to_owned()) })
+        };
+        let reads = |session: &Session| session.identity.permissions.allows("project:1:read");
+        assert_eq!(session.refresh(identity(10, "a")), Ok(()));
+        let withdrawn = session.withdraw(&["project:*:read".into()], at(20_900));
+        assert!(!reads(&session) && session.identity.permissions.may_connect());
+        for (issued_s, signature, expected) in [(10, "a", false), (19, "b", false), (20, "c", true), (19, "b", false)] {
+            assert_eq!(session.refresh(identity(issued_s, signature)), Ok(()));
+            assert_eq!(reads(&session), expected, "{issued_s} {signature}");
+        }
+        let mut next = self::session(&config);
+        assert_eq!(next.refresh(identity(10, "a")), Ok(()));
+        assert!(reads(&next));
+        next.inherit_withdrawn(&withdrawn);
+        assert!(!reads(&next), "another connection that takes the session up with the old token");
     }
 }

@@ -1,19 +1,23 @@
-//! From a request's head to an open WebSocket: the head is judged, the directories are asked (client id, user, address),
-//! the rooms that everybody is in are joined, and only then is the upgrade answered. So the first message after it can be
+//! From a request's head to an open WebSocket or stream: the head is judged, the directories are asked (client id, user, address),
+//! the rooms that everybody is in (or those of the stream) are joined, and only then is the upgrade answered. So the first message after it can be
 //! the greeting, and no event is missed between the greeting and the memberships it lists.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList};
+use super::approval::request_told;
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList, UnderWay};
 use super::report::Ending;
 use super::request::counted_address;
 use super::resume::token_text;
-use super::state::{Action, Orphan, State};
+use super::state::{Action, State};
+use super::stream::retry_ms;
+use crate::control::hooks::RequestTold;
+use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
-use crate::hub::name::RoomName;
 use crate::hub::presence::Turn;
+use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
 use crate::session::Session;
 use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
@@ -26,7 +30,12 @@ use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
 
 /// Seconds after which a client that met a full hub may try again.
-const RETRY_AFTER_S: u32 = 5;
+pub(super) const RETRY_AFTER_S: u32 = 5;
+/// What traces have for a client that did not wait: no status of HTTP's own, but the one that proxies write.
+pub(super) const CLIENT_GONE: u16 = 499;
+
+/// What the backend is told of a request, and its span.
+type Beside = (Option<Box<RequestTold>>, Option<Box<Span>>);
 
 impl State {
     /// More of a request's head.
@@ -74,18 +83,23 @@ impl State {
             client = (!told.is_unspecified()).then_some(told);
         }
         let head_bytes = parsed.bytes;
+        let mut span = self.admission_span(&parsed);
         let decision = settings.gate().decide(&parsed, self.now);
         match decision {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
                 head.origin.client = client;
-                self.admit(conn, *admit, head, early);
+                let told = self.hooks.desk.is_some().then(|| request_told(&parsed, &head, &settings.config));
+                self.admit(conn, *admit, head, (told, span.take()), early);
             }
             Ok(Request::HandOver) => {
                 head.bytes = all.to_vec();
                 self.hand_over(conn, head);
             }
-            Err(refusal) => self.refuse(conn, &refusal),
+            Err(refusal) => {
+                self.end_span(span, refusal.code, refusal.status);
+                self.refuse(conn, &refusal);
+            }
         }
     }
 
@@ -132,7 +146,7 @@ impl State {
         self.refuse_as(conn, label, refusal);
     }
 
-    fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
+    pub(super) fn refuse_as(&mut self, conn: ConnKey, label: &str, refusal: &Refusal) {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -143,23 +157,27 @@ impl State {
         self.finish(conn, Closing::Flushing);
     }
 
-    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, early: Vec<u8>) {
+    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
+        let (told, span) = beside;
+        if let Err(refusal) = self.may_stream(&admit) {
+            return self.refuse(conn, &refusal);
+        }
         let config = &self.settings.config;
         if self.drain.is_some() || self.mesh.draining.load(Ordering::Relaxed) {
             let refusal = Refusal::unavailable("this node is draining", RETRY_AFTER_S);
+            self.end_span(span, "draining", refusal.status);
             return self.refuse_as(conn, "draining", &refusal);
         }
         let on_this_shard = self.figures.connections.value() as usize + self.admissions;
-        if on_this_shard >= config.limits.connections_per_shard_max {
-            return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
-        }
-        if !self.mesh.claim_connection(config.limits.connections_max) {
+        let is_full = on_this_shard >= config.limits.connections_per_shard_max;
+        if is_full || !self.mesh.claim_connection(config.limits.connections_max) {
+            self.end_span(span, "capacity", 503);
             return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
         }
         let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
         let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
         let peer = counted_address(&head.origin).filter(|_| limits_peers);
-        let native = admit.endpoint == Endpoint::Native;
+        let native = admit.endpoint != Endpoint::Echo;
         let client_id: Arc<str> = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
@@ -184,7 +202,12 @@ impl State {
             turn: Turn::default(),
             granted: Claims::default(),
             rooms: RoomList::new(),
+            told,
+            asked: None,
+            grant: None,
+            span,
             refused: None,
+            opening: None,
             early,
         }));
         if let Some(peer) = peer {
@@ -197,7 +220,7 @@ impl State {
             self.core.send_to_key(&*user_id.clone(), Message::ClaimUser { user_id, address });
         }
         if waiting == 0 {
-            self.opened_websocket(conn);
+            self.claims_answered(conn);
         }
         self.drain_local();
     }
@@ -234,25 +257,47 @@ impl State {
         }
     }
 
+    /// Everything that the node itself has to say was said; what the backend says comes before any room is joined.
     fn claims_answered(&mut self, conn: ConnKey) {
-        let address = self.address(conn);
-        let hasher = self.core.hasher();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         if admission.refused.is_some() {
             return self.admission_refused(conn);
         }
-        if admission.admit.endpoint == Endpoint::Echo {
-            return self.opened_websocket(conn);
+        match admission.told.take() {
+            Some(told) => self.ask_backend(conn, told),
+            None => self.join_first_rooms(conn),
         }
+    }
+
+    /// Joins the rooms that everybody is in, and those that the backend has added.
+    pub(super) fn join_first_rooms(&mut self, conn: ConnKey) {
+        let address = self.address(conn);
+        let hasher = self.core.hasher();
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
+        if admission.admit.endpoint == Endpoint::Echo {
+            return self.open(conn);
+        }
+        if self.join_stream(conn) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        let Phase::Admission(admission) = &mut connection.phase else { return };
         let identity = admission.admit.identity.clone();
         let mut token = [0u8; 16];
         (self.entropy.0)(&mut token);
-        let joins = [
+        let mut joins = vec![
             (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
             (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity, token }),
             (hasher.room("global"), JoinClaim::None),
         ];
+        for room in admission.more_rooms() {
+            let room = hasher.room(room);
+            if !joins.iter().any(|(joined, _)| *joined == room) {
+                joins.push((room, JoinClaim::None));
+            }
+        }
         admission.waiting = joins.len() as u8;
         for (room, claim) in joins {
             let join =
@@ -263,21 +308,33 @@ impl State {
 
     /// A home's answer to one of the joins that everybody makes.
     pub fn joined_at_admission(&mut self, conn: ConnKey, joined: Joined) {
-        let Joined { room, outcome, resume_token, turn, .. } = joined;
+        let Joined { room, outcome, resume_token, turn, withdrawn, replay, .. } = joined;
         if !matches!(self.connections.get(conn).map(|connection| &connection.phase), Some(Phase::Admission(_))) {
             return;
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
+        if let (Some(id), Ok(state)) = (id, &outcome) {
+            let (room, mark) = (self.name_in_table(id, &room), Mark::EVERYTHING);
+            let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
+            self.core.recorder.change(conn, subscribed);
+        }
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         admission.waiting -= 1;
         admission.rooms.extend(id);
-        if let Some(token) = resume_token {
+        if let Some(token) = resume_token.filter(|_| admission.opening.is_none()) {
             admission.resume_token = token;
             admission.turn = turn;
         }
         match outcome {
-            Ok(_) => admission.granted.session |= room.as_str().starts_with("session:"),
+            Ok(state) => match (admission.opening.as_mut(), id) {
+                (Some(opening), Some(id)) => {
+                    if opening.joined((&room, id), &state, replay.as_deref(), admission.waiting == 0) {
+                        self.core.park(id, conn);
+                    }
+                }
+                _ => admission.granted.session |= room.as_str().starts_with("session:"),
+            },
             Err(refused) => {
                 admission.refused.get_or_insert(match refused {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
@@ -286,25 +343,30 @@ impl State {
                 });
             }
         }
+        if let Some(withdrawn) = withdrawn {
+            // The session takes its token, or another one of the same time, without what was withdrawn from it.
+            admission.go_without(&withdrawn);
+        }
         if admission.waiting > 0 {
             return;
         }
         if admission.refused.is_some() {
             self.admission_refused(conn);
         } else {
-            self.opened_websocket(conn);
+            self.open(conn);
         }
     }
 
-    fn admission_refused(&mut self, conn: ConnKey) {
+    pub(super) fn admission_refused(&mut self, conn: ConnKey) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
         let Some(refusal) = admission.refused.take() else { return };
+        self.admission_ended(conn, refusal.code, refusal.status);
         self.release(conn, Ending::LOST);
         self.refuse(conn, &refusal);
     }
 
-    fn opened_websocket(&mut self, conn: ConnKey) {
+    fn open(&mut self, conn: ConnKey) {
         let (settings, now, now_ms) = (self.settings.clone(), self.now, self.now_ms());
         let stamp = self.core.ids().stamp(now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -313,19 +375,56 @@ impl State {
             return;
         };
         self.admissions -= 1;
-        let Admission { admit, client_id, session_id, peer, resume_token, turn, granted, rooms, early, .. } =
-            *admission;
+        let more_rooms: Vec<Box<str>> = admission.more_rooms().map(Into::into).collect();
+        let Admission {
+            admit,
+            client_id,
+            session_id,
+            peer,
+            resume_token,
+            turn,
+            granted,
+            rooms,
+            grant,
+            span,
+            opening,
+            early,
+            ..
+        } = *admission;
         connection.outbox.release();
+        if admit.stream.is_some() {
+            connection.outbox.becomes_stream();
+        }
         let out = connection.outbox.answers();
-        switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        if admit.stream.is_none() {
+            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+        }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {
-            Endpoint::Native => {
+            Endpoint::Native | Endpoint::Events => {
                 self.figures.subscriptions.add(rooms.len() as u64);
-                let session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
-                envelope::begin(&mut self.payload, "connection_established", &stamp, None);
-                settings.greeting.write(&mut self.payload, &session, &token_text(&resume_token));
-                envelope::finish(&mut self.payload, out);
+                let mut session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
+                let metadata = grant.map_or_else(Default::default, |grant| grant.metadata);
+                if let Err(refused) = session.merge_metadata(metadata, &settings.config) {
+                    // The bound was lowered since the backend's answer was read.
+                    tracing::debug!(
+                        shard = self.me.0,
+                        code = refused.code.as_str(),
+                        "the backend's metadata is left out"
+                    );
+                }
+                let mut under_way = None;
+                if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
+                    self.figures.streams.add(1);
+                    let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);
+                    self.figures.gaps.add(gaps);
+                    let (stream, lags) = opening.finish();
+                    under_way = Some(Box::new(UnderWay { lags, stream: Some(stream), ..UnderWay::default() }));
+                } else {
+                    envelope::begin(&mut self.payload, "connection_established", &stamp, None);
+                    settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
+                    envelope::finish(&mut self.payload, out);
+                }
                 let client = Client {
                     session,
                     rooms,
@@ -338,7 +437,7 @@ impl State {
                     opened_ms: now_ms,
                     is_succeeded: false,
                     locks: None,
-                    under_way: None,
+                    under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
             }
@@ -350,83 +449,24 @@ impl State {
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
+        self.end_span(span, "open", 101);
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
+        if admit.endpoint == Endpoint::Native {
+            self.core.recorder.change(conn, What::Opened);
+        }
         self.presence_entered_all(conn);
+        self.withdrawn_at_admission(conn);
         self.report_opened(conn);
         self.look_after(conn);
+        if self.is_stream(conn) {
+            // Its rooms are parked; what came behind the request means nothing.
+            return self.ask_to_catch_up(conn);
+        }
         if !early.is_empty() {
             let mut early = early;
             self.received(conn, &mut early);
         }
-    }
-
-    /// Gives back all that a connection holds: rooms, claims, its place in the counts.
-    pub fn release(&mut self, conn: ConnKey, ending: Ending<'_>) {
-        self.report_closed(conn, ending);
-        let address = self.address(conn);
-        let kept = self.keep_with_locks(conn);
-        self.presence_released(conn, kept.is_some());
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        let (rooms, claims, peer, names, identity) = match &mut connection.phase {
-            Phase::Open(client) => {
-                let session = &client.session;
-                let names = Some((session.client_id.clone(), session.session_id.clone()));
-                (std::mem::take(&mut client.rooms), client.claims, client.peer, names, session.identity.clone())
-            }
-            Phase::Echo(client) => (RoomList::new(), client.claims, client.peer, None, client.identity.clone()),
-            Phase::Admission(admission) => {
-                let identity = admission.admit.identity.clone();
-                let names = Some((admission.client_id.clone(), admission.session_id.clone()));
-                (std::mem::take(&mut admission.rooms), admission.granted, admission.peer, names, identity)
-            }
-            _ => return,
-        };
-        if let Phase::Admission(admission) = &connection.phase {
-            self.admissions -= 1;
-            if admission.waiting > 0 {
-                self.orphans.push(Orphan {
-                    conn,
-                    peer: admission.peer,
-                    client_id: admission.client_id.clone(),
-                    user_id: admission.admit.identity.user_id.as_str().into(),
-                    waiting: admission.waiting,
-                });
-            }
-        } else {
-            self.figures.connections.sub(1);
-            self.figures.subscriptions.sub(rooms.len() as u64);
-            tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
-        }
-        connection.phase = Phase::Closing(Closing::Flushing);
-        self.mesh.release_connection();
-        for id in rooms {
-            let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
-            self.core.remove_member(id, conn);
-            self.leave_home(room, conn);
-        }
-        if let Some(peer) = peer.filter(|_| claims.peer) {
-            self.core.send_to_key(&peer, Message::ReleasePeer { peer });
-        }
-        if let Some((client_id, session_id)) = names {
-            if claims.session {
-                let room = self.core.hasher().room(&format!("session:{session_id}"));
-                self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
-            }
-            if claims.client {
-                self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
-            }
-        }
-        if claims.user {
-            let user_id: Arc<str> = identity.user_id.as_str().into();
-            self.core.send_to_key(&*user_id.clone(), Message::ReleaseUser { user_id });
-        }
-    }
-
-    /// Tells a room's home that this connection is no member any more, without an answer.
-    pub fn leave_home(&mut self, room: RoomName, conn: ConnKey) {
-        let address = self.address(conn);
-        self.core.send_home(&room.clone(), Message::Leave { room, address });
     }
 }

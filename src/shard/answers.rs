@@ -4,17 +4,25 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
-use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
+use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane, Protocol};
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::{Reference, Refused};
+use crate::wire::sse;
 
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
-    pub fn tell(&mut self, conn: ConnKey, kind: &str, reference: Option<&Reference>, write: impl FnOnce(&mut Vec<u8>)) {
+    pub fn tell(
+        &mut self,
+        conn: ConnKey,
+        kind: &'static str,
+        reference: Option<&Reference>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if !matches!(connection.phase, Phase::Open(_)) {
@@ -22,9 +30,17 @@ impl State {
         }
         envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, false);
+        let protocol = connection.outbox.protocol();
         let answers = connection.outbox.answers();
         let before = answers.len();
-        envelope::finish(&mut self.payload, answers);
+        match protocol {
+            Protocol::Native => envelope::finish(&mut self.payload, answers),
+            Protocol::Stream => {
+                self.payload.push(b'}');
+                sse::write_notice(answers, kind, &self.payload);
+            }
+        }
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -40,22 +56,36 @@ impl State {
         &mut self,
         conn: ConnKey,
         about: Option<Lane>,
-        kind: &str,
+        kind: &'static str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let Some(reference) = reference else { return };
+        if reference.is_some() {
+            self.tell_in_order(conn, about, kind, reference, write);
+        }
+    }
+
+    /// Likewise, whether or not it is an answer.
+    pub fn tell_in_order(
+        &mut self,
+        conn: ConnKey,
+        about: Option<Lane>,
+        kind: &'static str,
+        reference: Option<&Reference>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let lanes = about.map_or([Lane::Ordinary, Lane::Urgent], |lane| [lane; 2]);
         let lane = lanes.into_iter().find(|lane| connection.outbox.waits_in(*lane));
         let Some(lane) = lane.filter(|_| matches!(connection.phase, Phase::Open(_))) else {
-            return self.tell(conn, kind, Some(reference), write);
+            return self.tell(conn, kind, reference, write);
         };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let mut frame = Vec::new();
-        envelope::begin(&mut self.payload, kind, &stamp, Some(reference));
+        envelope::begin(&mut self.payload, kind, &stamp, reference);
         write(&mut self.payload);
+        self.core.recorder.told(conn, kind, &self.payload, true);
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
         // An answer has the answers' reserve wherever it stands.
@@ -75,7 +105,7 @@ impl State {
     pub fn answer(
         &mut self,
         conn: ConnKey,
-        kind: &str,
+        kind: &'static str,
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -86,7 +116,7 @@ impl State {
 
     /// Tells of a refusal; one bad message too many closes the connection.
     pub fn refuse_command(&mut self, conn: ConnKey, reference: Option<&Reference>, refused: &Refused) {
-        self.figures.errors.add(refused.code.as_str());
+        self.count_refused(conn, refused.code);
         self.tell(conn, "error", reference, |payload| {
             envelope::write_error_data(payload, refused.code, &refused.message, None);
         });
@@ -99,9 +129,15 @@ impl State {
         }
     }
 
+    /// Counts an error that a client is told of.
+    pub fn count_refused(&mut self, conn: ConnKey, code: ErrorCode) {
+        self.figures.errors.add(code.as_str());
+        self.core.recorder.change(conn, What::Refused { code });
+    }
+
     /// Tells that a message came too soon.
     pub fn refuse_rate(&mut self, conn: ConnKey, reference: Option<&Reference>, retry_after_ms: u64) {
-        self.figures.errors.add(ErrorCode::RateLimited.as_str());
+        self.count_refused(conn, ErrorCode::RateLimited);
         self.figures.rate_limited.add(1);
         self.tell(conn, "error", reference, |payload| {
             let message = "too many messages; this one was not taken";
@@ -123,6 +159,10 @@ impl State {
                 }
                 Expiry::Expired => {
                     self.close(conn, close::TOKEN_EXPIRED, "the token expired");
+                    return None;
+                }
+                Expiry::Unproven => {
+                    self.close(conn, close::TOKEN_EXPIRED, "no valid token came in time");
                     return None;
                 }
             }

@@ -11,7 +11,6 @@ use super::state::State;
 use crate::config::{Config, KindConfig};
 use crate::hub::message::{Deposit, Direct, HistoryAsked, Join, JoinClaim, Message, Publish, ReplyTo, Ticket};
 use crate::hub::name::{RoomName, split};
-use crate::hub::presence::Change;
 use crate::hub::schema;
 use crate::hub::selection::Selection;
 use crate::ring::ConnKey;
@@ -36,10 +35,14 @@ impl State {
         }
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
-        native::parse(&mut scratch, text, |parsed| match over_rate {
-            None => self.carry_out(conn, parsed),
-            // Read all the same, since the refusal carries the message's id.
-            Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+        let (payload, bytes) = (self.payload_to_keep(text), text.len());
+        native::parse(&mut scratch, text, |parsed| {
+            self.note_received(conn, &parsed, bytes, &payload);
+            match over_rate {
+                None => self.carry_out(conn, parsed),
+                // Read all the same, since the refusal carries the message's id.
+                Some(retry_after_ms) => self.refuse_rate(conn, parsed.reference.as_ref(), retry_after_ms),
+            }
         });
         self.scratch = Some(scratch);
         self.drain_local();
@@ -101,7 +104,7 @@ impl State {
                 let wish = Wish { selection, since, acked: None };
                 for room in rooms {
                     if let Err(refused) = self.join(conn, &room, wish.clone(), Ticket::Part(part)) {
-                        self.figures.errors.add(refused.code.as_str());
+                        self.count_refused(conn, refused.code);
                         self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
                     }
                 }
@@ -306,12 +309,14 @@ impl State {
     }
 
     fn deposit(&mut self, conn: ConnKey, reference: Option<Reference>, data: &[u8]) -> Result<(), Refused> {
+        let data = Bytes::copy_from_slice(data);
+        let is_told = self.report_message(conn, &data);
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
         let address = self.address(conn);
         let reply = ReplyTo::Client { address, ticket: Ticket::Deposit(reference) };
-        let deposit = Box::new(Deposit { room: room.clone(), data: Bytes::copy_from_slice(data), reply });
+        let deposit = Box::new(Deposit { room: room.clone(), data, is_told, reply });
         self.core.send_home(&room, Message::Deposit(deposit));
         Ok(())
     }
@@ -345,41 +350,6 @@ impl State {
         self.enforce_permissions(conn);
         self.look_after(conn);
         Ok(())
-    }
-
-    /// Ends what a client's present permissions don't allow any more: the connection, or its place in rooms.
-    pub fn enforce_permissions(&mut self, conn: ConnKey) {
-        let settings = self.settings.clone();
-        let Some(client) = self.client_mut(conn) else { return };
-        if !client.session.identity.permissions.may_connect() {
-            return self.close(conn, close::FORBIDDEN, "websocket:connect was withdrawn");
-        }
-        let ids = client.rooms.clone();
-        for id in ids {
-            let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) else { continue };
-            let Some(client) = self.client_mut(conn) else { return };
-            // A room that everybody is put into is nobody's to lose.
-            let own = room.as_str() == "global"
-                || room.as_str().strip_prefix("user:") == Some(&client.session.identity.user_id)
-                || room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
-            let allowed = own
-                || known_room(&settings.config, room.as_str())
-                    .is_ok_and(|(kind, name)| client.session.may_join(kind, name).is_ok());
-            if allowed {
-                continue;
-            }
-            client.forget_room(id);
-            self.core.remove_member(id, conn);
-            self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
-            let refused = Refused::because(
-                ErrorCode::Forbidden,
-                format!("the permission for {} was withdrawn; its events end here", room.as_str()),
-            );
-            self.leave_home(room, conn);
-            self.figures.subscriptions.sub(1);
-            self.refuse_command(conn, None, &refused);
-        }
-        self.free_forbidden_locks(conn);
     }
 }
 

@@ -7,9 +7,12 @@ use smallvec::SmallVec;
 
 use super::latency::Followed;
 use super::locks::ClientLocks;
+use super::stream::{Opening, Stream};
 use super::timers::Alarm;
 use crate::auth::Identity;
 use crate::control::ConnectionOrigin;
+use crate::control::hooks::{Grant, RequestTold};
+use crate::control::telemetry::Span;
 use crate::hub::message::ResumeToken;
 use crate::hub::name::RoomName;
 use crate::hub::outbox::Outbox;
@@ -63,7 +66,7 @@ pub enum Phase {
     Head(Box<HeadBuffer>),
     /// The directories are being asked.
     Admission(Box<Admission>),
-    /// A WebSocket with the native protocol.
+    /// A WebSocket with the native protocol, or a stream of server-sent events.
     Open(Box<Client>),
     /// A WebSocket that sends back what comes.
     Echo(Box<EchoClient>),
@@ -117,8 +120,18 @@ pub struct Admission {
     pub granted: Claims,
     /// The rooms that were joined so far.
     pub rooms: RoomList,
+    /// What the backend is told where it is asked; none where it is not, or has been.
+    pub told: Option<Box<RequestTold>>,
+    /// While the backend is being asked. Gone with the connection, which tells that nobody waits any more.
+    pub asked: Option<Arc<()>>,
+    /// What the backend has granted.
+    pub grant: Option<Box<Grant>>,
+    /// Its span, where it is traced.
+    pub span: Option<Box<Span>>,
     /// The first refusal.
     pub refused: Option<Refusal>,
+    /// The stream that it is to be, once its rooms are being joined.
+    pub opening: Option<Box<Opening>>,
     /// What the client sent ahead of our answer.
     pub early: Vec<u8>,
 }
@@ -196,6 +209,8 @@ pub struct UnderWay {
     pub last_part: u32,
     /// Rooms whose events it can't take at the moment.
     pub lags: Vec<Lag>,
+    /// How far it is in its rooms, where it is a stream: that stays under way until it ends.
+    pub stream: Option<Stream>,
 }
 
 /// A join or a leave that is under way.
@@ -249,7 +264,7 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty()
+        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && self.stream.is_none()
     }
 }
 
@@ -312,6 +327,9 @@ impl Client {
         self.rooms.retain(|one| *one != room);
         if let Some(acks) = self.acks.as_mut() {
             acks.0.retain(|(one, _)| *one != room);
+        }
+        if let Some(stream) = self.stream_mut() {
+            stream.forget_room(room);
         }
         self.forget_lag(room);
     }

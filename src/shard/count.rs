@@ -10,6 +10,8 @@ impl State {
         let memberships = self.figures.subscriptions.value() as usize;
         self.figures.connection_bytes.set(self.connections.memory_bytes() as u64);
         self.figures.room_bytes.set(self.core.rooms().memory_bytes(memberships) as u64);
+        self.core.recorder.expire();
+        self.figures.recorder_bytes.set(self.core.recorder.memory_bytes() as u64);
         self.count_kinds();
         while let Some(conn) = self.latency.stale(self.now.monotonic_us) {
             let Some(connection) = self.connections.get_mut(conn) else { break };

@@ -5,6 +5,7 @@ use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::ClientRequest;
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::hub::reply::Responder;
 use crate::hub::rooms::Room;
 use crate::hub::view::{
@@ -38,7 +39,7 @@ impl State {
         Listing { items: items.into_iter().filter_map(|conn| self.connection_view(conn)).collect(), total }
     }
 
-    fn open_client(&self, conn: ConnKey) -> Option<(&Connection, &Client)> {
+    pub(super) fn open_client(&self, conn: ConnKey) -> Option<(&Connection, &Client)> {
         let connection = self.connections.get(conn)?;
         match &connection.phase {
             Phase::Open(client) => Some((connection, client)),
@@ -55,13 +56,17 @@ impl State {
             client_id: client.session.client_id.to_string(),
             session_id: client.session.session_id.to_string(),
             user_id: identity.user_id.clone(),
-            name: identity.name.clone(),
+            name: identity.name.as_deref().map(str::to_owned),
             roles: identity.roles.to_vec(),
+            protocol: match connection.outbox.protocol() {
+                Protocol::Native => "native",
+                Protocol::Stream => "sse",
+            },
             rooms: rooms.map(|room| room.name.as_str().to_owned()).collect(),
             metadata: client.session.metadata_object(),
             connected_at: self.wall_time(client.opened_ms),
             last_activity: self.wall_time(connection.heard_ms),
-            expires_at: identity.expires_at.map(|seconds| time_text(seconds.saturating_mul(1000))),
+            expires_at: client.session.expires_at().map(|seconds| time_text(seconds.saturating_mul(1000))),
             queue_bytes: connection.outbox.bytes(),
             slow_rooms: client.under_way.as_ref().map_or(0, |all| all.lags.len()),
             received_bytes: connection.received_bytes,
@@ -84,7 +89,7 @@ impl State {
             let fits = filter.kind.as_deref().is_none_or(|kind| kind_of(name) == kind)
                 && filter.search.as_deref().is_none_or(|part| name.contains(part))
                 && (!filter.occupied || room.home.as_ref().is_some_and(|home| home.members_total() > 0));
-            if fits && room.home.is_some() {
+            if fits && room.home.as_ref().is_some_and(|home| !home.only_lingers()) {
                 smallest.offer(name, || id);
             }
         }
@@ -101,7 +106,7 @@ impl State {
     }
 
     fn room_view_of(&self, room: &Room) -> Option<RoomView> {
-        let home = room.home.as_deref()?;
+        let home = room.home.as_deref().filter(|home| !home.only_lingers())?;
         Some(RoomView {
             room: room.name.as_str().to_owned(),
             kind: kind_of(room.name.as_str()).to_owned(),

@@ -8,15 +8,16 @@ use bytes::Bytes;
 
 use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
+use super::stream::{self, Shared, write_gap};
 use crate::config::Policy;
-use crate::hub::batch::Batch;
+use crate::hub::batch::{Address, Batch};
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
 use crate::hub::outbox::{Full, Lane};
+use crate::hub::recorder::What;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope;
-use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::Refused;
 
 impl State {
@@ -25,14 +26,15 @@ impl State {
         if self.core.policy_of(room) == Policy::Disconnect {
             return self.close_slow(conn);
         }
-        self.lag_begins(conn, room, after_seq, LagWaits::Outbox);
+        self.lag_begins(conn, room, after_seq, LagWaits::Outbox, false);
         // Where the shard's memory is full, a connection may be put off that has nothing to wait for.
         if self.connections.get(conn).is_some_and(|connection| connection.outbox.is_empty()) {
             self.ask_to_catch_up(conn);
         }
     }
 
-    pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) {
+    /// `is_replay` where it was asked for, and nothing that came live was held back.
+    pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits, is_replay: bool) {
         let Some(client) = self.client_mut(conn) else { return };
         let lags = &mut client.under_way().lags;
         // A batch behind the one that did not fit changes nothing: it is read from the log as well.
@@ -40,6 +42,9 @@ impl State {
             lags.push(Lag { room, after_seq, waits });
             self.core.park(room, conn);
             self.figures.slow_readers.add(1);
+            if let Some(room) = self.core.rooms().get(room).map(|room| room.name.clone()) {
+                self.core.recorder.change(conn, What::FellBehind { room, after_seq, is_replay });
+            }
         }
     }
 
@@ -95,17 +100,25 @@ impl State {
             return self.go_on(conn);
         };
         let lane = self.core.lane(id);
+        let after_seq = self.lag_mut(conn, id).map_or(to_seq, |lag| lag.after_seq);
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
+        let (mut given, mut bytes) = (Vec::new(), 0);
         for piece in &pieces {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
                     let frames = batch.frames_for(address, self.core.memory());
-                    (batch.events.first().map_or(1, |event| event.seq), self.push_events(conn, lane, &frames))
+                    let pushed = self.push_batch(conn, lane, id, batch, &frames);
+                    if pushed.is_ok() {
+                        given.push(batch);
+                        bytes += frames.len();
+                    }
+                    (batch.events.first().map_or(1, |event| event.seq), pushed)
                 }
                 Piece::Gap { from_seq, to_seq, reason } => {
-                    (*from_seq, self.push_gap(conn, lane, room.as_str(), *from_seq, *to_seq, reason))
+                    let numbers = (*from_seq, *to_seq);
+                    (*from_seq, self.push_gap(conn, lane, (room.as_str(), id), numbers, reason))
                 }
             };
             if pushed.is_err() {
@@ -115,6 +128,7 @@ impl State {
             }
             before = Some(piece.last_seq());
         }
+        self.core.recorder.given(conn, &room, after_seq, reached, events_for(address, &given), bytes);
         let Some(lag) = self.lag_mut(conn, id) else { return };
         lag.after_seq = reached;
         lag.waits = LagWaits::Outbox;
@@ -123,6 +137,7 @@ impl State {
                 client.forget_lag(id);
             }
             self.core.unpark(id, conn);
+            self.core.recorder.change(conn, What::CaughtUp { room, to_seq: reached });
         }
         self.go_on(conn);
     }
@@ -142,21 +157,34 @@ impl State {
     /// from the log then.
     pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], part: u32) {
         if let Some(event) = batches.first().and_then(|batch| batch.events.first()) {
-            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part));
+            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part), true);
         }
     }
 
     /// Queues the events that come before the live ones.
-    pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>]) {
+    pub fn replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], to_seq: u64) {
         let (address, lane) = (self.address(conn), self.core.lane(room));
+        let Some(first_seq) = batches.first().and_then(|batch| batch.events.first()).map(|event| event.seq) else {
+            return;
+        };
+        let (mut given, mut bytes, mut stopped_at) = (Vec::new(), 0, None);
         for batch in batches {
             let first_seq = batch.events.first().map_or(1, |event| event.seq);
             let frames = batch.frames_for(address, self.core.memory());
             if self.push_events(conn, lane, &frames).is_err() {
-                self.lag_begins(conn, room, first_seq - 1, LagWaits::Outbox);
-                return;
+                stopped_at = Some(first_seq - 1);
+                break;
             }
+            given.push(batch);
+            bytes += frames.len();
             self.figures.replayed.add(batch.events.len() as u64);
+        }
+        if let Some(name) = self.core.rooms().get(room).map(|room| room.name.clone()) {
+            let to_seq = stopped_at.unwrap_or(to_seq);
+            self.core.recorder.given(conn, &name, first_seq - 1, to_seq, events_for(address, &given), bytes);
+        }
+        if let Some(after_seq) = stopped_at {
+            self.lag_begins(conn, room, after_seq, LagWaits::Outbox, true);
         }
     }
 
@@ -177,6 +205,7 @@ impl State {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, kind, &stamp, reference.as_ref());
         self.payload.extend_from_slice(&body);
+        self.core.recorder.told(address.conn, kind, &self.payload, true);
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         let frame = self.core.memory().share(frame);
@@ -190,28 +219,50 @@ impl State {
         &mut self,
         conn: ConnKey,
         lane: Lane,
-        room: &str,
-        from_seq: u64,
-        to_seq: u64,
-        reason: &str,
+        (room, id): (&str, RoomId),
+        (from_seq, to_seq): (u64, u64),
+        reason: &'static str,
     ) -> Result<(), Full> {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, "gap", &stamp, None);
-        self.payload.extend_from_slice(b"{\"room\":");
-        write_string(&mut self.payload, room);
-        self.payload.extend_from_slice(b",\"from_seq\":");
-        write_u64(&mut self.payload, from_seq);
-        self.payload.extend_from_slice(b",\"to_seq\":");
-        write_u64(&mut self.payload, to_seq);
-        self.payload.extend_from_slice(b",\"reason\":");
-        write_string(&mut self.payload, reason);
-        self.payload.push(b'}');
+        write_gap(&mut self.payload, room, Some(from_seq), Some(to_seq), reason);
+        self.core.recorder.told(conn, "gap", &self.payload, true);
+        if self.is_stream(conn) {
+            self.payload.push(b'}');
+            self.push_stream_gap(conn, id, to_seq)?;
+            self.figures.gaps.add(1);
+            return Ok(());
+        }
         let mut frame = Vec::new();
         envelope::finish(&mut self.payload, &mut frame);
         // Among the events, since it tells what is missing between them.
         let frame = self.core.memory().share(frame);
         self.push_events(conn, lane, &frame)?;
         self.figures.gaps.add(1);
+        let room = self.core.hasher().room(room);
+        self.core.recorder.change(conn, What::Gap { room, from_seq, to_seq, reason });
+        Ok(())
+    }
+
+    /// Queues a batch whose frames for this connection are given, in the form it takes.
+    fn push_batch(
+        &mut self,
+        conn: ConnKey,
+        lane: Lane,
+        room: RoomId,
+        batch: &Batch,
+        frames: &Bytes,
+    ) -> Result<(), Full> {
+        if !self.is_stream(conn) {
+            return self.push_events(conn, lane, frames);
+        }
+        let way = (lane, self.outbox_bytes_max(lane));
+        let State { core, connections, dirty, .. } = self;
+        let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
+        stream::queue(connection, way, (frames, room, batch), core.memory(), &mut Shared::default())?;
+        if connection.outbox.mark_dirty() {
+            dirty.push(conn);
+        }
         Ok(())
     }
 
@@ -236,4 +287,10 @@ impl State {
     fn lag_mut(&mut self, conn: ConnKey, room: RoomId) -> Option<&mut Lag> {
         self.client_mut(conn)?.under_way.as_mut()?.lags.iter_mut().find(|lag| lag.room == room)
     }
+}
+
+/// The numbers of those events that a connection gets of some batches.
+fn events_for(address: Address, batches: &[&Arc<Batch>]) -> impl Iterator<Item = u64> {
+    let events = batches.iter().flat_map(|batch| batch.events.iter());
+    events.filter(move |event| event.exclude != Some(address)).map(|event| event.seq)
 }

@@ -115,7 +115,12 @@ impl State {
             LockOutcome::Released { .. } | LockOutcome::Held(_) | LockOutcome::Refused(_) => {}
         }
         client.tidy_locks();
+        let was_withdrawn = client.session.identity.permissions.withdrawn().is_some();
         self.core.free_locks(given_back.into_iter().collect(), Freed::SessionEnded);
+        if was_withdrawn {
+            // The permission may have gone while the home was asked.
+            self.free_forbidden_locks(conn);
+        }
         let room = room.as_str();
         match outcome {
             LockOutcome::Acquired { lock, .. } if is_its_own => {

@@ -4,14 +4,17 @@ use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
 use super::connection::{Client, LagWaits, Phase};
 use super::state::State;
+use super::withdraw::may_stay;
 use crate::config::Policy;
 use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
 use crate::hub::message::{
-    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, Publish, Published, ResumeAsked, Ticket,
+    ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, NO_CONNECTION, Publish, Published, ResumeAsked,
+    Ticket,
 };
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
+use crate::hub::recorder::{Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::{ErrorCode, close};
@@ -43,6 +46,7 @@ impl State {
             Message::ForwardToSession { address, direct } => self.forward_to_session(address.conn, *direct),
             Message::Forward { address, request } => self.client_request(address.conn, request),
             Message::TakenOver { address, room, successor } => self.taken_over(address.conn, room, successor),
+            Message::WithdrawnTold { address, withdrawn } => self.withdrawn_told(address.conn, &withdrawn),
             Message::Resumed(resumed) => self.resumed(*resumed),
             other => debug_assert!(false, "{other:?} is for a home"),
         }
@@ -100,6 +104,7 @@ impl State {
             return;
         }
         let Joined { room, selection, ticket, outcome, replay, resume_token, .. } = joined;
+        let settings = self.settings.clone();
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
@@ -107,12 +112,18 @@ impl State {
             return;
         };
         let acked = membership_answered(client, &room, true);
+        // It may have lost the permission while the home was asked.
+        let may_stay = may_stay(client, &settings.config, room.as_str());
         let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
         if let Some(token) = resume_token.filter(|_| is_own) {
             client.resume_token = token;
         }
         let outcome = match outcome {
-            Ok(state) => self.enter(conn, &room, selection, replay.is_some()).map(|id| (id, state)),
+            Ok(_) if !may_stay => {
+                self.leave_home(room.clone(), conn);
+                Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
+            }
+            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), state.seq).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::SessionBusy) => Err(Refused::new(ErrorCode::Unavailable, "the session is being taken up")),
             Err(JoinRefused::SessionOfOther) => {
@@ -133,7 +144,7 @@ impl State {
                 self.tell_behind_events(conn, Some(lane), "subscribed", reference.as_ref(), |payload| {
                     write_subscribed(payload, room.as_str(), &state);
                 });
-                self.replay(conn, id, &replay);
+                self.replay(conn, id, &replay, state.seq);
             }
             (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
             (Ticket::Part(part), Ok((id, state))) => {
@@ -141,6 +152,7 @@ impl State {
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
             }
             (Ticket::Part(part), Err(refused)) => {
+                self.core.recorder.change(conn, What::Refused { code: refused.code });
                 self.gathered(conn, part, |results| write_room_error(results, room.as_str(), &refused));
             }
             (Ticket::Admission | Ticket::Direct(_) | Ticket::Deposit(_), _) => {}
@@ -148,17 +160,22 @@ impl State {
     }
 
     /// Makes a connection a member on this shard, now that the home counts it as one. Where it said from where on it wants
-    /// the room's events (`begins_anew`), what it had not been given before counts no more.
+    /// the room's events (`begins_anew`), what it had not been given before counts no more. `after_seq` is the room's last
+    /// event as its home counted it.
     fn enter(
         &mut self,
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
         begins_anew: bool,
+        after_seq: u64,
     ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
         let was_member =
             before.is_some_and(|id| self.client_mut(conn).is_some_and(|client| client.rooms.contains(&id)));
+        let selected_before = before.filter(|_| was_member).map(|id| self.core.mark_of(id, conn));
+        let mark = Mark::of(selection.as_ref());
+        self.core.recorder.selected(selection.as_ref());
         let mut rest_after = None;
         if let Some(id) = before.filter(|_| was_member) {
             if !begins_anew && self.core.is_settled_with(id, conn, selection.as_ref()) {
@@ -176,7 +193,9 @@ impl State {
             };
             client.rooms.retain(|one| *one != id);
             if begins_anew {
-                client.forget_lag(id);
+                if client.forget_lag(id).is_some() {
+                    self.core.recorder.change(conn, What::BeganAnew { room: room.clone() });
+                }
                 rest_after = None;
             }
             self.core.remove_member(id, conn);
@@ -188,11 +207,14 @@ impl State {
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
+                let name = self.name_in_table(id, room);
+                let subscribed = What::Subscribed { room: name, mark, before: selected_before, after_seq };
+                self.core.recorder.change(conn, subscribed);
                 self.figures.subscriptions.add(1);
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
                     self.core.park(id, conn);
                 } else if let Some(after_seq) = rest_after {
-                    self.lag_begins(conn, id, after_seq, LagWaits::Outbox);
+                    self.lag_begins(conn, id, after_seq, LagWaits::Outbox, false);
                 }
                 Ok(id)
             }
@@ -200,6 +222,10 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 if let (Some(id), Some(client)) = (before, self.client_mut(conn)) {
                     client.forget_lag(id);
+                }
+                if let Some(before) = selected_before {
+                    let why = "too many different filters";
+                    self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
                 }
                 Err(Refused::new(ErrorCode::RoomLimit, "this room has too many different filters"))
             }
@@ -262,7 +288,10 @@ impl State {
         membership_answered(client, &room, false);
         if let Some(id) = id {
             client.forget_room(id);
+            self.note_leaving(conn, &room, id);
+            let before = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
+                self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why: "asked to" });
                 self.figures.subscriptions.sub(1);
                 self.presence_changed(conn, std::slice::from_ref(&room), Change::Gone);
                 self.leave_home(room.clone(), conn);
@@ -302,7 +331,7 @@ impl State {
                 self.gathered_send(conn, part, u64::from(published.delivered), u64::from(published.queued));
             }
             (Ticket::Part(part), Err(refused)) => {
-                self.figures.errors.add(refused.code.as_str());
+                self.count_refused(conn, refused.code);
                 self.gathered_send(conn, part, 0, 0);
             }
             (Ticket::Admission, _) => {}
@@ -323,6 +352,17 @@ impl State {
 
     fn client_request(&mut self, conn: ConnKey, request: ClientRequest) {
         let settings = self.settings.clone();
+        let request = match request {
+            ClientRequest::Reauthenticate { grace_s, responder } => {
+                let asked = self.reauthenticate(conn, grace_s);
+                return responder.resolve(asked.ok_or_else(|| NO_CONNECTION.into()));
+            }
+            ClientRequest::Withdraw { withdraw, responder } => {
+                let withdrew = self.withdraw(conn, &withdraw);
+                return responder.resolve(withdrew.ok_or_else(|| NO_CONNECTION.into()));
+            }
+            other => other,
+        };
         let Some(client) = self.client_mut(conn) else {
             request.refuse();
             return;
@@ -343,6 +383,7 @@ impl State {
                 self.close(conn, code, &reason);
                 responder.resolve(Ok(1));
             }
+            other @ (ClientRequest::Reauthenticate { .. } | ClientRequest::Withdraw { .. }) => other.refuse(),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 mod answers;
+mod approval;
 mod commands;
 mod connection;
 mod count;
@@ -16,15 +17,19 @@ mod locks;
 mod members;
 pub mod mesh;
 mod presence;
+mod release;
 mod report;
 pub mod request;
 mod requests;
 mod resume;
 mod run;
 mod state;
+mod stream;
 mod time;
 mod timers;
+mod trace;
 mod websocket;
+mod withdraw;
 
 use std::fmt;
 use std::sync::Arc;

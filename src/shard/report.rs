@@ -1,7 +1,12 @@
-//! What the stored history is told of connections. Where none is kept this is one look at a missing ledger.
+//! What the stored history and the backend's hooks are told. Where there are none this is one look at a missing ledger and
+//! one at a missing feed.
+
+use bytes::Bytes;
 
 use super::connection::Phase;
 use super::state::State;
+use crate::config::HookKind;
+use crate::control::hooks::{MessageReport, Report};
 use crate::control::store::{Closed, ClosedBy, ConnectionReport};
 use crate::ring::ConnKey;
 
@@ -24,15 +29,20 @@ impl Ending<'_> {
 impl State {
     /// Reports that a client was let in.
     pub fn report_opened(&self, conn: ConnKey) {
-        let Some(ledger) = &self.ledger else { return };
+        if self.ledger.is_none() && self.hooks.feed.is_none() {
+            return;
+        }
         if let Some(report) = self.report(conn) {
-            ledger.connection(report);
+            self.hand_on(HookKind::Connect, report);
         }
     }
 
     /// Reports that a client is gone; nothing for what was never let in.
     pub fn report_closed(&self, conn: ConnKey, ending: Ending<'_>) {
-        let (Some(ledger), Some(connection)) = (&self.ledger, self.connections.get(conn)) else { return };
+        if self.ledger.is_none() && self.hooks.feed.is_none() {
+            return;
+        }
+        let Some(connection) = self.connections.get(conn) else { return };
         let Some(report) = self.report(conn) else { return };
         let closed = Closed {
             at_ms: self.now.unix_ms,
@@ -43,7 +53,45 @@ impl State {
             bytes_received: connection.received_bytes,
             bytes_sent: connection.sent_bytes,
         };
-        ledger.connection(ConnectionReport { closed: Some(closed), ..report });
+        self.hand_on(HookKind::Disconnect, ConnectionReport { closed: Some(closed), ..report });
+    }
+
+    fn hand_on(&self, kind: HookKind, report: ConnectionReport) {
+        if let Some(feed) = self.hooks.feed.as_ref().filter(|_| self.is_told(kind)) {
+            // What does not fit is counted there.
+            feed.push(Report::Connection(report.clone()));
+        }
+        if let Some(ledger) = &self.ledger {
+            ledger.connection(report);
+        }
+    }
+
+    fn is_told(&self, kind: HookKind) -> bool {
+        self.settings.config.hooks.events.contains(&kind)
+    }
+
+    /// Reports a client's message for the backend. False where no hook tells of it.
+    pub fn report_message(&self, conn: ConnKey, data: &Bytes) -> bool {
+        let Some(feed) = self.hooks.feed.as_ref().filter(|_| self.is_told(HookKind::Message)) else { return false };
+        let Some(Phase::Open(client)) = self.connections.get(conn).map(|connection| &connection.phase) else {
+            return false;
+        };
+        let session = &client.session;
+        feed.push(Report::Message(Box::new(MessageReport {
+            at_ms: self.now.unix_ms,
+            client_id: session.client_id.clone(),
+            session_id: session.session_id.clone(),
+            identity: session.identity.clone(),
+            data: data.clone(),
+        })))
+    }
+
+    /// Reports the rooms homed here that were occupied or vacated in this turn.
+    pub fn report_rooms(&mut self) {
+        let Some(feed) = &self.hooks.feed else { return };
+        for (room, is_occupied) in self.core.take_occupancy() {
+            feed.push(Report::Room { room, is_occupied, at_ms: self.now.unix_ms });
+        }
     }
 
     fn report(&self, conn: ConnKey) -> Option<ConnectionReport> {

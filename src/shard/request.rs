@@ -6,13 +6,19 @@ use bytes::Bytes;
 
 use super::Settings;
 use crate::control::Adopted;
+use crate::control::hooks::Verdict;
+use crate::hub::batch::Address;
 use crate::hub::canary::Signs;
+use crate::hub::explain::{EventFound, EventSought, Explanation};
+use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::hub::message::{ClientRequest, Publish};
+use crate::hub::message::{ClientRequest, Publish, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
+use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
+use crate::ring::ConnKey;
 use crate::wire::native::Since;
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,6 +60,33 @@ pub enum Request {
         /// Is told how many there were.
         responder: Responder<u32>,
     },
+    /// That this shard's connections of a user show a valid token, or be closed.
+    ReauthenticateUser {
+        /// The user.
+        user_id: Box<str>,
+        /// Within so many seconds.
+        grace_s: u32,
+        /// Is told how many there are.
+        responder: Responder<u32>,
+    },
+    /// That permissions be taken away from a session homed here, and from its connection.
+    WithdrawFromSession {
+        /// The session's room.
+        room: RoomName,
+        /// Which, and how.
+        withdraw: Withdraw,
+        /// Is told what became of it.
+        responder: Responder<Withdrew>,
+    },
+    /// That permissions be taken away from this shard's connections of a user, and from the user's sessions homed here.
+    WithdrawFromUser {
+        /// The user.
+        user_id: Box<str>,
+        /// Which, and how.
+        withdraw: Withdraw,
+        /// Is told what became of it.
+        responder: Responder<Withdrew>,
+    },
     /// Whether a client id homed here is held.
     HasClient {
         /// The id.
@@ -74,6 +107,15 @@ pub enum Request {
         room: RoomName,
         /// Is told.
         responder: Responder<Vec<LockInfo>>,
+    },
+    /// A part of the locks that are held in rooms homed here, or in one of them.
+    LockPage {
+        /// The room.
+        room: Option<RoomName>,
+        /// Which part.
+        window: Window,
+        /// Is told.
+        responder: Responder<LockPage>,
     },
     /// Frees a lock of a room homed here, whoever holds it.
     Unlock {
@@ -168,6 +210,38 @@ pub enum Request {
         /// Where the answers go.
         signs: Arc<Signs>,
     },
+    /// Where the connection is that holds a client id homed here.
+    Whereabouts {
+        /// The id.
+        client_id: Box<str>,
+        /// Is told.
+        responder: Responder<Option<Address>>,
+    },
+    /// An event that may have got its number here.
+    FindEvent {
+        /// Its id.
+        event_id: Box<str>,
+        /// Is told.
+        responder: Responder<EventSought>,
+    },
+    /// What is recorded of a client's connections on this shard.
+    Trace {
+        /// Whose.
+        asked: Arc<TraceAsked>,
+        /// The connection it has here now.
+        live: Option<ConnKey>,
+        /// Is told.
+        responder: Responder<Vec<ConnectionTrace>>,
+    },
+    /// What became of an event for a client's connections on this shard.
+    Explain(Box<ExplainAsked>),
+    /// Whether one of this shard's clients may connect, as the backend says.
+    Verdict {
+        /// The connection.
+        conn: ConnKey,
+        /// What it says.
+        verdict: Verdict,
+    },
     /// A connection that comes from the control plane.
     Adopt(Box<Adopted>),
     /// The journal has something to tell: how far it is stands in its link.
@@ -183,6 +257,28 @@ pub enum Request {
     },
     /// An end at once.
     Stop,
+}
+
+/// What of a request only the driver can do.
+#[derive(Debug)]
+pub enum ForDriver {
+    /// To take a socket over.
+    Adopt(Box<Adopted>),
+    /// To say what is with the kernel.
+    Explain(Box<ExplainAsked>),
+}
+
+/// What became of an event for a client.
+#[derive(Debug)]
+pub struct ExplainAsked {
+    /// The client's id.
+    pub client_id: Arc<str>,
+    /// The connection it has on this shard now.
+    pub live: Option<ConnKey>,
+    /// The event.
+    pub event: Arc<EventFound>,
+    /// Is told, for each of the client's connections that the shard knows of.
+    pub responder: Responder<Vec<Explanation>>,
 }
 
 /// The address that counts a connection against its limits.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
-use super::request::Request;
+use super::request::{ForDriver, Request};
 use super::state::{Action, State};
 use super::time::Drain;
 use crate::hub::core::CoreLimits;
@@ -14,8 +14,8 @@ use crate::wire::codes::close;
 use crate::wire::json::write_u64;
 
 impl State {
-    /// Carries out a request; a connection to adopt is given back, since that needs the driver.
-    pub fn request(&mut self, request: Request) -> Option<Box<crate::control::Adopted>> {
+    /// Carries out a request; what needs the driver is given back.
+    pub fn request(&mut self, request: Request) -> Option<ForDriver> {
         let now = self.now;
         self.core.set_now(now);
         match request {
@@ -42,9 +42,21 @@ impl State {
                 }
                 responder.resolve(Ok(closed));
             }
+            Request::ReauthenticateUser { user_id, grace_s, responder } => {
+                responder.resolve(Ok(self.reauthenticate_user(&user_id, grace_s)));
+            }
+            Request::WithdrawFromSession { room, withdraw, responder } => {
+                self.core.withdraw_from_session(&room, withdraw, responder);
+            }
+            Request::WithdrawFromUser { user_id, withdraw, responder } => {
+                responder.resolve(Ok(self.withdraw_from_user(&user_id, &withdraw)));
+            }
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
             Request::Locks { room, responder } => responder.resolve(Ok(self.core.list_locks(&room))),
+            Request::LockPage { room, window, responder } => {
+                responder.resolve(Ok(self.core.lock_page(room.as_ref(), &window)));
+            }
             Request::Unlock { room, field, responder } => {
                 responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
             }
@@ -65,7 +77,7 @@ impl State {
             Request::History { room, since, limit, reverse, responder } => {
                 responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
             }
-            Request::ClearHistory { room, responder } => responder.resolve(Ok(self.core.clear_history(&room))),
+            Request::ClearHistory { room, responder } => self.core.clear_history(&room, responder),
             Request::Ping { number, asked, canaries, signs } => {
                 signs.answer(number, asked.elapsed().as_micros() as u64);
                 if canaries {
@@ -74,7 +86,12 @@ impl State {
             }
             // Looked at in every turn that there is.
             Request::Journaled => {}
-            Request::Adopt(adopted) => return Some(adopted),
+            Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
+            Request::Adopt(adopted) => return Some(ForDriver::Adopt(adopted)),
+            Request::Explain(asked) => return Some(ForDriver::Explain(asked)),
+            Request::Whereabouts { client_id, responder } => responder.resolve(Ok(self.core.address_of(&client_id))),
+            Request::FindEvent { event_id, responder } => responder.resolve(Ok(self.find_event(&event_id))),
+            Request::Trace { asked, live, responder } => responder.resolve(Ok(self.trace(&asked, live))),
             Request::Reload(settings) => {
                 // Kinds may change their places.
                 self.count_kinds();

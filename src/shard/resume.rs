@@ -8,11 +8,13 @@ use super::answers::write_room_error;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Membership, Phase, Wish};
 use super::gather::write_results;
 use super::state::State;
+use crate::auth::withdrawal;
 use crate::hub::batch::Address;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Change, Turn};
+use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
@@ -22,7 +24,9 @@ impl State {
     /// What a session can be resumed with; none where there is nothing, or nobody who may.
     pub fn keep(&mut self, conn: ConnKey) -> Option<Box<Kept>> {
         let Phase::Open(client) = &self.connections.get(conn)?.phase else { return None };
-        if client.is_succeeded || self.settings.config.session.resume_window_s == 0 || self.stopping {
+        // A stream has no session that could be taken up: it goes on by its cursor.
+        let is_stream = self.is_stream(conn);
+        if is_stream || client.is_succeeded || self.settings.config.session.resume_window_s == 0 || self.stopping {
             return None;
         }
         Some(Box::new(self.kept(client, conn)))
@@ -89,7 +93,8 @@ impl State {
         let address = self.address(conn);
         let room = self.core.hasher().room(&format!("session:{session_id}"));
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
-        let asked = ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default() };
+        let asked =
+            ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default(), withdrawn: None };
         let identity = client.session.identity.clone();
         let resume = Resume { room: room.clone(), address, identity, token, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
@@ -97,11 +102,14 @@ impl State {
     }
 
     /// A session is taken up by another connection, which gets what this one had, by way of the session's home.
-    pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, asked: Box<ResumeAsked>) {
+    pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, mut asked: Box<ResumeAsked>) {
         let holds_it = self.client_mut(conn).is_some_and(|client| *client.session.session_id == *asked.session_id);
         let kept = if holds_it { self.keep_with_locks(conn) } else { None };
         if let Some(client) = self.client_mut(conn).filter(|_| holds_it) {
             client.is_succeeded = true;
+            // Either of the two may not have heard of all of it yet.
+            let here = client.session.identity.permissions.withdrawn();
+            asked.withdrawn = withdrawal::together(asked.withdrawn.as_ref(), here);
         }
         self.core.send_home(&room.clone(), Message::HandDown { room, successor, asked, kept });
     }
@@ -110,7 +118,7 @@ impl State {
     pub fn resumed(&mut self, resumed: Resumed) {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
-        let ResumeAsked { reference, session_id, cursors, turn } = asked;
+        let ResumeAsked { reference, session_id, cursors, turn, withdrawn } = asked;
         let kept = match outcome {
             Ok(kept) => kept,
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
@@ -122,10 +130,7 @@ impl State {
                 let busy = Refused::new(ErrorCode::Unavailable, "too many commands of this connection are under way");
                 self.refuse_command(conn, reference.as_ref(), &busy);
             }
-            let room = self.core.hasher().room(&format!("session:{session_id}"));
-            let kept = Some(Box::new(kept));
-            self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
-            return;
+            return self.took_up(&session_id, address, Some(Box::new(kept)));
         }
         let Kept { rooms, metadata, locks } = kept;
         let wanted = wanted(rooms, cursors, &session_id);
@@ -133,26 +138,27 @@ impl State {
             Ok(part) => part,
             Err(refused) => {
                 self.core.free_locks(locks, Freed::SessionEnded);
-                self.took_up(&session_id, address);
+                self.took_up(&session_id, address, Some(Box::default()));
                 return self.refuse_command(conn, reference.as_ref(), &refused);
             }
         };
         self.change_session(conn, &session_id, turn, metadata);
+        self.inherit_withdrawn(conn, withdrawn);
         self.inherit_locks(conn, locks);
-        self.took_up(&session_id, address);
+        self.took_up(&session_id, address, None);
         for (room, wish) in wanted {
             if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
-                self.figures.errors.add(refused.code.as_str());
+                self.count_refused(conn, refused.code);
                 self.presence_refused(conn, &self.core.hasher().room(&room));
                 self.gathered(conn, part, |results| write_room_error(results, &room, &refused));
             }
         }
     }
 
-    /// Tells a session's home that it has arrived, so that the next one may have it.
-    fn took_up(&mut self, session_id: &str, address: Address) {
+    /// Tells a session's home that it has arrived or is given back, so that the next one may have it.
+    fn took_up(&mut self, session_id: &str, address: Address, given_back: Option<Box<Kept>>) {
         let room = self.core.hasher().room(&format!("session:{session_id}"));
-        self.core.send_home(&room.clone(), Message::TookUp { room, address });
+        self.core.send_home(&room.clone(), Message::TookUp { room, address, given_back });
     }
 
     /// All rooms have answered.
@@ -207,7 +213,11 @@ impl State {
             && let Some(client) = self.client_mut(conn)
         {
             client.forget_room(id);
+            self.note_leaving(conn, &before, id);
+            let selected = self.core.mark_of(id, conn);
             if self.core.remove_member(id, conn) {
+                let (room, why) = (before.clone(), "took up another session");
+                self.core.recorder.change(conn, What::Unsubscribed { room, before: selected, why });
                 self.figures.subscriptions.sub(1);
                 self.leave_home(before.clone(), conn);
             }

@@ -19,10 +19,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::connection::Phase;
+use super::request::ForDriver;
 use super::state::{Action, Start, State};
+use super::stream::{self, Shared};
 use crate::control::{Adopted, ConnectionOrigin};
 use crate::hub::name::ShardId;
 use crate::hub::outbox::Lane;
+use crate::hub::recorder::What;
 use crate::ring::{Completion, ConnKey, Driver, Peer, ReceiveEnd};
 use crate::wire::refusal::Refusal;
 
@@ -71,6 +74,7 @@ impl<D: Driver> Shard<D> {
         self.driver.turn(wait, &mut self.completions)?;
         self.driver.doorbell().wake();
         self.state.now = self.driver.now();
+        self.state.core.recorder.turn(self.state.now.monotonic_us);
         self.measure();
 
         self.take_completions();
@@ -86,6 +90,7 @@ impl<D: Driver> Shard<D> {
         self.act();
         self.send_messages();
         self.state.send_to_journal();
+        self.state.report_rooms();
         self.count();
         Ok(!self.state.is_done())
     }
@@ -183,8 +188,13 @@ impl<D: Driver> Shard<D> {
         }
         for _ in 0..REQUESTS_PER_TURN {
             let Some(request) = self.state.mesh.next_request(me) else { break };
-            if let Some(adopted) = self.state.request(request) {
-                self.adopt(*adopted);
+            match self.state.request(request) {
+                Some(ForDriver::Adopt(adopted)) => self.adopt(*adopted),
+                Some(ForDriver::Explain(asked)) => {
+                    let under_way = asked.live.and_then(|conn| self.driver.sending(conn));
+                    self.state.explain(*asked, under_way.as_deref());
+                }
+                None => {}
             }
         }
     }
@@ -203,6 +213,7 @@ impl<D: Driver> Shard<D> {
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
         latency.adapt(now.monotonic_us);
+        let (memory, mut shared) = (core.memory().clone(), Shared::default());
         core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
@@ -213,7 +224,8 @@ impl<D: Driver> Shard<D> {
             let lags = memory_is_full && connection.outbox.bytes() > LAGS_BYTES;
             // What is urgent has its own reserve.
             let is_behind = connection.is_behind && lane == Lane::Ordinary;
-            if lags || is_behind || connection.outbox.push_events(bytes, lane, bounds.of(lane)).is_err() {
+            let (way, events) = ((lane, bounds.of(lane)), (bytes, room, batch));
+            if lags || is_behind || stream::queue(connection, way, events, &memory, &mut shared).is_err() {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
@@ -251,6 +263,8 @@ impl<D: Driver> Shard<D> {
                 bytes += chunk.len() as u64;
                 connection.sent_bytes += chunk.len() as u64;
                 self.driver.send(conn, connection.socket, chunk);
+            } else if connection.outbox.is_sending() && !connection.outbox.note_stalled(true) {
+                core.recorder.traffic(conn, What::Waits { bytes: connection.outbox.bytes() as u64 });
             }
         }
         if bytes > 0 {

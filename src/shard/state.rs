@@ -13,6 +13,7 @@ use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use crate::control::figures::Figures;
+use crate::control::hooks::ShardHooks;
 use crate::control::journal::Link;
 use crate::control::store::Ledger;
 use crate::control::{ConnectionOrigin, Inbox};
@@ -20,6 +21,8 @@ use crate::hub::batch::Address;
 use crate::hub::core::{Core, CoreLimits};
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
+use crate::hub::outbox::Protocol;
+use crate::hub::recorder::What;
 use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
@@ -52,6 +55,8 @@ pub struct Start {
     pub inbox: Option<Inbox>,
     /// Where connections are reported; none where no history is kept of them.
     pub ledger: Option<Arc<Ledger>>,
+    /// Where the backend is told and asked.
+    pub hooks: ShardHooks,
     /// Hashes names; the same on all shards.
     pub hasher: NameHasher,
     /// Seeds the ids; different on every shard.
@@ -87,6 +92,7 @@ pub(super) struct State {
     pub inbox: Option<Inbox>,
     pub journal: Option<Link>,
     pub ledger: Option<Arc<Ledger>>,
+    pub hooks: ShardHooks,
     pub core: Core,
     pub connections: Connections,
     pub timers: Timers,
@@ -130,7 +136,7 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start, now: Now) -> State {
-        let Start { me, mesh, settings, figures, inbox, ledger, hasher, seed, entropy, journal } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, journal } = start;
         let rules = Rules::new(&settings.config);
         let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         let journal = journal.map(|(link, rooms)| {
@@ -144,6 +150,7 @@ impl State {
             inbox,
             journal,
             ledger,
+            hooks,
             core,
             connections: Connections::default(),
             timers: Timers::default(),
@@ -248,6 +255,7 @@ impl State {
         connection.received_bytes += bytes.len() as u64;
         self.figures.bytes_received.add(bytes.len() as u64);
         match &mut connection.phase {
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.ignore(conn),
             Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),
             Phase::Head(_) => self.head(conn, bytes),
             Phase::Admission(admission) => {
@@ -276,6 +284,7 @@ impl State {
             Phase::HandOver(_) => self.actions.push(Action::HandOver(conn)),
             // Cancelled receives belong to hand-overs only.
             _ if cancelled => {}
+            Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.stream_ended(conn),
             Phase::Open(_) | Phase::Echo(_) => {
                 self.figures.closes.add("abnormal");
                 self.abandon(conn);
@@ -299,8 +308,15 @@ impl State {
         }
         self.sending = self.sending.saturating_sub(1);
         connection.outbox.sent();
+        if connection.outbox.protocol() == Protocol::Stream {
+            // It says nothing: that it takes something is all the life that can be seen of it.
+            connection.heard_ms = self.now.monotonic_us / 1000;
+        }
         if !connection.followed.is_none() {
             self.latency.sent(&mut connection.followed, self.now.monotonic_us, &self.figures.latency);
+        }
+        if connection.outbox.is_empty() && connection.outbox.note_stalled(false) {
+            self.core.recorder.traffic(conn, What::Drained);
         }
         let has_drained = connection.outbox.events_bytes() == 0;
         if (has_drained || self.core.rules().has_urgent())
@@ -357,6 +373,7 @@ impl State {
         if let Some(mut connection) = self.connections.remove(conn) {
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
+            self.core.recorder.traffic(conn, What::Closed);
             self.actions.push(Action::Close(conn, connection.socket));
         }
     }

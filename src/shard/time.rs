@@ -3,6 +3,7 @@
 use super::connection::Phase;
 use super::state::State;
 use super::timers::Tick;
+use crate::control::hooks::Verdict;
 use crate::ring::ConnKey;
 use crate::session::heartbeat::Beat;
 use crate::wire::codes::close;
@@ -50,6 +51,8 @@ impl State {
             Phase::Head(_) => {
                 self.refuse(conn, &Refusal::handshake_timeout());
             }
+            // The threads that ask the backend have a deadline of their own; this one is for the case that they are gone.
+            Phase::Admission(admission) if admission.asked.is_some() => self.verdict(conn, Verdict::Failed),
             Phase::Admission(_) => {
                 // Another shard owes the answers; the client gets its own deadline from when they are there.
                 let due_ms = now_ms + 1000;
@@ -67,7 +70,7 @@ impl State {
         let settings = self.settings.clone();
         let (interval_ms, timeout_ms) =
             (settings.config.heartbeat.interval_s * 1000, settings.config.heartbeat.timeout_s * 1000);
-        let mut due_ms = u64::MAX;
+        let (mut due_ms, is_stream) = (u64::MAX, self.is_stream(conn));
         if let Some(drain) = self.drain {
             let at_ms = drain.closes_at(conn);
             if now_ms >= at_ms {
@@ -96,6 +99,7 @@ impl State {
                     self.timers.schedule(conn, &mut connection.alarm, due_ms);
                     return;
                 }
+                Beat::Ping if is_stream => self.comment(conn),
                 Beat::Ping => self.control(conn, Opcode::Ping, &[]),
                 Beat::Dead => {
                     self.close(conn, close::NO_PONG, "no pong within the timeout");

@@ -1,9 +1,10 @@
-//! The WebSocket side of a connection: messages in, control frames and closes out.
+//! The WebSocket side of a connection: messages in, control frames and closes out. Streams are closed here too.
 
 use super::connection::{Client, Closing, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
+use crate::hub::outbox::Protocol;
 use crate::ring::ConnKey;
 use crate::wire::codes::close;
 use crate::wire::ws::{self, Opcode};
@@ -122,7 +123,7 @@ impl State {
         self.flush_and_shut(conn);
     }
 
-    /// Closes a WebSocket from our side: the close frame goes before any event that waits.
+    /// Closes a connection from our side: the close frame goes before any event that waits. A stream is told by an event.
     pub fn close(&mut self, conn: ConnKey, code: u16, reason: &str) {
         if !self.is_open(conn) {
             return;
@@ -131,8 +132,16 @@ impl State {
         self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
-        ws::close_frame(code, reason, connection.outbox.answers());
-        self.finish(conn, Closing::AwaitsClose);
+        match connection.outbox.protocol() {
+            Protocol::Native => {
+                ws::close_frame(code, reason, connection.outbox.answers());
+                self.finish(conn, Closing::AwaitsClose);
+            }
+            Protocol::Stream => {
+                State::write_stream_close(connection.outbox.answers(), code, reason);
+                self.finish(conn, Closing::Flushing);
+            }
+        }
     }
 
     /// Closes a connection whose outbox is beyond its bound; what waits is not sent.
@@ -142,7 +151,11 @@ impl State {
             return;
         }
         if let Some(connection) = self.connections.get_mut(conn) {
-            connection.outbox.clear();
+            match connection.outbox.protocol() {
+                Protocol::Native => connection.outbox.clear(),
+                // The answer's head may be among what waits, and nothing can be told without it.
+                Protocol::Stream => connection.outbox.drop_events(),
+            }
             self.figures.slow_closes.add(1);
             self.close(conn, close::TOO_SLOW, "too slow");
         }

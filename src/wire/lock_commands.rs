@@ -45,6 +45,17 @@ pub enum LockAction {
     },
 }
 
+impl LockCommand<'_> {
+    /// Its type, as the protocol has it.
+    pub fn name(&self) -> &'static str {
+        match self.action {
+            LockAction::Acquire { .. } => "lock.acquire",
+            LockAction::Renew { .. } => "lock.renew",
+            LockAction::Release { .. } => "lock.release",
+        }
+    }
+}
+
 /// Reads the data of the lock command of that type.
 pub(super) fn parse<'a>(kind: &str, data: Value<'a, '_>) -> Result<LockCommand<'a>, Refused> {
     let (room, field) = names(data)?;

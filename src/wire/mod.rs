@@ -19,6 +19,7 @@ pub mod outlet;
 pub mod proxy;
 pub mod refusal;
 pub mod socketio;
+pub mod sse;
 pub mod upgrade;
 pub mod utf8;
 pub mod ws;

@@ -185,6 +185,33 @@ pub enum Command<'a> {
     },
 }
 
+impl Command<'_> {
+    /// Its type, as the protocol has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Subscribe { .. } => "subscribe",
+            Command::Unsubscribe { .. } => "unsubscribe",
+            Command::Publish { .. } => "publish",
+            Command::Send { .. } => "send",
+            Command::Ack { .. } => "ack",
+            Command::Resume { .. } => "resume",
+            Command::History { .. } => "history",
+            Command::Lock(command) => command.name(),
+            Command::Presence { .. } => "presence",
+            Command::Message { .. } => "message",
+            Command::Ping { .. } => "ping",
+            Command::Rooms => "rooms",
+            Command::Metadata { .. } => "metadata",
+            Command::AuthRefresh { .. } => "auth.refresh",
+        }
+    }
+
+    /// Whether it carries something that proves who somebody is.
+    pub fn has_token(&self) -> bool {
+        matches!(self, Command::Resume { .. } | Command::AuthRefresh { .. })
+    }
+}
+
 /// A message taken apart: the reference can be known even where the command is refused.
 #[derive(Debug)]
 pub struct Parsed<'a> {

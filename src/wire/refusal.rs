@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use super::codes::ErrorCode;
 use super::json::write_string;
 
 /// Why a request gets no WebSocket: its answer.
@@ -30,6 +31,11 @@ impl Refusal {
         Self::new(400, "bad_request", message)
     }
 
+    /// 400, 403, 429…: for a reason that commands are refused for as well, by its code.
+    pub fn of_command(status: u16, code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(status, code.as_str(), message)
+    }
+
     /// 400: HTTP, but no proper WebSocket handshake.
     pub fn bad_upgrade(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, "bad_upgrade", message)
@@ -48,6 +54,11 @@ impl Refusal {
     /// 404: nothing is served at this path.
     pub fn not_found() -> Self {
         Self::new(404, "not_found", "nothing is served at this path")
+    }
+
+    /// 405: this path is there for GET only.
+    pub fn only_get() -> Self {
+        Self::new(405, "bad_method", "this path takes GET only")
     }
 
     /// 408: the head did not arrive in time.
@@ -114,6 +125,8 @@ impl Refusal {
         match self.status {
             // RFC 6750 §3
             401 => field("WWW-Authenticate: ", "Bearer"),
+            // RFC 9110 §15.5.6
+            405 => field("Allow: ", "GET"),
             // RFC 9110 §15.5.22, RFC 6455 §4.2.2
             426 => {
                 field("Upgrade: ", "websocket");
@@ -150,6 +163,7 @@ fn status_line(status: u16) -> &'static str {
         401 => "401 Unauthorized",
         403 => "403 Forbidden",
         404 => "404 Not Found",
+        405 => "405 Method Not Allowed",
         408 => "408 Request Timeout",
         409 => "409 Conflict",
         426 => "426 Upgrade Required",
@@ -196,6 +210,7 @@ mod tests {
             Refusal::unauthorized("c"),
             Refusal::forbidden("d"),
             Refusal::not_found(),
+            Refusal::only_get(),
             Refusal::handshake_timeout(),
             Refusal::client_id_taken(),
             Refusal::websocket_version(),

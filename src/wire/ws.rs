@@ -108,6 +108,24 @@ pub fn write_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
     }
 }
 
+/// The length of the frame that these bytes begin with, as [`write_header`] writes its header; none where they begin with no
+/// such header.
+pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {
+    let [first, second, rest @ ..] = bytes else { return None };
+    // Whole messages only, of an opcode that there is.
+    if first & 0xf0 != 0x80 || !matches!(first & 0x0f, 1 | 2 | 8 | 9 | 10) {
+        return None;
+    }
+    let payload_bytes = match second {
+        126 => u64::from(u16::from_be_bytes(*rest.first_chunk()?)),
+        127 => u64::from_be_bytes(*rest.first_chunk()?),
+        short if *short < 126 => u64::from(*short),
+        _ => return None,
+    };
+    let payload_bytes = usize::try_from(payload_bytes).ok()?;
+    payload_bytes.checked_add(header_bytes(payload_bytes))
+}
+
 /// Appends a text frame. `payload` is UTF-8 by the caller's word.
 pub fn text_frame(payload: &[u8], out: &mut Vec<u8>) {
     data_frame(Opcode::Text, payload, out);
@@ -233,6 +251,21 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn the_length_of_a_frame_is_read_as_it_was_written() {
+        for payload in [0, 1, 125, 126, 65_535, 65_536, 70_000] {
+            let mut frame = Vec::new();
+            text_frame(&vec![b'x'; payload], &mut frame);
+            assert_eq!(frame_bytes(&frame), Some(frame.len()));
+            assert_eq!(frame_bytes(&frame[..1]), None);
+        }
+        for bytes in
+            [&b"{\"a\":1}"[..], &[0x83, 5], &[0x81, 0x85], &[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &[]]
+        {
+            assert_eq!(frame_bytes(bytes), None, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn the_frames_of_the_rfc_are_written() {

@@ -43,6 +43,10 @@ NOT_THROUGH = {
     "test_a_hundred_readers_that_do_not_read": (ALL, "likewise: what waits would wait in the proxy"),
     "test_events_are_streamed_a_line_each": (ALL, "a proxy may gather a request before it passes it on; and the test speaks no TLS"),
     "test_a_line_without_an_end_is_refused": (ALL, "the proxy's own limit on bodies comes first"),
+    "test_a_slow_reader_of_a_stream": (ALL, "likewise, and it connects to the hub by itself"),
+    "test_streams_are_a_figure": (ALL, "figures are not to be had from outside"),
+    "test_streams_stay_on_the_public_listener": (ALL, "it is about two listeners of the hub"),
+    "test_a_request_of_http_1_0": (ALL, "it speaks no TLS; how a proxy speaks to the hub is its own affair"),
     "test_frames_sent_along_with_the_upgrade": (("caddy",), "Caddy loses what comes ahead of the 101; no client may send it (RFC 6455, 4.1)"),
 }
 

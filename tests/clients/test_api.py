@@ -216,6 +216,81 @@ async def test_rooms_and_their_history_are_looked_into(hub, backend, room):
         await peer.close()
 
 
+async def test_who_is_in_a_room_is_told_as_to_a_client(hub, backend, room):
+    path = f"/api/v1/rooms/{quote(room)}/presence"
+    assert backend.done("GET", path) == {"room": room, "seq": 0, "count": 0, "members": [], "more": False}
+    async with clients(hub) as join:
+        peers = [await join(f"api-present-{number}") for number in range(3)]
+        for peer in peers:
+            await peer.subscribe(room)
+        await peers[0].done("metadata", {"set": {"cursor": 7}})
+        told = backend.done("GET", path)
+        assert told == await peers[0].done("presence", {"room": room})
+        assert told["count"] == 3 and {member["user_id"] for member in told["members"]} == {f"api-present-{n}" for n in range(3)}
+        assert {"cursor": 7} in [member["metadata"] for member in told["members"]]
+        part = backend.done("GET", f"{path}?limit=2")
+        assert (part["count"], len(part["members"]), part["more"]) == (3, 2, True)
+        member, stranger = Backend(hub, token()), Backend(hub, token("x", ["websocket:connect", "websocket:subscribe"]))
+        assert member.done("GET", path)["count"] == 3
+        assert stranger.refused("GET", path) == (403, "forbidden")
+        assert Backend(hub, token("x", ["project:*:read"])).refused("GET", path) == (403, "forbidden")
+        for bad in ("limit=0", "limit=1001", "limit=all"):
+            assert backend.refused("GET", f"{path}?{bad}") == (400, "bad_command")
+        assert backend.refused("GET", "/api/v1/rooms/nokind:x/presence") == (400, "bad_room")
+    assert hub.get(path)[0] == 401
+
+
+def pages(backend, query: str) -> list[dict]:
+    """All locks, page by page."""
+    locks, after = [], ""
+    while True:
+        page = backend.done("GET", f"/api/v1/locks?{query}{after}")
+        locks += page["locks"]
+        if page["next"] is None:
+            return locks
+        after = f"&after={quote(page['next'])}"
+
+
+async def test_locks_are_listed_page_by_page_and_taken_away(hub, backend):
+    rooms = [f"project:api-lock/{number}" for number in range(5)]
+    async with clients(hub) as join:
+        peer = await join("api-locker")
+        await peer.subscribe(rooms[2])
+        held = {}
+        for room in rooms:
+            for field in ("b/c", "a", "ü"):
+                held[room, field] = await peer.done("lock.acquire", {"room": room, "field": field, "ttl_s": 60})
+        places = [place for place in sorted(held)]
+        mine = [lock for lock in pages(backend, "limit=4") if lock["holder"]["user_id"] == "api-locker"]
+        assert [(lock["room"], lock["field"]) for lock in mine] == places
+        first = mine[0]
+        assert first["token"] == held[places[0]]["token"] and first["expires_at"] == held[places[0]]["expires_at"]
+        assert first["holder"] == {"client_id": peer.data["client_id"], "session_id": peer.data["session_id"], "user_id": "api-locker"}
+        one = f"room={quote(rooms[2], safe='')}"
+        page = backend.done("GET", f"/api/v1/locks?{one}&limit=2")
+        assert (len(page["locks"]), page["total"]) == (2, 3) and page["next"]
+        assert [lock["field"] for lock in pages(backend, f"{one}&limit=1")] == ["a", "b/c", "ü"]
+        assert backend.done("GET", "/api/v1/locks?limit=1000")["total"] >= 15
+
+        path = f"/api/v1/locks/{quote(rooms[2], safe='')}/{quote('b/c', safe='')}"
+        assert backend.done("DELETE", path) == {"room": rooms[2], "field": "b/c", "released": True}
+        released = await peer.next("lock.released")
+        assert (released["room"], released["data"]["field"], released["data"]["reason"]) == (rooms[2], "b/c", "forced")
+        lost = (await peer.next("error"))["data"]
+        assert (lost["code"], lost["details"]["token"]) == ("lock_lost", held[rooms[2], "b/c"]["token"])
+        assert backend.refused("DELETE", path) == (404, "not_found")
+        assert [lock["field"] for lock in pages(backend, one)] == ["a", "ü"]
+
+        member, stranger = Backend(hub, token()), Backend(hub, token("x", ["websocket:connect"]))
+        assert len(member.done("GET", f"/api/v1/locks?{one}")["locks"]) == 2
+        assert stranger.refused("GET", f"/api/v1/locks?{one}") == (403, "forbidden")
+        assert member.refused("GET", "/api/v1/locks") == (403, "forbidden")
+        assert member.refused("DELETE", path) == (403, "forbidden")
+        assert backend.refused("GET", "/api/v1/locks?limit=0") == (400, "bad_command")
+        assert backend.refused("GET", "/api/v1/locks?room=nokind:x") == (400, "bad_room")
+        assert backend.done("GET", "/api/v1/locks?room=project:nobody")["locks"] == []
+
+
 async def test_a_broadcast_goes_to_rooms_or_to_everyone(hub, backend):
     async with clients(hub) as join:
         rooms = ["project:api-b1", "project:api-b2"]

@@ -280,3 +280,34 @@ async def test_a_folder_that_is_gone_for_a_while_refuses_durable_publishes_until
 def test_a_durable_kind_without_a_journal_is_no_configuration(start):
     with pytest.raises(HubFailed, match="rooms.project.durable.*needs journal.path"):
         start({"rooms.project.durable": True})
+
+
+@pytest.mark.parametrize("member", [True, False], ids=["with a member", "nobody there"])
+async def test_a_history_that_was_emptied_stays_empty_after_a_kill(start, folder, member):
+    """The answer to the DELETE is the promise: nothing is waited for behind it."""
+    settings = durable(folder, **{"journal.segment_bytes": 1 << 20})
+    room, path = "project:1", "/api/v1/rooms/project:1/history"
+    backend = {"Authorization": f"Bearer {admin()}"}
+    expected = []
+    for life in range(4):
+        hub = start(settings, shards=random.choice([1, 2, 3]))
+        async with contextlib.AsyncExitStack() as stack:
+            peer = await stack.enter_async_context(joined(hub, admin()))
+            told = await history(peer, room)
+            assert [event["data"]["n"] for event in told["events"]] == expected, f"life {life}"
+            if member:
+                await peer.subscribe(room)
+            before = told["seq"]
+            for number in range(20):
+                answer = await peer.done("publish", {"room": room, "type": "n", "data": {"n": number}})
+            assert not member or answer["seq"] == before + 20, "numbers go on"
+            status, _, body = hub.get(path, backend, method="DELETE")
+            assert (status, json.loads(body)) == (200, {"room": room, "deleted": 20 + len(expected)})
+            expected = []
+            if life % 2 == 0:
+                await peer.done("publish", {"room": room, "type": "n", "data": {"n": 99}})
+                expected = [99]
+            hub.kill()
+    hub = start(settings)
+    async with joined(hub, admin()) as peer:
+        assert [event["data"]["n"] for event in (await history(peer, room))["events"]] == expected

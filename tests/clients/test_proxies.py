@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from events import reading
 from hub import SECRET, admin, binary, clean_environment, free_port, token
 from peer import BINARY, TEXT, Bare, eventually, joined, request, upgrade_request
 from proxies import CLIENT, Behind, Proxy, certificates
@@ -174,6 +175,41 @@ async def test_events_come_at_once_and_in_order(hub, room):
         for number in range(50):
             assert (await asyncio.to_thread(hub.publish, room, "n", number))[0] == 200
         assert [event["data"] for event in await alice.events(room, 50)] == list(range(50))
+
+
+async def test_events_of_a_stream_come_at_once(hub, room):
+    async with reading(hub, room) as reader:
+        for number in range(1, 20):
+            status, _ = await asyncio.to_thread(hub.publish, room, "n", number)
+            assert status == 200
+            assert (await reader.named("", within_s=3))["data"] == number
+
+
+async def test_events_of_a_stream_come_at_once_through_an_nginx_that_buffers_as_it_does_by_itself(start, room):
+    # Nothing in its file says how it is to treat answers: the hub's own word has to do.
+    by_itself = {"proxy_buffering off;": "", "proxy_http_version 1.1;": "", "proxy_set_header Connection $connection_upgrade;": ""}
+    hub = start("nginx", {"heartbeat.interval_s": 1}, changes=by_itself)
+    async with reading(hub, room) as reader:
+        assert (await asyncio.to_thread(hub.publish, room, "n", 1))[0] == 200
+        assert (await reader.named("", within_s=3))["seq"] == 1
+        with pytest.raises(TimeoutError):
+            await reader.next(within_s=2.5)
+        assert reader.comments >= 2
+
+    def total() -> int:
+        return json.loads(hub.get("/api/v1/connections", bearer(admin()))[2])["total"]
+
+    await eventually(lambda: total() == 0, "nginx tells that its client is gone")
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "haproxy"])
+async def test_a_silent_stream_stays_as_long_as_the_heartbeat_is_faster_than_the_proxy(start, proxy):
+    short = {"haproxy": {"timeout server 90s": f"timeout server {TIMEOUT_S}s"}}.get(proxy) or SHORT.get(proxy)
+    hub = start(proxy, {"heartbeat.interval_s": 1}, changes=short)
+    async with reading(hub, "global") as reader:
+        with pytest.raises(TimeoutError):
+            await reader.next(within_s=2 * TIMEOUT_S + 1)
+        assert reader.comments >= TIMEOUT_S
 
 
 def test_the_http_api_serves_batches_and_refusals(hub, room):

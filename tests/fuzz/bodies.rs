@@ -7,9 +7,11 @@
 
 use std::net::IpAddr;
 
+use ringhub::config::Config;
 use ringhub::hub::{name::split, schema, selection::Selection};
 use ringhub::ring::Now;
 use ringhub::session::socketio::{AnswerTo, Credentials, Due, Engine, Heard, Terms};
+use ringhub::session::stream::{Begins, StreamAsked};
 use ringhub::wire::{
     base64,
     codes::ErrorCode,
@@ -24,6 +26,7 @@ use ringhub::wire::{
     proxy::{self, Proxy},
     refusal::Refusal,
     socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
+    sse,
     upgrade::{bearer_token, switching_protocols},
     ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
 };
@@ -108,6 +111,64 @@ fn check_proxy(data: &[u8]) {
     if let Proxy::Header { bytes, .. } = whole {
         assert!(bytes <= data.len() && bytes <= proxy::PROXY_BYTES_MAX);
     }
+}
+
+/// A request for a stream of events: whatever its query and headers are, it is read or refused with an answer, a cursor is
+/// one mark for each room or none, and what was read is written the same. The rest of the bytes is an event's JSON: its
+/// lines come out of the stream as they are.
+pub fn events(data: &[u8]) {
+    let mut config = Config::default();
+    config.limits.stream_rooms_max = 5;
+    config.cors.origins = vec!["https://*.example.com".to_owned(), "*".to_owned()];
+    if let Ok(Some(head)) = parse_head(data, HEAD_BYTES_MAX) {
+        match StreamAsked::read(&head, &config) {
+            Err(refusal) => check_refusal(&refusal),
+            Ok(asked) => {
+                assert!((1..=5).contains(&asked.rooms.len()));
+                if let Begins::After(marks) = &asked.begins {
+                    assert_eq!(marks.len(), asked.rooms.len());
+                    check_cursor(marks);
+                }
+                let mut answer = Vec::new();
+                sse::write_head(&mut answer, asked.varies, asked.reader.as_ref());
+                assert_eq!(answer.windows(4).filter(|bytes| bytes == b"\r\n\r\n").count(), 1);
+                check_lines(data.get(head.bytes..).unwrap_or_default());
+            }
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Some(marks) = sse::parse_cursor(text, text.split('.').count())
+    {
+        assert_eq!(check_cursor(&marks), text, "a cursor has one text");
+    }
+}
+
+/// A cursor's text, which is read as what it was written from.
+fn check_cursor(marks: &[sse::Mark]) -> String {
+    let mut line = Vec::new();
+    sse::write_id(&mut line, marks.iter().copied());
+    let text = String::from_utf8(line).expect("text").trim_start_matches("id: ").trim_end_matches('\n').to_owned();
+    assert_eq!(sse::parse_cursor(&text, marks.len()).as_deref(), Some(marks));
+    text
+}
+
+/// One event, whose data is put together again as the standard says.
+fn check_lines(json: &[u8]) {
+    let mut out = Vec::new();
+    sse::write_notice(&mut out, "n", json);
+    let fields = out.strip_prefix(b"event: n\n").and_then(|out| out.strip_suffix(b"\n\n")).expect("a notice");
+    let lines: Vec<&[u8]> =
+        fields.split(|byte| *byte == b'\n').map(|line| line.strip_prefix(b"data: ").expect("data")).collect();
+    assert!(!lines.iter().any(|line| line.contains(&b'\r')));
+    let mut expected = Vec::new();
+    let mut bytes = json.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\r' {
+            bytes.next_if_eq(&b'\n');
+        }
+        expected.push(if byte == b'\r' { b'\n' } else { byte });
+    }
+    assert_eq!(lines.join(&b'\n'), expected);
 }
 
 /// A stream of frames: cut anywhere it decodes to the same messages and the same error, memory stays in bounds, and

@@ -22,7 +22,7 @@ use ringhub::wire::ws::header_bytes;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::model::seeds;
+use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 200;
@@ -37,10 +37,7 @@ const STEP: Duration = Duration::from_millis(200);
 
 #[test]
 fn what_a_bounded_log_no_longer_has_is_told_exactly_under_every_policy() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
 /// An event as it was published.
@@ -647,10 +644,7 @@ impl Log {
 
 #[test]
 fn logs_that_give_way_to_newer_ones_are_counted_and_their_readers_told() {
-    for seed in seeds(SEEDS / 4) {
-        let run = std::panic::catch_unwind(|| give_way(seed));
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS / 4, give_way);
 }
 
 /// One event at a time, after which every log is looked into.
@@ -705,17 +699,7 @@ fn give_way(seed: u64) {
         let event = Event { room: &room, kind: "x", seq: log.seq, data: data.as_bytes() };
         let payload = payload_bytes(&event);
         log.frames.push(header_bytes(payload) + payload);
-        let (name, data) = (node.hasher.room(&room), Bytes::from(data));
-        let publish = Publish {
-            room: name,
-            kind: "x".into(),
-            data,
-            key: None,
-            exclude: None,
-            received_us: 0,
-            reply: ReplyTo::Nobody,
-        };
-        node.request(home(&node, &room), Request::Publish(Box::new(publish)));
+        node.publish(&room, data);
         node.settle();
         let asked: Vec<_> = rooms.iter().map(|one| (one, watcher.send("history", json!({"room": one})))).collect();
         node.settle();

@@ -15,7 +15,7 @@ use ringhub::wire::envelope::rfc3339;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::model::seeds;
+use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 200;
@@ -27,18 +27,12 @@ const WINDOW_S: u64 = 3;
 
 #[test]
 fn no_two_sessions_hold_a_lock_and_every_one_is_free_in_the_end() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
 #[test]
 fn a_session_that_asks_seldom_gets_a_lock_that_others_take_again_at_once() {
-    for seed in seeds(SEEDS / 10) {
-        let run = std::panic::catch_unwind(|| starve(seed));
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS / 10, starve);
 }
 
 /// A room and a field.

@@ -1,10 +1,12 @@
 //! Whole shards in the simulated world: one seed is one run.
 
+mod access;
 mod bounds;
 mod client;
 mod disk;
 mod durable;
 mod figures;
+mod hooks;
 mod locks;
 mod logs;
 mod model;
@@ -13,4 +15,6 @@ mod operations;
 mod presence;
 mod regressions;
 mod sessions;
+mod streams;
+mod trace;
 mod urgent;

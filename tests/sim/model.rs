@@ -19,9 +19,14 @@ const STEPS: usize = 250;
 
 #[test]
 fn every_member_gets_every_event_of_its_room_once_and_in_order() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
+}
+
+/// Runs that many seeds, or those asked for. One that fails is named, so that it can be run again.
+pub fn for_each_seed(count: u64, run: impl Fn(u64) + std::panic::RefUnwindSafe) {
+    for seed in seeds(count) {
+        let outcome = std::panic::catch_unwind(|| run(seed));
+        assert!(outcome.is_ok(), "RINGHUB_SEED={seed} fails");
     }
 }
 

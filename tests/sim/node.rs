@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringhub::config::Config;
+use ringhub::control::hooks::{Desk, Feed, ShardHooks};
 use ringhub::control::journal::Link;
 use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
+use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::hub::stored::StoredRoom;
 use ringhub::ring::Driver;
@@ -23,6 +26,8 @@ pub struct Node {
     pub hasher: NameHasher,
     /// What the shards report of their connections.
     pub ledger: Arc<Ledger>,
+    /// What they report for the backend, and ask it, where it is configured.
+    pub hooks: ShardHooks,
     shards: Vec<Option<Shard<SimDriver>>>,
     figures: Vec<Arc<Figures>>,
 }
@@ -65,6 +70,12 @@ impl Node {
         let hasher = NameHasher::new(seed);
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
         let ledger = Arc::new(Ledger::new(64 * 1024));
+        let hooks = &settings.config.hooks;
+        let hooks = ShardHooks {
+            feed: hooks.url.as_ref().map(|_| Arc::new(Feed::new(64 * 1024, 1 << 20))),
+            desk: hooks.connect_url.as_ref().map(|_| Desk::new(hooks.connect_pending_max, 1)),
+            telemetry: None,
+        };
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
                 journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
@@ -74,6 +85,7 @@ impl Node {
                 figures: figures[usize::from(me)].clone(),
                 inbox: None,
                 ledger: Some(ledger.clone()),
+                hooks: hooks.clone(),
                 hasher: hasher.clone(),
                 seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
                 entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
@@ -81,7 +93,7 @@ impl Node {
             Some(Shard::new(driver, start))
         });
         let shards = shards.collect();
-        Node { world, mesh, hasher, ledger, shards, figures }
+        Node { world, mesh, hasher, ledger, hooks, shards, figures }
     }
 
     pub fn shards(&self) -> usize {
@@ -140,6 +152,16 @@ impl Node {
             .map(|number| format!("{prefix}{number}"))
             .find(|name| is_there(&self.hasher.room(name)))
             .expect("some room")
+    }
+
+    /// Has a room's home publish an event of the type `x`; nobody is told what becomes of it.
+    pub fn publish(&self, room: &str, data: impl Into<String>) {
+        let room = self.hasher.room(room);
+        let home = usize::from(room.home(self.shards() as u16).0);
+        let (data, key) = (Bytes::from(data.into()), None);
+        let (exclude, received_us, reply) = (None, 0, ReplyTo::Nobody);
+        let publish = Publish { room, kind: "x".into(), data, key, exclude, received_us, reply };
+        self.request(home, Request::Publish(Box::new(publish)));
     }
 
     /// A client that has been let in.

@@ -18,7 +18,7 @@ use ringhub::shard::request::Request;
 use serde_json::{Map, Value, json};
 
 use crate::client::Client;
-use crate::model::seeds;
+use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 200;
@@ -29,10 +29,7 @@ const ROOMS: [&str; 5] = ["global", "project:a", "project:b", "quote:a", "quote:
 
 #[test]
 fn presence_is_who_is_there_and_every_coming_and_going_is_told_once() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
 /// What an actor did, in the order in which it counts.

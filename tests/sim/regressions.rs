@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ringhub::auth::{Claims, mint};
 use ringhub::config::{Config, KindConfig, Policy, Secret};
-use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::home_of;
 use ringhub::hub::reply::pending;
 use ringhub::ring::sim::Faults;
@@ -19,22 +17,6 @@ use crate::node::{Node, config};
 
 fn node(shards: u16, config: Config) -> Node {
     Node::new(1, shards, Faults::none(), config)
-}
-
-fn publish(node: &Node, room: &str, data: &str) {
-    let name = node.hasher.room(room);
-    let home = usize::from(name.home(node.shards() as u16).0);
-    let data = Bytes::copy_from_slice(data.as_bytes());
-    let publish = Publish {
-        room: name,
-        kind: "x".into(),
-        data,
-        key: None,
-        exclude: None,
-        received_us: 0,
-        reply: ReplyTo::Nobody,
-    };
-    node.request(home, Request::Publish(Box::new(publish)));
 }
 
 fn subscribe(node: &mut Node, client: &mut Client, room: &str) {
@@ -56,7 +38,7 @@ fn a_leave_and_a_close_in_one_packet_take_one_member_off_the_homes_count() {
     packet.extend(frame(8, &1000u16.to_be_bytes()));
     goes.link.write(&packet);
     node.settle();
-    publish(&node, &room, "1");
+    node.publish(&room, "1");
     node.settle();
     stays.poll();
     assert_eq!(stays.seqs(&room), [1]);
@@ -73,9 +55,9 @@ fn a_reader_too_slow_for_two_rooms_at_once_is_told_so_once() {
     rooms.iter().for_each(|room| subscribe(&mut node, &mut client, room));
     client.link.set_read_budget(0);
     let data = format!("\"{}\"", "x".repeat(3000));
-    publish(&node, rooms[0], &data);
+    node.publish(rooms[0], &data);
     node.settle();
-    rooms.iter().for_each(|room| publish(&node, room, &data));
+    rooms.iter().for_each(|room| node.publish(room, &data));
     node.settle();
     client.link.set_read_budget(usize::MAX);
     node.settle();
@@ -326,9 +308,9 @@ fn nothing_follows_the_answer_to_a_close_frame() {
     let mut client = node.client(0, "");
     subscribe(&mut node, &mut client, "project:a");
     client.link.set_read_budget(10);
-    publish(&node, "project:a", "1");
+    node.publish("project:a", "1");
     node.settle();
-    publish(&node, "project:a", "2");
+    node.publish("project:a", "2");
     node.settle();
     client.link.write(&frame(8, &1000u16.to_be_bytes()));
     node.settle();
@@ -349,7 +331,7 @@ fn lasting(outbox_bytes_max: usize) -> Config {
 fn replayed_events_follow_the_answer_that_announces_them() {
     let mut node = node(1, config());
     let room = "project:a";
-    (1..=3).for_each(|number| publish(&node, room, &number.to_string()));
+    (1..=3).for_each(|number| node.publish(room, number.to_string()));
     let mut client = node.client(0, "");
     let id = client.send("subscribe", json!({"room": room, "since": {"seq": 1}}));
     node.settle();
@@ -369,7 +351,7 @@ fn a_slow_reader_that_subscribes_anew_gets_what_it_asks_for_once() {
     subscribe(&mut node, &mut client, room);
     client.link.set_read_budget(0);
     for number in 0..6 {
-        publish(&node, room, &format!("\"{number}{}\"", "x".repeat(1500)));
+        node.publish(room, format!("\"{number}{}\"", "x".repeat(1500)));
         node.settle();
     }
     let id = client.send("subscribe", json!({"room": room, "since": {"seq": 4}}));
@@ -414,7 +396,7 @@ fn a_reader_whose_outbox_is_full_may_subscribe() {
     subscribe(&mut node, &mut client, "project:a");
     client.link.set_read_budget(0);
     for _ in 0..3 {
-        publish(&node, "project:a", &format!("\"{}\"", "x".repeat(3900)));
+        node.publish("project:a", format!("\"{}\"", "x".repeat(3900)));
         node.settle();
     }
     let ids = ["project:a", "project:b"].map(|room| client.send("subscribe", json!({"room": room})));
@@ -457,12 +439,12 @@ fn a_busy_room_that_is_never_caught_up_with_leaves_room_for_the_others() {
     client.link.set_read_budget(0);
     let data = format!("\"{}\"", "x".repeat(1500));
     for room in [rooms[0], rooms[0], rooms[0], rooms[1]] {
-        publish(&node, room, &data);
+        node.publish(room, &data);
         node.settle();
     }
     for _ in 0..20 {
         for _ in 0..6 {
-            publish(&node, rooms[0], &data);
+            node.publish(rooms[0], &data);
             node.turn();
         }
         client.link.set_read_budget(3500);
@@ -502,13 +484,13 @@ fn a_room_goes_by_its_own_kinds_rules_after_a_reload_that_declares_another_kind(
     config.kinds.push(KindConfig { history_events_max: Some(3), ..KindConfig::new("small") });
     let mut node = node(1, config.clone());
     let mut client = node.client(0, "");
-    publish(&node, "small:a", "1");
+    node.publish("small:a", "1");
     node.settle();
     // Declared kinds are in order of name.
     let place = config.kinds.len() - 1;
     config.kinds.insert(place, KindConfig::new("large"));
     node.request(0, Request::Reload(Arc::new(Settings::new(config).expect("sound settings"))));
-    (2..=5).for_each(|number| publish(&node, "small:a", &number.to_string()));
+    (2..=5).for_each(|number| node.publish("small:a", number.to_string()));
     node.settle();
     let id = client.send("history", json!({"room": "small:a"}));
     node.settle();
@@ -528,7 +510,7 @@ fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
     client.link.set_read_budget(0);
     let data = format!("\"{}\"", "x".repeat(3000));
     for _ in 0..6 {
-        publish(&node, &away, &data);
+        node.publish(&away, &data);
         node.settle();
     }
     // It reads all it had, and its shard asks the other one; before that answers, the outbox is full again.
@@ -536,7 +518,7 @@ fn a_gap_that_finds_the_outbox_full_is_told_and_counted_once() {
     (0..20).for_each(|_| node.turn_of(0));
     client.link.set_read_budget(0);
     for bytes in [3000, 700] {
-        publish(&node, &near, &format!("\"{}\"", "x".repeat(bytes)));
+        node.publish(&near, format!("\"{}\"", "x".repeat(bytes)));
         (0..5).for_each(|_| node.turn_of(0));
     }
     node.settle();
@@ -588,7 +570,7 @@ fn an_event_to_everybody_does_not_overtake_the_answer_to_an_upgrade() {
         let mut clients = Vec::new();
         for turn in 0..40 {
             clients.push(Client::connect(&node, turn % 4, "/ws", ""));
-            publish(&node, "global", "1");
+            node.publish("global", "1");
             node.turn_of(turn * 7 % 4);
             node.turn_of(turn * 3 % 4);
         }

@@ -7,15 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use fastrand::Rng;
-use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::ring::sim::Faults;
-use ringhub::shard::request::Request;
 use serde_json::json;
 
 use crate::client::Client;
-use crate::model::seeds;
+use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 300;
@@ -26,10 +23,7 @@ const CONNECTIONS: usize = 12;
 
 #[test]
 fn a_session_keeps_its_rooms_and_events_however_connections_race_for_it() {
-    for seed in seeds(SEEDS) {
-        let run = std::panic::catch_unwind(|| Run::new(seed).run());
-        assert!(run.is_ok(), "RINGHUB_SEED={seed} fails");
-    }
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
 struct Run {
@@ -102,12 +96,7 @@ impl Run {
 
     fn publish(&mut self) {
         let room = ROOMS[self.rng.usize(..ROOMS.len())];
-        let name = self.node.hasher.room(room);
-        let home = usize::from(name.home(self.node.shards() as u16).0);
-        let (data, key) = (Bytes::from_static(b"1"), None);
-        let (exclude, received_us, reply) = (None, 0, ReplyTo::Nobody);
-        let publish = Publish { room: name, kind: "x".into(), data, key, exclude, received_us, reply };
-        self.node.request(home, Request::Publish(Box::new(publish)));
+        self.node.publish(room, "1");
         *self.last.entry(room.to_owned()).or_default() += 1;
     }
 
@@ -127,9 +116,12 @@ impl Run {
         self.clients[who].send("resume", data);
     }
 
+    /// A client asks for the session, perhaps more than once.
     fn resume_again(&mut self) {
         let who = self.rng.usize(..self.clients.len());
-        self.resume(who);
+        for _ in 0..self.rng.usize(1..4) {
+            self.resume(who);
+        }
     }
 
     fn vanish(&mut self) {
@@ -184,5 +176,41 @@ impl Run {
         // Until what is kept of the session has gone.
         self.node.world.advance(Duration::from_secs(3600));
         self.node.assert_empty();
+    }
+}
+
+#[test]
+fn of_sessions_resumed_in_one_breath_a_client_has_the_one_it_was_told_last() {
+    for shards in 1..=3 {
+        for order in 0..27 {
+            let mut node = Node::new(order, shards, Faults::none(), config());
+            let names = ["a", "b", "c"];
+            let tokens = names.map(|name| {
+                let client = node.client(0, &format!("session_id={name}"));
+                client.link.close();
+                client.messages[0]["data"]["resume"]["token"].clone()
+            });
+            node.settle();
+            let mut client = node.client(usize::from(shards) - 1, "");
+            // Every order of three, with repeats; each in turn is asked for twice.
+            for digit in [order / 9, order / 3 % 3, order % 3] {
+                let place = digit as usize;
+                for _ in 0..2 {
+                    client.send("resume", json!({"session_id": names[place], "token": tokens[place]}));
+                }
+            }
+            node.settle();
+            client.poll();
+            let told = client.messages.iter().rfind(|message| message["type"] == "resumed").expect("one at least");
+            let session = told["data"]["session_id"].clone();
+            let mut other = node.client(0, "");
+            let id = other.send("send", json!({"to": {"session": session}, "type": "x", "data": 1}));
+            node.settle();
+            other.poll();
+            client.poll();
+            let answer = other.answer(id).expect("an answer");
+            assert_eq!(answer["data"]["delivered"], 1, "{shards} shards, order {order}: {session} {answer}");
+            assert!(client.messages.iter().any(|message| message["type"] == "x"));
+        }
     }
 }

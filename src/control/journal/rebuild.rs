@@ -25,6 +25,8 @@ struct Room {
     seq: u64,
     /// The file with what told `seq`.
     newest_in: u64,
+    /// Its log was emptied of what is before this.
+    log_from: u64,
     batches: BTreeMap<u64, Placed>,
 }
 
@@ -84,6 +86,10 @@ impl Rebuild {
                     room.seq = batch.last_seq();
                     room.newest_in = file;
                 }
+                // Moved before it was known that the log had been emptied.
+                if batch.last_seq() < room.log_from {
+                    return;
+                }
                 let record_bytes = record_bytes as u64;
                 room.batches.entry(batch.first_seq).or_insert(Placed { file, record_bytes, batch });
             }
@@ -100,6 +106,12 @@ impl Rebuild {
                 room.seq = from_seq - 1;
                 room.newest_in = file;
             }
+            What::Cleared { log_from } => {
+                if let Some(room) = self.rooms.get_mut(&name).filter(same) {
+                    room.log_from = room.log_from.max(log_from);
+                    room.batches.retain(|_, placed| placed.batch.last_seq() >= log_from);
+                }
+            }
             What::Cut { .. } | What::Forgotten => {
                 if self.rooms.get_mut(&name).filter(same).is_some() {
                     self.rooms.remove(&name);
@@ -110,7 +122,7 @@ impl Rebuild {
 
     /// A room's epoch changes only when its log was lost or given up.
     fn room(&mut self, name: Box<str>, epoch: u64, file: u64) -> &mut Room {
-        let fresh = || Room { epoch, seq: 0, newest_in: file, batches: BTreeMap::new() };
+        let fresh = || Room { epoch, seq: 0, newest_in: file, log_from: 0, batches: BTreeMap::new() };
         let room = self.rooms.entry(name).or_insert_with(fresh);
         if room.epoch != epoch {
             *room = fresh();
@@ -149,6 +161,10 @@ impl Rebuild {
             for (name, epoch, seq) in newest.remove(&number).unwrap_or_default() {
                 rebuilt.book.state(name, epoch, seq);
             }
+        }
+        for (name, room) in &rooms {
+            // What was emptied is not to be moved out of files where it still stands.
+            rebuilt.book.trimmed(name, room.epoch, room.log_from);
         }
         rebuilt.rooms.extend(rooms.into_iter().map(|(room, Room { epoch, seq, batches, .. })| {
             let batches = batches.into_values().map(|placed| placed.batch).collect();
@@ -276,6 +292,23 @@ mod tests {
         assert_eq!(room(&[&[events(1..=2)], &[(1, What::Cut { from_seq: 1 })]]), None);
         let of_another_life = (2, What::Cut { from_seq: 1 });
         assert_eq!(room(&[&[events(1..=2)], &[of_another_life]]), Some((1, 2, vec![1, 2])));
+    }
+
+    #[test]
+    fn a_log_that_was_emptied_stays_so_and_goes_on_with_its_numbers() {
+        let cleared = (1, What::Cleared { log_from: 4 });
+        assert_eq!(room(&[&[events(1..=3), cleared.clone()]]), Some((1, 3, vec![])));
+        assert_eq!(room(&[&[events(1..=3)], &[cleared.clone(), events(4..=5)]]), Some((1, 5, vec![4, 5])));
+        // Sent to the journal before it, and acknowledged after it.
+        assert_eq!(room(&[&[events(1..=3), events(4..=5), cleared.clone()]]), Some((1, 5, vec![4, 5])));
+        // Moved by one who did not know of it.
+        let files: &[&[_]] = &[&[events(1..=3)], &[cleared.clone(), events(4..=5)], &[moved(1..=3)]];
+        assert_eq!(room(files), Some((1, 5, vec![4, 5])));
+        let of_another_life = (2, What::Cleared { log_from: 4 });
+        assert_eq!(room(&[&[events(1..=3), of_another_life]]), Some((1, 3, vec![1, 2, 3])));
+        let rebuilt = rebuilt(&[&[events(1..=3), events(4..=5), cleared], &[events(6..=6)]]);
+        assert!(!rebuilt.book.is_needed(1, "a:a", 1, 3) && rebuilt.book.is_needed(1, "a:a", 1, 5));
+        assert_eq!(rebuilt.shortened, Vec::<Box<str>>::new());
     }
 
     #[test]

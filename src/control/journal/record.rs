@@ -11,6 +11,7 @@
 //!   3 state                       seq: u64
 //!   4 cut                         from seq: u64
 //!   5 forgotten                   nothing
+//!   6 cleared                     log from: u64
 //! ```
 //!
 //! The checksum covers length, kind and payload. A file begins with [`FILE_HEAD`].
@@ -29,6 +30,7 @@ const MOVED: u8 = 2;
 const STATE: u8 = 3;
 const CUT: u8 = 4;
 const FORGOTTEN: u8 = 5;
+const CLEARED: u8 = 6;
 
 /// What a record says of a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +62,11 @@ pub enum What {
     },
     /// The room was given up.
     Forgotten,
+    /// The room's log was emptied of what is before that number.
+    Cleared {
+        /// The number.
+        log_from: u64,
+    },
 }
 
 /// Why there is no record at some place.
@@ -109,6 +116,11 @@ pub fn write_cut(out: &mut Vec<u8>, room: &str, epoch: u64, from_seq: u64) {
 /// Appends that a room was given up.
 pub fn write_forgotten(out: &mut Vec<u8>, room: &str, epoch: u64) {
     record(out, FORGOTTEN, epoch, room, |_| {});
+}
+
+/// Appends that a room's log was emptied of what is before that number.
+pub fn write_cleared(out: &mut Vec<u8>, room: &str, epoch: u64, log_from: u64) {
+    record(out, CLEARED, epoch, room, |out| out.extend_from_slice(&log_from.to_le_bytes()));
 }
 
 struct Parts<'a> {
@@ -203,6 +215,7 @@ fn parse(mut reader: Reader<'_>) -> Option<Record> {
         STATE => What::State { seq: reader.u64()? },
         CUT => What::Cut { from_seq: reader.u64()? },
         FORGOTTEN => What::Forgotten,
+        CLEARED => What::Cleared { log_from: reader.u64()? },
         _ => return None,
     };
     reader.0.is_empty().then_some(Record { room, epoch, what })
@@ -280,6 +293,7 @@ mod tests {
         write_state(&mut out, "quote:7", 9, 43);
         write_cut(&mut out, "quote:7", 9, 44);
         write_forgotten(&mut out, "quote:8", 10);
+        write_cleared(&mut out, "quote:7", 9, 45);
         out
     }
 
@@ -309,7 +323,8 @@ mod tests {
     fn what_was_written_is_read_again() {
         let (records, damage) = read_all(&records());
         assert_eq!(damage, None);
-        assert_eq!(records.len(), 4);
+        assert_eq!(records.len(), 5);
+        assert!(matches!(records[4].what, What::Cleared { log_from: 45 }));
         assert!(matches!(records[1].what, What::State { seq: 43 }));
         assert!(matches!(records[2].what, What::Cut { from_seq: 44 }));
         assert_eq!(records[3], Record { room: "quote:8".into(), epoch: 10, what: What::Forgotten });
@@ -338,7 +353,7 @@ mod tests {
         for end in 0..bytes.len() {
             let (read, damage) = read_all(&bytes[..end]);
             assert!(whole.starts_with(&read) && read.len() < whole.len(), "at {end}");
-            let ends: Vec<usize> = (1..4).map(|count| end_of(&bytes, count)).chain([0]).collect();
+            let ends: Vec<usize> = (1..5).map(|count| end_of(&bytes, count)).chain([0]).collect();
             assert_eq!(damage.is_none(), ends.contains(&end), "at {end}: {damage:?}");
         }
     }

@@ -24,7 +24,7 @@ use super::figures::JournalFigures;
 use super::link::{Intake, Shared};
 use super::record::{self, FILE_HEAD, Record, What};
 use crate::hub::name::RoomName;
-use crate::hub::stored::{Entry, Sealed};
+use crate::hub::stored::{Cleared, Entry, Sealed};
 
 /// What is written at once at most, but for one turn of one shard, which may be larger: so much takes milliseconds.
 const GROUP_BYTES_MAX: usize = 8 << 20;
@@ -107,6 +107,8 @@ struct Group {
     batches: Vec<Note>,
     /// What is noted once it is written: rooms that were given up, and logs that begin later.
     others: Vec<Entry>,
+    /// Logs that were emptied, and the shards that say so.
+    cleared: Vec<(u16, Cleared)>,
     needs_sync: bool,
 }
 
@@ -168,7 +170,7 @@ impl<D: Disk> Writer<D> {
             self.try_again().await;
             return true;
         }
-        if self.group.batches.is_empty() && self.group.others.is_empty() {
+        if self.group.batches.is_empty() && self.group.others.is_empty() && self.group.cleared.is_empty() {
             return false;
         }
         self.commit().await;
@@ -249,6 +251,14 @@ impl<D: Disk> Writer<D> {
                 }
                 group.others.push(entry);
             }
+            Entry::Cleared(cleared) => {
+                if cleared.failures != self.failures {
+                    return;
+                }
+                record::write_cleared(&mut group.bytes, cleared.room.as_str(), cleared.epoch, cleared.log_from);
+                group.needs_sync = true;
+                group.cleared.push((shard, cleared));
+            }
             Entry::Trimmed { .. } => group.others.push(entry),
         }
     }
@@ -276,6 +286,9 @@ impl<D: Disk> Writer<D> {
         self.retry_ms = RETRY_MS_MIN;
         self.note_batches(|_| true);
         self.note_others();
+        for (_, Cleared { room, epoch, log_from, .. }) in &self.group.cleared {
+            self.book.trimmed(room.as_str(), *epoch, *log_from);
+        }
         self.clear_group();
     }
 
@@ -297,7 +310,7 @@ impl<D: Disk> Writer<D> {
             match entry {
                 Entry::Trimmed { room, epoch, log_from } => self.book.trimmed(room.as_str(), epoch, log_from),
                 Entry::Forgotten { room, epoch } => self.book.forgotten(room.as_str(), Some(epoch)),
-                Entry::Events(_) => {}
+                Entry::Events(_) | Entry::Cleared(_) => {}
             }
         }
     }
@@ -307,6 +320,7 @@ impl<D: Disk> Writer<D> {
         self.group.bytes.shrink_to(GROUP_BYTES_MAX);
         self.group.batches.clear();
         self.group.others.clear();
+        self.group.cleared.clear();
         self.group.needs_sync = false;
     }
 
@@ -338,6 +352,10 @@ impl<D: Disk> Writer<D> {
         let mut last = BTreeMap::new();
         for note in self.group.batches.iter().filter(|note| note.when_written == when_written) {
             last.insert(note.shard, note.number);
+        }
+        for (shard, cleared) in self.group.cleared.iter().filter(|_| !when_written) {
+            let number = last.entry(*shard).or_default();
+            *number = cleared.number.max(*number);
         }
         for (shard, number) in last {
             match when_written {

@@ -11,7 +11,6 @@
 //! ([`BreakerState`]) and keeps what it has in hand until it works again. Nothing is written where `store.path` is empty,
 //! and then there is no thread either.
 
-mod breaker;
 mod database;
 mod ledger;
 mod records;
@@ -32,7 +31,7 @@ use crossbeam::queue::ArrayQueue;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use breaker::BreakerState;
+pub use super::breaker::BreakerState;
 pub use database::{OpenError, Retention};
 pub use ledger::{Closed, ClosedBy, ConnectionReport, Counts, Ledger};
 pub use records::{AlertRecord, Sample};

@@ -7,10 +7,10 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::breaker::{Breaker, BreakerState};
 use super::database::{Database, StoreError};
 use super::ledger::Batch;
 use super::{END_WAIT, POINTS_MAX, Query, Shared, StartError, StoreOptions};
+use crate::control::breaker::{Breaker, BreakerState};
 use crate::hub::reply::{HubError, Responder};
 use crate::wire::codes::ErrorCode;
 

@@ -215,6 +215,12 @@ impl World {
         link
     }
 
+    /// What of a connection's chunk has yet to be taken.
+    pub(super) fn sending(&self, shard: usize, conn: ConnKey) -> Option<Bytes> {
+        let link = self.links.get(*self.shards.get(shard)?.slots.get(&conn.slot)?)?;
+        link.sending.clone().filter(|_| link.conn == Some(conn))
+    }
+
     /// The shard has no more to do with the socket.
     pub(super) fn leave(&mut self, shard: usize, socket: Socket, place: Place) {
         let index = socket.0 as usize;

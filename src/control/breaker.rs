@@ -1,4 +1,4 @@
-//! When to leave a failing disk alone: a circuit breaker, without a clock of its own.
+//! When to leave alone what fails (a disk, another service): a circuit breaker, without a clock of its own.
 //!
 //! ```text
 //!             failures in a row              wait over
@@ -8,11 +8,11 @@
 //!    └──────────────── the probe works ─────────────────────────┘
 //! ```
 
-/// Failures in a row after which the disk is left alone: one may be somebody's backup that held the lock for a moment.
+/// Failures in a row after which it is left alone: one may be somebody's backup that held a lock for a moment, or a restart.
 const FAILURES_MAX: u32 = 3;
 /// The first wait; each failed probe doubles it.
 const WAIT_MIN_MS: u64 = 1000;
-/// The longest wait: how late it may be noticed that the disk works again.
+/// The longest wait: how late it may be noticed that it works again.
 const WAIT_MAX_MS: u64 = 30_000;
 
 /// What a breaker lets through.
@@ -37,7 +37,7 @@ impl BreakerState {
     }
 
     /// As a number that others can read: 0, 1 and 2.
-    pub(super) fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             BreakerState::Closed => 0,
             BreakerState::HalfOpen => 1,
@@ -46,7 +46,7 @@ impl BreakerState {
     }
 
     /// From its number.
-    pub(super) fn from_number(number: u8) -> BreakerState {
+    pub(crate) fn from_number(number: u8) -> BreakerState {
         match number {
             0 => BreakerState::Closed,
             1 => BreakerState::HalfOpen,
@@ -57,7 +57,7 @@ impl BreakerState {
 
 /// The breaker.
 #[derive(Debug, Clone)]
-pub(super) struct Breaker {
+pub(crate) struct Breaker {
     failures: u32,
     wait_ms: u64,
     open_until_ms: Option<u64>,
@@ -65,12 +65,12 @@ pub(super) struct Breaker {
 
 impl Breaker {
     /// A closed one.
-    pub(super) fn new() -> Breaker {
+    pub(crate) fn new() -> Breaker {
         Breaker { failures: 0, wait_ms: WAIT_MIN_MS, open_until_ms: None }
     }
 
     /// What it lets through now.
-    pub(super) fn state(&self, now_ms: u64) -> BreakerState {
+    pub(crate) fn state(&self, now_ms: u64) -> BreakerState {
         match self.open_until_ms {
             None => BreakerState::Closed,
             Some(until_ms) if now_ms < until_ms => BreakerState::Open,
@@ -79,12 +79,12 @@ impl Breaker {
     }
 
     /// An attempt worked.
-    pub(super) fn worked(&mut self) {
+    pub(crate) fn worked(&mut self) {
         *self = Breaker::new();
     }
 
     /// An attempt failed.
-    pub(super) fn failed(&mut self, now_ms: u64) {
+    pub(crate) fn failed(&mut self, now_ms: u64) {
         self.failures = self.failures.saturating_add(1);
         if self.open_until_ms.is_some() {
             self.wait_ms = (self.wait_ms * 2).min(WAIT_MAX_MS);

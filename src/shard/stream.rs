@@ -1,0 +1,371 @@
+//! Streams of server-sent events (`GET /events`): what they are while they are let in, how a room's events become theirs,
+//! and what is different in the life of a connection that only reads.
+//!
+//! A stream's id names a place in all of its rooms, so that one can be given only when all rooms have answered. Until then
+//! those that have are parked, as for a slow reader; from there on the stream reads their logs up to where they are, and
+//! whatever it asked to be told of the past comes the same way.
+//!
+//! All events of a stream go in one lane: an urgent one that overtook others would carry an id that skips them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::commands::known_room;
+use super::connection::{Client, Connection, Lag, LagWaits, Phase};
+use super::report::Ending;
+use super::state::State;
+use crate::control::store::ClosedBy;
+use crate::hub::batch::{Batch, FrameMemory};
+use crate::hub::ids::Ids;
+use crate::hub::message::{Join, JoinClaim, Message, RoomState, Ticket};
+use crate::hub::name::RoomName;
+use crate::hub::outbox::{Full, Lane, Protocol};
+use crate::hub::rooms::RoomId;
+use crate::ring::ConnKey;
+use crate::session::handshake::Admit;
+use crate::session::stream::{Begins, StreamAsked};
+use crate::wire::codes::{ErrorCode, close};
+use crate::wire::envelope;
+use crate::wire::json::{write_string, write_u64};
+use crate::wire::refusal::Refusal;
+use crate::wire::sse::{self, AroundSeq, Mark};
+
+/// What a client may send behind its request, to no effect, before it is closed.
+const IGNORED_BYTES_MAX: u64 = 64 * 1024;
+
+/// After how long a client that lost its stream comes back: a share of the second number is added to the first, so that a
+/// crowd does not come at once.
+const RETRY_MS: (u64, u64) = (2000, 2000);
+
+/// A browser that is told to come back at once tries without end.
+const RECONNECT_MS_MIN: u64 = 500;
+
+/// A stream's rooms, in the order of the request, and how far it is in each.
+#[derive(Debug)]
+pub struct Stream {
+    rooms: Vec<(RoomId, Mark)>,
+}
+
+/// Events as streams of one room get them, which are the same for all: those of the batch that came last.
+#[derive(Debug, Default)]
+pub struct Shared(Option<(Bytes, Bytes)>);
+
+/// Stands for a room that a stream is in no more. The mark keeps its place.
+const NO_ROOM: RoomId = RoomId(u32::MAX);
+
+impl Stream {
+    fn marks(&self) -> impl Iterator<Item = Mark> {
+        self.rooms.iter().map(|(_, mark)| *mark)
+    }
+
+    /// Gives up a room: its place in the table may become another one's.
+    pub fn forget_room(&mut self, room: RoomId) {
+        for (id, _) in self.rooms.iter_mut().filter(|(id, _)| *id == room) {
+            *id = NO_ROOM;
+        }
+    }
+
+    /// A batch as this stream gets it.
+    fn encode(&self, room: RoomId, batch: &Batch, memory: &FrameMemory, shared: &mut Shared) -> Bytes {
+        let place = self.rooms.iter().position(|(id, _)| *id == room);
+        let alone = self.rooms.len() == 1 && place.is_some();
+        if let Some((_, events)) = shared.0.as_ref().filter(|(frames, _)| alone && is_same(frames, &batch.bytes)) {
+            return events.clone();
+        }
+        let around = AroundSeq::new(self.marks(), place.unwrap_or(self.rooms.len()));
+        let mut out = Vec::with_capacity(batch.bytes.len() + batch.events.len() * around.bytes());
+        for event in &batch.events {
+            match place {
+                Some(_) => sse::write_event(&mut out, &around, event.seq, batch.payload(event)),
+                None => sse::write_unmarked(&mut out, batch.payload(event)),
+            }
+        }
+        let events = memory.share(out);
+        if alone {
+            shared.0 = Some((batch.bytes.clone(), events.clone()));
+        }
+        events
+    }
+
+    /// It was given all of a room up to an event.
+    fn reached(&mut self, room: RoomId, seq: u64) {
+        if let Some((_, mark)) = self.rooms.iter_mut().find(|(id, _)| *id == room) {
+            mark.seq = seq;
+        }
+    }
+}
+
+/// Whether both are the same piece of memory, and so the same events.
+fn is_same(one: &Bytes, other: &Bytes) -> bool {
+    one.as_ptr() == other.as_ptr() && one.len() == other.len()
+}
+
+/// Queues a batch for a connection in the form it takes: all of it, or none.
+#[inline]
+pub(super) fn queue(
+    connection: &mut Connection,
+    (lane, bytes_max): (Lane, usize),
+    (frames, room, batch): (&Bytes, RoomId, &Batch),
+    memory: &FrameMemory,
+    shared: &mut Shared,
+) -> Result<(), Full> {
+    match connection.outbox.protocol() {
+        Protocol::Native => connection.outbox.push_events(frames, lane, bytes_max),
+        Protocol::Stream => queue_stream(connection, bytes_max, room, batch, memory, shared),
+    }
+}
+
+fn queue_stream(
+    connection: &mut Connection,
+    bytes_max: usize,
+    room: RoomId,
+    batch: &Batch,
+    memory: &FrameMemory,
+    shared: &mut Shared,
+) -> Result<(), Full> {
+    let Connection { outbox, phase, .. } = connection;
+    let Phase::Open(client) = phase else { return Ok(()) };
+    let Some(stream) = client.stream_mut() else { return Ok(()) };
+    // Nobody who only reads is left out of an event.
+    let events = stream.encode(room, batch, memory, shared);
+    outbox.push_events(&events, Lane::Ordinary, bytes_max)?;
+    if let Some(event) = batch.events.last() {
+        stream.reached(room, event.seq);
+    }
+    Ok(())
+}
+
+impl Client {
+    /// Its stream, if it is one.
+    pub fn stream_mut(&mut self) -> Option<&mut Stream> {
+        self.under_way.as_mut()?.stream.as_mut()
+    }
+}
+
+/// A stream whose rooms are being joined.
+#[derive(Debug)]
+pub struct Opening {
+    rooms: Vec<OpeningRoom>,
+}
+
+#[derive(Debug)]
+struct OpeningRoom {
+    name: RoomName,
+    from: From,
+    id: RoomId,
+    mark: Mark,
+    /// It is parked: what comes after the mark is read from the log.
+    lags: bool,
+    /// Why it can't be told what was missed, if that is so.
+    gap: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Now,
+    Since,
+    After(Mark),
+    Elsewhere,
+}
+
+impl OpeningRoom {
+    /// The room is joined. True where it is to be parked.
+    fn joined(&mut self, state: &RoomState, first_replayed: Option<u64>, is_last: bool) -> bool {
+        let (after, gap) = match self.from {
+            From::Now => (state.seq, None),
+            From::Since => (first_replayed.map_or(state.seq, |seq| seq.saturating_sub(1)), None),
+            From::After(mark) if mark.epoch == state.epoch && mark.seq <= state.seq => (mark.seq, None),
+            // Another life of the log: all of it is new, and how much of the other one was missed can't be known.
+            From::After(_) => (0, Some("epoch")),
+            From::Elsewhere => (state.seq, Some("cursor")),
+        };
+        self.gap = gap;
+        self.mark = Mark { epoch: state.epoch, seq: after };
+        self.lags = !is_last || after < state.seq;
+        self.lags
+    }
+}
+
+impl State {
+    /// Whether a client may have the stream it asks for.
+    pub(super) fn may_stream(&self, admit: &Admit) -> Result<(), Refusal> {
+        let Some(asked) = &admit.stream else { return Ok(()) };
+        let permissions = &admit.identity.permissions;
+        if !permissions.may_subscribe() {
+            return Err(Refusal::forbidden("websocket:subscribe is needed to subscribe"));
+        }
+        for room in &asked.rooms {
+            let (kind, name) = known_room(&self.settings.config, room)
+                .map_err(|refused| Refusal::of_command(400, ErrorCode::BadRoom, refused.message))?;
+            // A stream has no session that anybody could send to, so that no session's room is its own.
+            if !permissions.may_join(kind, name, &admit.identity.user_id, "") {
+                let message = format!("a permission for {room} is missing");
+                return Err(Refusal::of_command(403, ErrorCode::Forbidden, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories agree: the stream's rooms are joined. Nothing where the connection wants no stream.
+    pub(super) fn join_stream(&mut self, conn: ConnKey) -> bool {
+        let (address, hasher) = (self.address(conn), self.core.hasher());
+        let Some(Phase::Admission(admission)) = self.connections.get_mut(conn).map(|one| &mut one.phase) else {
+            return false;
+        };
+        let Some(StreamAsked { rooms, begins, .. }) = admission.admit.stream.as_deref() else { return false };
+        let mut opening = Vec::with_capacity(rooms.len());
+        for (place, room) in rooms.iter().enumerate() {
+            let from = match begins {
+                Begins::Now => From::Now,
+                Begins::Since(_) => From::Since,
+                Begins::After(marks) => marks.get(place).map_or(From::Elsewhere, |mark| From::After(*mark)),
+                Begins::Elsewhere => From::Elsewhere,
+            };
+            let mark = Mark { epoch: 0, seq: 0 };
+            opening.push(OpeningRoom { name: hasher.room(room), from, id: NO_ROOM, mark, lags: false, gap: None });
+        }
+        let since = match begins {
+            Begins::Since(since) => Some(since.clone()),
+            _ => None,
+        };
+        let names: Vec<RoomName> = opening.iter().map(|room| room.name.clone()).collect();
+        // As many as the option allows, which is less than a byte holds.
+        admission.waiting = u8::try_from(names.len()).unwrap_or(u8::MAX);
+        admission.opening = Some(Box::new(Opening { rooms: opening }));
+        for room in names {
+            let (claim, ticket) = (JoinClaim::None, Ticket::Admission);
+            let join = Join { room: room.clone(), address, claim, selection: None, since: since.clone(), ticket };
+            self.core.send_home(&room, Message::Join(Box::new(join)));
+        }
+        true
+    }
+}
+
+impl Opening {
+    /// A room of the stream is joined. True where it is to be parked.
+    pub fn joined(
+        &mut self,
+        (name, id): (&RoomName, RoomId),
+        state: &RoomState,
+        replay: Option<&[Arc<Batch>]>,
+        is_last: bool,
+    ) -> bool {
+        let Some(room) = self.rooms.iter_mut().find(|room| room.name == *name) else { return false };
+        room.id = id;
+        let first = replay.and_then(|batches| batches.first()?.events.first()).map(|event| event.seq);
+        room.joined(state, first, is_last)
+    }
+
+    /// Appends what a stream begins with: the answer's head, what it missed for good, and its place.
+    pub fn write(&self, out: &mut Vec<u8>, asked: &StreamAsked, retry_ms: u64, ids: &mut Ids, unix_ms: u64) -> u64 {
+        sse::write_head(out, asked.varies, asked.reader.as_ref());
+        sse::write_retry(out, retry_ms);
+        let (mut payload, mut gaps) = (Vec::new(), 0);
+        for room in &self.rooms {
+            let Some(reason) = room.gap else { continue };
+            // How far the other log went, and where in this one the reader was, can't be known.
+            let to_seq = (reason == "cursor").then_some(room.mark.seq);
+            envelope::begin(&mut payload, "gap", &ids.stamp(unix_ms), None);
+            write_gap(&mut payload, room.name.as_str(), None, to_seq, reason);
+            payload.push(b'}');
+            sse::write_notice(out, "gap", &payload);
+            gaps += 1;
+        }
+        // Behind the gaps: who is cut off between has the old id, and is told of them again.
+        sse::write_id(out, self.rooms.iter().map(|room| room.mark));
+        out.push(b'\n');
+        gaps
+    }
+
+    /// The open stream, and what of it is still to be read from logs.
+    pub fn finish(self) -> (Stream, Vec<Lag>) {
+        let lagging = self.rooms.iter().filter(|room| room.lags);
+        let lags = lagging.map(|room| Lag { room: room.id, after_seq: room.mark.seq, waits: LagWaits::Outbox });
+        let lags = lags.collect();
+        (Stream { rooms: self.rooms.into_iter().map(|room| (room.id, room.mark)).collect() }, lags)
+    }
+}
+
+/// What `gap` says. A number is null where it can't be known.
+pub(super) fn write_gap(payload: &mut Vec<u8>, room: &str, from_seq: Option<u64>, to_seq: Option<u64>, reason: &str) {
+    let write_seq = |payload: &mut Vec<u8>, seq: Option<u64>| match seq {
+        Some(seq) => write_u64(payload, seq),
+        None => payload.extend_from_slice(b"null"),
+    };
+    payload.extend_from_slice(b"{\"room\":");
+    write_string(payload, room);
+    payload.extend_from_slice(b",\"from_seq\":");
+    write_seq(payload, from_seq);
+    payload.extend_from_slice(b",\"to_seq\":");
+    write_seq(payload, to_seq);
+    payload.extend_from_slice(b",\"reason\":");
+    write_string(payload, reason);
+    payload.push(b'}');
+}
+
+/// After how long this client is to come back should its stream break.
+pub(super) fn retry_ms(conn: ConnKey) -> u64 {
+    let mixed = u64::from(conn.slot).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    RETRY_MS.0 + ((RETRY_MS.1 * mixed) >> 24)
+}
+
+impl State {
+    pub(super) fn is_stream(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| connection.outbox.protocol() == Protocol::Stream)
+    }
+
+    /// Bytes behind the request mean nothing.
+    pub(super) fn ignore(&mut self, conn: ConnKey) {
+        let head_bytes_max = self.settings.config.limits.header_bytes_max as u64;
+        let Some(connection) = self.connections.get(conn) else { return };
+        if connection.received_bytes > head_bytes_max + IGNORED_BYTES_MAX {
+            self.close(conn, close::POLICY, "nothing is to be sent on a stream");
+        }
+    }
+
+    /// The reader has gone, as readers do.
+    pub(super) fn stream_ended(&mut self, conn: ConnKey) {
+        // There is no code to be told.
+        self.figures.closes.add_code(1005);
+        self.release(conn, Ending { code: None, reason: "", by: ClosedBy::Client });
+        self.abandon(conn);
+    }
+
+    /// Something goes out, so that nobody between takes the stream for dead and a reader that is gone is noticed.
+    pub(super) fn comment(&mut self, conn: ConnKey) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.outbox.answers().extend_from_slice(sse::COMMENT);
+        if connection.outbox.mark_dirty() {
+            self.dirty.push(conn);
+        }
+    }
+
+    /// Appends a close event to what is to be sent; one of a drain says when to come back.
+    pub(super) fn write_stream_close(out: &mut Vec<u8>, code: u16, reason: &str) {
+        if let Some(reconnect_ms) = reason.parse::<u64>().ok().filter(|_| code == close::DRAINING) {
+            sse::write_retry(out, reconnect_ms.max(RECONNECT_MS_MIN));
+        }
+        sse::write_close(out, code, reason);
+    }
+
+    /// A gap in a room's events, as this stream is told: the id stands behind it.
+    pub(super) fn push_stream_gap(&mut self, conn: ConnKey, room: RoomId, to_seq: u64) -> Result<(), Full> {
+        let bytes_max = self.outbox_bytes_max(Lane::Ordinary);
+        let State { core, connections, dirty, payload, .. } = self;
+        let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
+        let Connection { outbox, phase, .. } = connection;
+        let Phase::Open(client) = phase else { return Ok(()) };
+        let Some(stream) = client.stream_mut() else { return Ok(()) };
+        let mut out = Vec::new();
+        let at = |(id, mark): &(RoomId, Mark)| if *id == room { Mark { seq: to_seq, ..*mark } } else { *mark };
+        sse::write_id(&mut out, stream.rooms.iter().map(at));
+        sse::write_notice(&mut out, "gap", payload);
+        outbox.push_events(&core.memory().share(out), Lane::Ordinary, bytes_max)?;
+        stream.reached(room, to_seq);
+        if outbox.mark_dirty() {
+            dirty.push(conn);
+        }
+        Ok(())
+    }
+}
