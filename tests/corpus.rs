@@ -39,3 +39,13 @@ fn the_corpus_of_events_breaks_no_invariant() {
 fn the_corpus_of_commands_breaks_no_invariant() {
     run("commands", bodies::commands);
 }
+
+#[test]
+fn the_corpus_of_engineio_breaks_no_invariant() {
+    run("engineio", bodies::engineio);
+}
+
+#[test]
+fn the_corpus_of_socketio_breaks_no_invariant() {
+    run("socketio", bodies::socketio);
+}

@@ -1,5 +1,6 @@
 //! The life of a message behind the codecs, a group per stage, without any socket: `command`, `selection`, `envelope`,
-//! `fan_out`, `replay`, `mesh`. Each module says which question its figures answer; `wire` has the stages before these.
+//! `fan_out`, `replay`, `mesh`, `socketio`. Each module says which question its figures answer; `wire` has the stages before
+//! these.
 //!
 //! `cargo bench --bench stages`, or `cargo bench --bench stages -- fan_out` for one of them.
 
@@ -9,6 +10,7 @@ mod fan_out;
 mod mesh;
 mod replay;
 mod selection;
+mod socketio;
 
 use criterion::{criterion_group, criterion_main};
 
@@ -24,6 +26,7 @@ criterion_group!(
     envelope::bench,
     fan_out::bench,
     replay::bench,
-    mesh::bench
+    mesh::bench,
+    socketio::bench
 );
 criterion_main!(benches);

@@ -2,10 +2,12 @@
 //!
 //! Pure: received heads and messages come in with the time, decisions come out.
 
+mod emitted;
 pub mod greeting;
 pub mod handshake;
 pub mod heartbeat;
 pub mod limits;
+pub mod socketio;
 pub mod stream;
 
 use std::sync::Arc;

@@ -262,7 +262,7 @@ fn is_host_byte(byte: u8) -> bool {
 }
 
 /// Decodes one key or value as browsers encode it (`application/x-www-form-urlencoded`).
-fn decode_form(text: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decode_form(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
     }

@@ -272,6 +272,13 @@ impl Scan<'_> {
     }
 }
 
+/// The place behind the string whose opening quote stands at `at`; the text's end where it has no closing one.
+pub(super) fn behind_string(raw: &[u8], at: usize) -> usize {
+    let mut scan = Scan { raw, at };
+    scan.string();
+    scan.at.min(raw.len())
+}
+
 /// How deep a text is nested; only asked when it was refused, to name the reason.
 fn depth(raw: &[u8]) -> usize {
     let mut scan = Scan { raw, at: 0 };

@@ -3,8 +3,11 @@
 //! Nothing here does I/O, reads a clock or draws a random number: bytes come in, values that borrow from those bytes
 //! go out, and answers are appended to a buffer of the caller.
 
+mod attachments;
+pub mod base64;
 pub mod codes;
 mod decoder;
+pub mod engineio;
 pub mod envelope;
 pub mod forwarded;
 pub mod http;
@@ -12,8 +15,10 @@ pub mod json;
 pub mod lock_commands;
 pub mod mask;
 pub mod native;
+pub mod outlet;
 pub mod proxy;
 pub mod refusal;
+pub mod socketio;
 pub mod sse;
 pub mod upgrade;
 pub mod utf8;

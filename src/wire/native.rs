@@ -288,7 +288,7 @@ fn command<'a>(root: Value<'a, '_>) -> Parsed<'a> {
         },
     };
     let command = match kind.and_then(Value::as_str) {
-        Some(kind) => dispatch(kind, data),
+        Some(kind) => named(kind, data),
         None => Err(Refused::new(ErrorCode::BadCommand, "type is missing or not a string")),
     };
     Parsed { reference, command }
@@ -301,7 +301,9 @@ fn reference(id: Value<'_, '_>) -> Option<Reference> {
     id.as_i64().map(Reference::Number)
 }
 
-fn dispatch<'a>(kind: &str, data: Option<Value<'a, '_>>) -> Result<Command<'a>, Refused> {
+/// The command of that name with its data, for every protocol that carries commands. [`ErrorCode::UnknownType`] says that
+/// there is none, and nothing else.
+pub fn named<'a>(kind: &str, data: Option<Value<'a, '_>>) -> Result<Command<'a>, Refused> {
     match kind {
         "subscribe" => subscribe(object(data)?),
         "unsubscribe" => Ok(Command::Unsubscribe { rooms: rooms(object(data)?)?.0 }),

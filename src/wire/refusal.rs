@@ -116,18 +116,12 @@ impl Refusal {
         write_string(&mut body, &self.message);
         body.extend_from_slice(b"}}");
 
-        let mut digits = itoa::Buffer::new();
+        begin_answer(out, self.status, body.len());
         let mut field = |name: &str, value: &str| {
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\r\n");
         };
-        field("HTTP/1.1 ", status_line(self.status));
-        field("Content-Type: ", "application/json");
-        field("Content-Length: ", digits.format(body.len()));
-        field("Connection: ", "close");
-        // A refusal depends on credentials and on the moment.
-        field("Cache-Control: ", "no-store");
         match self.status {
             // RFC 6750 §3
             401 => field("WWW-Authenticate: ", "Bearer"),
@@ -141,10 +135,25 @@ impl Refusal {
             _ => {}
         }
         if let Some(seconds) = self.retry_after_s {
-            field("Retry-After: ", digits.format(seconds));
+            field("Retry-After: ", itoa::Buffer::new().format(seconds));
         }
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(&body);
+    }
+}
+
+/// Appends the head of an answer with a JSON body of that length, after which the connection is closed. Further fields and
+/// the blank line are to follow.
+pub(super) fn begin_answer(out: &mut Vec<u8>, status: u16, body_bytes: usize) {
+    for part in [
+        "HTTP/1.1 ",
+        status_line(status),
+        "\r\nContent-Type: application/json\r\nContent-Length: ",
+        itoa::Buffer::new().format(body_bytes),
+        // A refusal depends on credentials and on the moment.
+        "\r\nConnection: close\r\nCache-Control: no-store\r\n",
+    ] {
+        out.extend_from_slice(part.as_bytes());
     }
 }
 

@@ -9,17 +9,23 @@ use std::net::IpAddr;
 
 use ringhub::config::Config;
 use ringhub::hub::{name::split, schema, selection::Selection};
+use ringhub::ring::Now;
+use ringhub::session::socketio::{AnswerTo, Credentials, Due, Engine, Heard, Terms};
 use ringhub::session::stream::{Begins, StreamAsked};
 use ringhub::wire::{
+    base64,
     codes::ErrorCode,
+    engineio::{self, PacketKind, Payload, PayloadWriter},
     envelope::{Event, Stamp, rfc3339, write_event},
     forwarded::client_address,
     http::{Head, parse_head},
     json::Scratch,
     mask::unmask,
     native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
+    outlet::Outlet,
     proxy::{self, Proxy},
     refusal::Refusal,
+    socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
     sse,
     upgrade::{bearer_token, switching_protocols},
     ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
@@ -351,4 +357,210 @@ fn check_selection(selection: &Selection, text: &str) {
     let document = scratch.parse(&mut text).expect("it was parsed before");
     let wants = selection.wants_data(document.root());
     assert!(wants || selection.reads_data(), "only a filter refuses");
+}
+
+/// Engine.IO: a body is the same packets however often it is written again, and a query is a request or an answer with one
+/// of Engine.IO's codes.
+pub fn engineio(data: &[u8]) {
+    if let Some(packets) = payload(data) {
+        let mut body = Vec::new();
+        let mut writer = PayloadWriter::new(&mut body);
+        for packet in &packets {
+            match packet {
+                OwnedPacket::Text(kind, data) => writer.text(*kind, data),
+                OwnedPacket::Binary(data) => writer.binary(data),
+            }
+        }
+        assert_eq!(payload(&body).as_ref(), Some(&packets));
+    }
+    let Ok(query) = std::str::from_utf8(data) else { return };
+    for (method, upgrades) in [("GET", false), ("GET", true), ("POST", false), ("PUT", false)] {
+        match engineio::Request::parse(method, Some(query), upgrades) {
+            Ok(engineio::Request { asked: engineio::Asked::Open(_), .. }) => assert_eq!(method, "GET"),
+            Ok(_) => {}
+            Err(error) => {
+                let mut answer = Vec::new();
+                error.response(&mut answer);
+                assert!(answer.starts_with(b"HTTP/1.1 4") && answer.ends_with(b"\"}"));
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum OwnedPacket {
+    Text(PacketKind, Vec<u8>),
+    Binary(Vec<u8>),
+}
+
+/// The packets of a body; none where one of them is malformed.
+fn payload(body: &[u8]) -> Option<Vec<OwnedPacket>> {
+    let mut body = body.to_vec();
+    let packets = Payload::new(&mut body).ok()?.map(|packet| match packet {
+        Ok(engineio::Packet::Text { kind, data }) => Some(OwnedPacket::Text(kind, data.to_vec())),
+        Ok(engineio::Packet::Binary(data)) => Some(OwnedPacket::Binary(data.to_vec())),
+        Err(_) => None,
+    });
+    packets.collect()
+}
+
+/// Socket.IO: the packets of a body are the same when they are written again, events are what another parser finds in
+/// them, attachments come to stand where their placeholders stood, and what waits stays in bounds.
+pub fn socketio(data: &[u8]) {
+    let mut assembler = Assembler::default();
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    for packet in payload(data).into_iter().flatten() {
+        let outcome = match packet {
+            OwnedPacket::Text(PacketKind::Message, mut text) => match assembler.text(&mut text, MESSAGE_BYTES_MAX) {
+                Ok(packet) => {
+                    if let Some(packet) = packet {
+                        check_packet(&packet, &mut scratch);
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            OwnedPacket::Text(..) => Ok(()),
+            OwnedPacket::Binary(data) => assembler.binary(&data, MESSAGE_BYTES_MAX).map(|assembled| {
+                if let Some(assembled) = assembled {
+                    check_assembled(*assembled, &mut scratch);
+                }
+            }),
+        };
+        assert!(assembler.bytes() <= MESSAGE_BYTES_MAX);
+        if let Err(error) = outcome {
+            assert!(assembler.bytes() == 0 && !error.to_string().is_empty());
+        }
+    }
+    engine(data);
+}
+
+/// A client that is granted what it asks for: each of its packets has one outcome, every event is a command or a refusal
+/// whose answer finds its way back, and all that it hears are packets.
+fn engine(data: &[u8]) {
+    let namespaces = ["/".into(), "/ws".into()];
+    let terms = Terms {
+        namespaces: &namespaces,
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        ping_interval_ms: 300,
+        ping_timeout_ms: 200,
+        connect_timeout_ms: 1000,
+    };
+    let mut engine = Engine::new(0, &terms);
+    let mut scratch = Scratch::new(DEPTH_MAX);
+    let (mut body, mut sent) = (data.to_vec(), Vec::new());
+    let mut outlet = Outlet::Payload(PayloadWriter::new(&mut sent));
+    engine.greet("e", true, &terms, &mut outlet);
+    for packet in Payload::new(&mut body).into_iter().flatten() {
+        let Ok(packet) = packet else { break };
+        let failure = match engine.packet(packet, &terms, &mut outlet) {
+            Ok(Heard::Asked(asked)) => {
+                let space = asked.space;
+                let outcome = asked.credentials(&mut scratch, |brought| {
+                    assert!(brought.object.is_some() || brought == Credentials::default());
+                });
+                engine.grant(space, "s", Some("p"), &terms, &mut outlet);
+                assert!(engine.is_in(space));
+                outcome.err()
+            }
+            Ok(Heard::Emitted(emitted)) => {
+                let to = emitted.to;
+                let outcome = emitted.command(&mut scratch, |parsed| {
+                    assert_eq!(parsed.reference.as_ref().and_then(AnswerTo::of), Some(to));
+                    assert!(parsed.command.as_ref().err().is_none_or(|refused| refused.code != ErrorCode::UnknownType));
+                    if let Ok(Command::Message { data }) = parsed.command {
+                        assert!(serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok());
+                    }
+                });
+                assert!(engine.answer(to, "pong", b"{}", &terms, &mut outlet));
+                outcome.err()
+            }
+            Ok(Heard::Acknowledged { content, .. }) => content.json(|json| assert!(json.starts_with(b"["))).err(),
+            Ok(Heard::Left(space)) => {
+                assert!(!engine.is_in(space));
+                None
+            }
+            Ok(Heard::Nothing | Heard::Pong | Heard::Close) => None,
+            Err(failure) => Some(failure),
+        };
+        assert!(engine.waiting_bytes() <= MESSAGE_BYTES_MAX);
+        if let Some(failure) = failure {
+            assert!(ws::close_code_is_sendable(failure.close_code) && !failure.reason.is_empty());
+            break;
+        }
+    }
+    let now = Now { monotonic_us: 300_000, unix_ms: 0 };
+    assert!(matches!(engine.poll(now, 0, &terms, &mut outlet), Due::WaitUntil(500)));
+    engine.farewell(4500, &terms, &mut outlet);
+    assert_eq!(engine.spaces().count(), 0);
+    for packet in payload(&sent).expect("what was sent is a payload") {
+        if let OwnedPacket::Text(PacketKind::Message, mut text) = packet {
+            socketio::parse(&mut text).expect("what was sent is a packet");
+        }
+    }
+}
+
+fn check_packet(packet: &socketio::Packet<'_>, scratch: &mut Scratch) {
+    let header = &packet.header;
+    assert!(header.namespace.starts_with('/') && header.namespace.len() <= NAMESPACE_BYTES_MAX);
+    assert_eq!(header.kind.is_binary(), (1..=ATTACHMENTS_MAX).contains(&header.attachments));
+    let mut text = Vec::new();
+    socketio::write_packet(&mut text, header, &[packet.payload]);
+    let again = socketio::parse(&mut text[1..]).expect("what was read can be read again");
+    assert_eq!((&again.header, &*again.payload), (header, &*packet.payload));
+    check_event_payload(packet.payload, scratch);
+}
+
+fn check_event_payload(payload: &[u8], scratch: &mut Scratch) {
+    socketio::with_event(scratch, &mut payload.to_vec(), |event| {
+        let Ok(event) = event else { return };
+        // The other parser refuses numbers that no double holds.
+        let Ok(values) = serde_json::from_slice::<Vec<serde_json::Value>>(payload) else { return };
+        assert!(values[0].as_str().is_none_or(|name| name == event.name));
+        for (argument, value) in event.arguments().zip(&values[1..]) {
+            assert_eq!(&serde_json::from_slice::<serde_json::Value>(argument.raw()).expect("JSON"), value);
+        }
+    });
+}
+
+fn check_assembled(mut assembled: Assembled, scratch: &mut Scratch) {
+    let (packet, attachments) = assembled.parts();
+    check_packet(&packet, scratch);
+    assert_eq!(attachments.iter().len(), packet.header.attachments);
+    let mut spliced = Vec::new();
+    if attachments.splice(packet.payload, &mut spliced).is_err() {
+        return;
+    }
+    let spliced = serde_json::from_slice::<serde_json::Value>(&spliced);
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(packet.payload) else { return };
+    // Written again it is shorter where it had escapes, which can hide a placeholder, or a key twice, of which that parser
+    // has the last.
+    let is_plain = value.to_string().len() == packet.payload.len();
+    let texts = attachments.iter().map(|data| {
+        let mut text = Vec::new();
+        base64::encode(&mut text, data);
+        String::from_utf8(text).expect("digits")
+    });
+    replace_placeholders(&mut value, &texts.collect::<Vec<_>>());
+    assert!(spliced.is_ok_and(|spliced| spliced == value || !is_plain), "each stands where its placeholder stood");
+}
+
+fn replace_placeholders(value: &mut serde_json::Value, texts: &[String]) {
+    let number = match value.as_object() {
+        Some(members) if members.len() == 2 && members.get("_placeholder") == Some(&true.into()) => {
+            members.get("num").and_then(serde_json::Value::as_u64)
+        }
+        _ => None,
+    };
+    if let Some(text) = number.and_then(|number| texts.get(number as usize)) {
+        *value = text.clone().into();
+        return;
+    }
+    match value {
+        serde_json::Value::Array(values) => values.iter_mut().for_each(|value| replace_placeholders(value, texts)),
+        serde_json::Value::Object(members) => {
+            members.values_mut().for_each(|value| replace_placeholders(value, texts));
+        }
+        _ => {}
+    }
 }
