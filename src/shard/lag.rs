@@ -63,6 +63,9 @@ impl State {
     }
 
     fn ask_in(&mut self, conn: ConnKey, lanes: &[Lane]) {
+        if self.waits_for_memory(conn) {
+            return;
+        }
         let (address, number) = (self.address(conn), self.catch_ups + 1);
         let outbox_bytes_max = self.settings.config.limits.outbox_bytes_max;
         let State { core, connections, .. } = self;
@@ -257,9 +260,10 @@ impl State {
             return self.push_events(conn, lane, frames);
         }
         let way = (lane, self.outbox_bytes_max(lane));
-        let State { core, connections, dirty, .. } = self;
+        let mut shared = Shared::new(&self.stream_memory, self.settings.config.limits.outbox_shard_bytes_max);
+        let State { connections, dirty, .. } = self;
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
-        stream::queue(connection, way, (frames, room, batch), core.memory(), &mut Shared::default())?;
+        stream::queue(connection, way, (frames, room, batch), &mut shared)?;
         if connection.outbox.mark_dirty() {
             dirty.push(conn);
         }

@@ -200,20 +200,21 @@ impl<D: Driver> Shard<D> {
     }
 
     fn fan_out(&mut self) {
-        let State { core, connections, dirty, slow, settings, latency, now, .. } = &mut self.state;
+        let State { core, connections, dirty, slow, settings, latency, now, stream_memory, .. } = &mut self.state;
         if !core.has_deliveries() {
             return;
         }
         let limits = &settings.config.limits;
         let bounds = core.rules().outbox(limits.outbox_bytes_max);
         // Beyond the shard's bound those who lag pay for it, not those who keep up.
-        let memory_is_full = core.memory().bytes().saturating_sub(core.log_bytes()) > limits.outbox_shard_bytes_max;
+        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + stream_memory.bytes();
+        let memory_is_full = outboxes > limits.outbox_shard_bytes_max;
         // Slices cost a few percent, so that only a crowd is served in slices: what is done soon is done at once.
         let slice = settings.config.shards.turn_deliveries_max as usize;
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
         latency.adapt(now.monotonic_us);
-        let (memory, mut shared) = (core.memory().clone(), Shared::default());
+        let mut shared = Shared::new(stream_memory, limits.outbox_shard_bytes_max);
         core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
@@ -225,7 +226,7 @@ impl<D: Driver> Shard<D> {
             // What is urgent has its own reserve.
             let is_behind = connection.is_behind && lane == Lane::Ordinary;
             let (way, events) = ((lane, bounds.of(lane)), (bytes, room, batch));
-            if lags || is_behind || stream::queue(connection, way, events, &memory, &mut shared).is_err() {
+            if lags || is_behind || stream::queue(connection, way, events, &mut shared).is_err() {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
@@ -348,7 +349,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn count(&mut self) {
-        let State { figures, core, connections, latency, sending, .. } = &self.state;
+        let State { figures, core, connections, latency, sending, stream_memory, .. } = &self.state;
         let (counted, driver) = (core.figures(), self.driver.figures());
         figures.turns.add(1);
         figures.enters.set(driver.enters);
@@ -371,7 +372,8 @@ impl<D: Driver> Shard<D> {
         figures.journal_refused.set(core.journal_refused());
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);
-        figures.outbox_bytes.set(core.memory().bytes().saturating_sub(core.log_bytes()) as u64);
+        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + stream_memory.bytes();
+        figures.outbox_bytes.set(outboxes as u64);
         figures.sending.set(*sending as u64);
         figures.latency_followed.set(latency.chosen_total);
         figures.latency_lost.set(latency.lost_total);

@@ -17,7 +17,7 @@ use crate::control::hooks::ShardHooks;
 use crate::control::journal::Link;
 use crate::control::store::Ledger;
 use crate::control::{ConnectionOrigin, Inbox};
-use crate::hub::batch::Address;
+use crate::hub::batch::{Address, FrameMemory};
 use crate::hub::core::{Core, CoreLimits};
 use crate::hub::message::Message;
 use crate::hub::name::{NameHasher, ShardId};
@@ -99,6 +99,8 @@ pub(super) struct State {
     pub scratch: Option<Box<Scratch>>,
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
+    /// Events encoded for streams that are still alive.
+    pub stream_memory: FrameMemory,
     pub dirty: Vec<ConnKey>,
     /// Connections that could not take a batch, the room it was of, and the last event before it.
     pub slow: Vec<(ConnKey, RoomId, u64)>,
@@ -157,6 +159,7 @@ impl State {
             scratch: Some(Box::new(Scratch::new(settings.config.limits.depth_max))),
             settings,
             payload: Vec::new(),
+            stream_memory: FrameMemory::default(),
             dirty: Vec::new(),
             slow: Vec::new(),
             actions: Vec::new(),

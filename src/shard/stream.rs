@@ -47,9 +47,17 @@ pub struct Stream {
     rooms: Vec<(RoomId, Mark)>,
 }
 
-/// Events as streams of one room get them, which are the same for all: those of the batch that came last.
-#[derive(Debug, Default)]
-pub struct Shared(Option<(Bytes, Bytes)>);
+/// The batch that was encoded last: streams that are equally far in the same rooms get the same bytes.
+#[derive(Debug)]
+pub struct Shared {
+    last: Option<(Bytes, AroundSeq, Bytes)>,
+    /// What was encoded for streams and is alive, and beyond how much of it they wait.
+    memory: FrameMemory,
+    memory_bytes_max: usize,
+}
+
+/// How often a stream looks whether there is memory again.
+const MEMORY_WAIT_MS: u64 = 100;
 
 /// Stands for a room that a stream is in no more. The mark keeps its place.
 const NO_ROOM: RoomId = RoomId(u32::MAX);
@@ -66,14 +74,19 @@ impl Stream {
         }
     }
 
-    /// A batch as this stream gets it.
-    fn encode(&self, room: RoomId, batch: &Batch, memory: &FrameMemory, shared: &mut Shared) -> Bytes {
+    /// A batch as this stream gets it; none where it would have to be encoded for it and memory is short.
+    fn encode(&self, room: RoomId, batch: &Batch, shared: &mut Shared) -> Result<Bytes, Full> {
         let place = self.rooms.iter().position(|(id, _)| *id == room);
-        let alone = self.rooms.len() == 1 && place.is_some();
-        if let Some((_, events)) = shared.0.as_ref().filter(|(frames, _)| alone && is_same(frames, &batch.bytes)) {
-            return events.clone();
-        }
         let around = AroundSeq::new(self.marks(), place.unwrap_or(self.rooms.len()));
+        if let Some((frames, of, events)) = &shared.last
+            && is_same(frames, &batch.bytes)
+            && *of == around
+        {
+            return Ok(events.clone());
+        }
+        if shared.memory.bytes() > shared.memory_bytes_max {
+            return Err(Full);
+        }
         let mut out = Vec::with_capacity(batch.bytes.len() + batch.events.len() * around.bytes());
         for event in &batch.events {
             match place {
@@ -81,11 +94,11 @@ impl Stream {
                 None => sse::write_unmarked(&mut out, batch.payload(event)),
             }
         }
-        let events = memory.share(out);
-        if alone {
-            shared.0 = Some((batch.bytes.clone(), events.clone()));
+        let events = shared.memory.share(out);
+        if place.is_some() {
+            shared.last = Some((batch.bytes.clone(), around, events.clone()));
         }
-        events
+        Ok(events)
     }
 
     /// It was given all of a room up to an event.
@@ -93,6 +106,14 @@ impl Stream {
         if let Some((_, mark)) = self.rooms.iter_mut().find(|(id, _)| *id == room) {
             mark.seq = seq;
         }
+    }
+}
+
+impl Shared {
+    /// Nothing was encoded yet. Native frames are shared by all, but a crowd of streams may need copies of its own, which
+    /// together have the bound of all outboxes. Beyond it streams wait for one another.
+    pub fn new(memory: &FrameMemory, outbox_shard_bytes_max: usize) -> Shared {
+        Shared { last: None, memory: memory.clone(), memory_bytes_max: outbox_shard_bytes_max }
     }
 }
 
@@ -107,12 +128,11 @@ pub(super) fn queue(
     connection: &mut Connection,
     (lane, bytes_max): (Lane, usize),
     (frames, room, batch): (&Bytes, RoomId, &Batch),
-    memory: &FrameMemory,
     shared: &mut Shared,
 ) -> Result<(), Full> {
     match connection.outbox.protocol() {
         Protocol::Native => connection.outbox.push_events(frames, lane, bytes_max),
-        Protocol::Stream => queue_stream(connection, bytes_max, room, batch, memory, shared),
+        Protocol::Stream => queue_stream(connection, bytes_max, room, batch, shared),
     }
 }
 
@@ -121,14 +141,13 @@ fn queue_stream(
     bytes_max: usize,
     room: RoomId,
     batch: &Batch,
-    memory: &FrameMemory,
     shared: &mut Shared,
 ) -> Result<(), Full> {
     let Connection { outbox, phase, .. } = connection;
     let Phase::Open(client) = phase else { return Ok(()) };
     let Some(stream) = client.stream_mut() else { return Ok(()) };
     // Nobody who only reads is left out of an event.
-    let events = stream.encode(room, batch, memory, shared);
+    let events = stream.encode(room, batch, shared)?;
     outbox.push_events(&events, Lane::Ordinary, bytes_max)?;
     if let Some(event) = batch.events.last() {
         stream.reached(room, event.seq);
@@ -315,6 +334,38 @@ impl State {
         self.connections.get(conn).is_some_and(|connection| connection.outbox.protocol() == Protocol::Stream)
     }
 
+    /// Whether nothing more may be encoded for one stream alone.
+    fn is_memory_short(&self) -> bool {
+        self.stream_memory.bytes() > self.settings.config.limits.outbox_shard_bytes_max
+    }
+
+    /// A stream that could read on from a log waits until there is memory for it. True where that is so.
+    pub(super) fn waits_for_memory(&mut self, conn: ConnKey) -> bool {
+        if !self.is_stream(conn) || !self.is_memory_short() {
+            return false;
+        }
+        let due_ms = self.now_ms() + MEMORY_WAIT_MS;
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.due_ms = connection.due_ms.min(due_ms);
+            self.timers.schedule(conn, &mut connection.alarm, connection.due_ms);
+        }
+        true
+    }
+
+    /// Looks whether a stream that waited for memory can read on; when to look again.
+    pub(super) fn read_on(&mut self, conn: ConnKey) -> u64 {
+        let is_idle = |one: &Connection| one.outbox.events_bytes() == 0 && !one.outbox.is_sending();
+        let could = self.connections.get(conn).is_some_and(is_idle);
+        if !could || !self.client_mut(conn).is_some_and(|client| client.has_lag()) {
+            return u64::MAX;
+        }
+        if self.is_memory_short() {
+            return self.now_ms() + MEMORY_WAIT_MS;
+        }
+        self.ask_to_catch_up(conn);
+        u64::MAX
+    }
+
     /// Bytes behind the request mean nothing.
     pub(super) fn ignore(&mut self, conn: ConnKey) {
         let head_bytes_max = self.settings.config.limits.header_bytes_max as u64;
@@ -352,7 +403,7 @@ impl State {
     /// A gap in a room's events, as this stream is told: the id stands behind it.
     pub(super) fn push_stream_gap(&mut self, conn: ConnKey, room: RoomId, to_seq: u64) -> Result<(), Full> {
         let bytes_max = self.outbox_bytes_max(Lane::Ordinary);
-        let State { core, connections, dirty, payload, .. } = self;
+        let State { stream_memory, connections, dirty, payload, .. } = self;
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
         let Connection { outbox, phase, .. } = connection;
         let Phase::Open(client) = phase else { return Ok(()) };
@@ -361,7 +412,7 @@ impl State {
         let at = |(id, mark): &(RoomId, Mark)| if *id == room { Mark { seq: to_seq, ..*mark } } else { *mark };
         sse::write_id(&mut out, stream.rooms.iter().map(at));
         sse::write_notice(&mut out, "gap", payload);
-        outbox.push_events(&core.memory().share(out), Lane::Ordinary, bytes_max)?;
+        outbox.push_events(&stream_memory.share(out), Lane::Ordinary, bytes_max)?;
         stream.reached(room, to_seq);
         if outbox.mark_dirty() {
             dirty.push(conn);

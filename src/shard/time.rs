@@ -84,6 +84,9 @@ impl State {
             Some(due_ms) => due_ms,
             None => return,
         });
+        if is_stream {
+            due_ms = due_ms.min(self.read_on(conn));
+        }
         loop {
             let Some(connection) = self.connections.get_mut(conn) else { return };
             let heard_ms = connection.heard_ms;

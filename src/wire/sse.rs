@@ -27,7 +27,7 @@ pub struct Mark {
 }
 
 /// What the id of a room's events has around their number: the rest of the cursor. Written once for many events.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct AroundSeq {
     before: Vec<u8>,
     after: Vec<u8>,
