@@ -142,7 +142,11 @@ impl OpenBatch {
 
     /// Ends it; the batch can be shared from here on.
     pub fn seal(self, room: RoomName, memory: &FrameMemory, unix_ms: u64) -> Batch {
-        let OpenBatch { bytes, events, received_us } = self;
+        let OpenBatch { mut bytes, events, received_us } = self;
+        // A log keeps it for long, and its bound is in bytes of frames: what is alive must not be much more.
+        if bytes.capacity() - bytes.len() > bytes.len() / 4 {
+            bytes.shrink_to_fit();
+        }
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
         Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions }
     }
@@ -284,6 +288,14 @@ mod tests {
         assert!(memory.bytes() > 70_000);
         drop(batch);
         assert_eq!(memory.bytes(), 0, "memory is counted until the last holder is gone");
+    }
+
+    #[test]
+    fn a_batch_keeps_hardly_more_memory_than_its_frames_take() {
+        let memory = FrameMemory::default();
+        let events: Vec<_> = (0..100).map(|_| ("a", "{\"a\":1}", None)).collect();
+        let batch = batch(&events, &memory);
+        assert!(memory.bytes() <= batch.bytes.len() / 4 * 5, "{} for {}", memory.bytes(), batch.bytes.len());
     }
 
     #[test]
