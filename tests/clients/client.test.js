@@ -840,6 +840,22 @@ test('a session goes on behind the last event of each room, and nothing comes tw
   assert.deepEqual(socket.sent, []);
 });
 
+test('live events that come ahead of the answer for several rooms are not lost', async () => {
+  const world = await World.connected();
+  const quiet = await world.subscribe('project:1', {}, { seq: 10 });
+  const busy = await world.subscribe('project:2', {}, { seq: 10 });
+  const socket = await world.reconnect();
+  socket.greet();
+  socket.event('project:1', 11);
+  socket.event('project:1', 12);
+  socket.event('project:2', 12);
+  const results = [standing('project:1', { seq: 10 }), standing('project:2', { seq: 12, replayed: 2 })];
+  socket.answer('resume', { session_id: 's1', resume: {}, locks: [], results }, 'resumed');
+  for (const seq of [11, 12, 13]) socket.event('project:2', seq);
+  socket.event('project:1', 13);
+  assert.deepEqual([quiet.got, busy.got], [[11, 12, 13], [11, 12, 13]]);
+});
+
 test('a connection that is lost while the session is taken up does not lose the session', async () => {
   const world = await World.connected();
   const socket = await world.reconnect();

@@ -693,9 +693,10 @@ export class Ringhub extends Emitter {
       const socket = new WebSocket(this.#url, protocols);
       this.#socket = socket;
       socket.onmessage = (/** @type {{ data: any }} */ { data }) => this.#receive(data);
-      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason);
-      // Says nothing that the close does not.
-      socket.onerror = () => {};
+      // Browsers keep the reason of a refusal to themselves; npm's ws has it.
+      let why = '';
+      socket.onerror = (/** @type {{ message?: string }} */ { message }) => (why = message ?? '');
+      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason || why);
     } catch (error) {
       this.#end(new ConnectionClosed(`no connection can be opened: ${error}`, undefined, undefined, { cause: error }));
     }
@@ -1505,8 +1506,9 @@ export class Ringhub extends Emitter {
     }
     const held = room.held;
     room.held = [];
-    // What was asked for from somewhere on comes once more.
-    if (!since) for (const event of held) this.#event(event);
+    // An answer for several rooms comes behind live events of those that had nothing to replay. Where there is a replay, live
+    // ones come behind it, and what came before the answer comes once more.
+    if (!since || replayed === 0) for (const event of held) this.#event(event);
   }
 
   /**
