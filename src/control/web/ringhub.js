@@ -570,6 +570,7 @@ export class Ringhub extends Emitter {
   /** @type {number | undefined} */
   #hint;
   #waitsByHint = false;
+  #heardAt = 0;
   #heard = 0;
   /** @type {Record<string, any>} */
   #timers = {};
@@ -585,6 +586,7 @@ export class Ringhub extends Emitter {
 
   /** @type {Map<string, Room>} */
   #rooms = new Map();
+  #isUnsettled = false;
   /** @type {Set<Lock>} */
   #locks = new Set();
   /** Events that this client did not want back (`echo: false`) and a replay may bring all the same. @type {Set<string>} */
@@ -691,9 +693,10 @@ export class Ringhub extends Emitter {
       const socket = new WebSocket(this.#url, protocols);
       this.#socket = socket;
       socket.onmessage = (/** @type {{ data: any }} */ { data }) => this.#receive(data);
-      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason);
-      // Says nothing that the close does not.
-      socket.onerror = () => {};
+      // Browsers keep the reason of a refusal to themselves; npm's ws has it.
+      let why = '';
+      socket.onerror = (/** @type {{ message?: string }} */ { message }) => (why = message ?? '');
+      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason || why);
     } catch (error) {
       this.#end(new ConnectionClosed(`no connection can be opened: ${error}`, undefined, undefined, { cause: error }));
     }
@@ -701,7 +704,8 @@ export class Ringhub extends Emitter {
 
   /** @param {string} text */
   #receive(text) {
-    this.#heard = this.#platform.now();
+    this.#heardAt = this.#platform.now();
+    this.#heard++;
     let message;
     try {
       message = JSON.parse(text);
@@ -905,7 +909,7 @@ export class Ringhub extends Emitter {
   /** Looks whether the hub was heard of lately, and asks for a sign of life where it was not. */
   #beat() {
     const { interval_s } = /** @type {Session} */ (this.#greeting).heartbeat;
-    const silent = this.#platform.now() - this.#heard;
+    const silent = this.#platform.now() - this.#heardAt;
     const left = interval_s * 1000 - silent;
     if (left > 0) return this.#after('beat', left, () => this.#beat());
     this.#probe(Infinity);
@@ -917,12 +921,12 @@ export class Ringhub extends Emitter {
    */
   #probe(ms) {
     if (!this.#greeting || this.#timers.probe) return;
-    const asked = this.#platform.now();
     const { timeout_s } = this.#greeting.heartbeat;
+    const heard = this.#heard;
     // Its answer is one of many signs of life; nobody waits for it.
     this.#write('{"type":"ping","id":"p"}');
     this.#after('probe', Math.min(ms, timeout_s * 1000), () => {
-      if (this.#heard < asked) this.#lost(1006, 'the hub gave no sign of life');
+      if (this.#heard === heard) this.#lost(1006, 'the hub gave no sign of life');
       else this.#beat();
     });
   }
@@ -1064,6 +1068,8 @@ export class Ringhub extends Emitter {
 
   /** Sends what waits, as fast as the hub takes it. */
   #pump() {
+    // Who subscribes and then publishes gets it.
+    if (this.#isUnsettled) this.#settle();
     if (this.#state !== 'connected' || this.#timers.pump) return;
     const { messages_per_s, message_bytes_max } = /** @type {Session} */ (this.#greeting).limits;
     while (this.#queue.length > 0) {
@@ -1348,7 +1354,7 @@ export class Ringhub extends Emitter {
     }
     signal?.addEventListener('abort', leave, { once: true });
     state.subscriptions.add(subscription);
-    this.#settle();
+    this.#settleSoon();
     return subscription;
   }
 
@@ -1356,7 +1362,7 @@ export class Ringhub extends Emitter {
   #leave(subscription) {
     if (!subscription.active) return;
     this.#finish(subscription, new RinghubError('unsubscribed', 'the subscription was ended before the hub answered'));
-    this.#settle();
+    this.#settleSoon();
   }
 
   /**
@@ -1387,8 +1393,15 @@ export class Ringhub extends Emitter {
     return room;
   }
 
+  /** What changes together is told together. */
+  #settleSoon() {
+    if (!this.#isUnsettled) queueMicrotask(() => this.#isUnsettled && this.#settle());
+    this.#isUnsettled = true;
+  }
+
   /** Brings the hub to what the subscriptions want. */
   #settle() {
+    this.#isUnsettled = false;
     if (this.#state !== 'connected') return;
     /** @type {Map<string, { wanted: any, since: Since | undefined, rooms: Room[] }>} */
     const joins = new Map();
@@ -1493,8 +1506,9 @@ export class Ringhub extends Emitter {
     }
     const held = room.held;
     room.held = [];
-    // What was asked for from somewhere on comes once more.
-    if (!since) for (const event of held) this.#event(event);
+    // An answer for several rooms comes behind live events of those that had nothing to replay. Where there is a replay, live
+    // ones come behind it, and what came before the answer comes once more.
+    if (!since || replayed === 0) for (const event of held) this.#event(event);
   }
 
   /**
@@ -1753,7 +1767,7 @@ export class Ringhub extends Emitter {
     if (asked >= lock._until) return this.#lockLost(lock, 'expired');
     // Whatever becomes of the answer.
     lock._timer = setTimeout(() => this.#renew(lock), Math.min(lock._until - asked, Math.max(RETRY_MS, (lock._ttl_s * 1000) / 3)));
-    if (this.#state !== 'connected') return;
+    if (!this.#greeting || this.#resuming) return;
     const { room, field, token } = lock;
     const renewed = (/** @type {any} */ answer) => lock.held && this.#extend(lock, asked, answer.expires_at);
     this.#ask('lock.renew', { room, field, token, ttl_s: lock._ttl_s }, renewed, (error) => {
