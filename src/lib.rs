@@ -52,6 +52,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod hub;
 pub mod load;
 pub mod node;

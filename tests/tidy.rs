@@ -139,6 +139,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/shard/", &["shard", "ring", "hub", "session", "wire", "auth", "config", "control"]),
     ("src/control/", &["control", "hub", "session", "wire", "auth", "config", "ring", "node"]),
     ("src/load/", &["load", "wire", "auth", "config"]),
+    ("src/demo/", &["demo", "load", "node", "hub", "auth", "config"]),
 ];
 
 #[test]

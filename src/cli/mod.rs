@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn flags_of_serve_become_options() {
-        let line = "ringhub serve --listen 127.0.0.1:1 --listen 127.0.0.1:2 --shards 2 --no-auth --echo --quiet --set limits.rooms_max=3";
+        let line = "ringhub serve --listen 127.0.0.1:1 --listen 127.0.0.1:2 --shards 2 --no-auth --echo --demo --quiet --set limits.rooms_max=3";
         let Ok(Program { command: Command::Serve(args) }) = Program::try_parse_from(line.split(' ')) else {
             panic!("the line is serve's");
         };
         let config = args.config().expect("valid");
         assert_eq!((config.listen.public.len(), config.shards.count, config.limits.rooms_max), (2, 2, 3));
-        assert!(!config.auth.enabled && config.endpoints.echo);
+        assert!(!config.auth.enabled && config.endpoints.echo && config.endpoints.demo);
         assert_eq!(config.log.level, crate::config::LogLevel::Warn);
     }
 }

@@ -11,6 +11,7 @@ use super::notify::Notifier;
 use super::sources::SourceArgs;
 use crate::auth::{Claims, mint};
 use crate::config::{Config, ConfigError, Level, Listen, Sources, check_host};
+use crate::demo::{self, Demo};
 use crate::node::Hub;
 
 /// What the hub may need to end beside the time that it gives its clients.
@@ -34,6 +35,9 @@ pub struct ServeArgs {
     /// Serve /echo.
     #[arg(long)]
     pub echo: bool,
+    /// Run a simulated fleet beside the hub, to see it at work; /demo shows it with its code.
+    #[arg(long)]
+    pub demo: bool,
     /// Print no greeting, and log warnings and errors only.
     #[arg(long)]
     pub quiet: bool,
@@ -60,6 +64,9 @@ impl ServeArgs {
         }
         if self.echo {
             sources.flags.push(("--echo", "endpoints.echo", toml::Value::Boolean(true)));
+        }
+        if self.demo {
+            sources.flags.push(("--demo", "endpoints.demo", toml::Value::Boolean(true)));
         }
         if self.quiet {
             sources.flags.push(("--quiet", "log.level", toml::Value::String("warn".to_owned())));
@@ -110,8 +117,14 @@ pub fn run(args: ServeArgs) -> ExitCode {
     if let Err(error) = notifier.start_beating(&hub) {
         return super::fail(format_args!("the watchdog's thread can't be started: {error}"));
     }
+    let demo = match hub.config().endpoints.demo.then(|| Demo::start(&hub)).transpose() {
+        Ok(demo) => demo,
+        Err(error) => return super::fail(error),
+    };
     notifier.ready(&status(&hub));
-    run_until_signalled(&hub, signals, Some((args, notifier)))
+    let code = run_until_signalled(&hub, signals, Some((args, notifier)));
+    drop(demo);
+    code
 }
 
 /// A line for `systemctl status`.
@@ -219,23 +232,35 @@ fn welcome(config: &Config, hub: &Hub, drawn: bool) -> String {
     if !config.auth.enabled {
         line(format_args!("  everybody is an anonymous administrator (--no-auth)"));
     }
-    let token = drawn.then(|| admin_token(config, "admin", 24 * 3600)).flatten();
+    // A token of a secret that others rely on is for nobody's terminal, but where it can only be used on this machine, in a
+    // hub that was started to be looked at.
+    let is_shown = drawn || (config.endpoints.demo && config.listen.public.iter().all(Listen::is_local));
+    let token = is_shown.then(|| admin_token(config, "admin", 24 * 3600)).flatten();
+    if let Some(address) = hub.internal_address().or_else(|| hub.addresses().first().copied()) {
+        let address = demo::reachable(address);
+        // Behind the `#` it is sent to nobody: the page takes it, and removes it from the address.
+        let with_token = token.as_ref().map(|token| format!("#token={token}")).unwrap_or_default();
+        line(format_args!("\nThe dashboard:\n\nhttp://{address}/dashboard{with_token}"));
+        if config.endpoints.demo {
+            line(format_args!(
+                "\nThe demo, which shows a simulated fleet and its code:\n\nhttp://{address}/demo{with_token}"
+            ));
+        }
+    }
     if let Some(token) = &token {
-        line(format_args!(
-            "\nThe secret was drawn for this run. An administrator's token for the next 24 hours:\n\n{token}"
-        ));
+        let why = if drawn { "The secret was drawn for this run. An" } else { "An" };
+        line(format_args!("\n{why} administrator's token for the next 24 hours:\n\n{token}"));
     } else if config.auth.enabled {
         line(format_args!("\nA token:  ringhub token --sub me --role admin --ttl 1h   (with the same configuration)"));
     }
     if let Some(address) = hub.addresses().first() {
+        let room = if config.endpoints.demo { "project:atlas" } else { "project:1" };
         line(format_args!("\nTo try next, in other terminals:"));
         if token.is_some() {
             line(format_args!("  export RINGHUB_TOKEN=...    # the token above"));
         }
-        line(format_args!("  ringhub tail project:1 --url ws://{address}/ws"));
-        line(format_args!(
-            "  ringhub publish project:1 project.updated '{{\"name\":\"hello\"}}' --url ws://{address}/ws"
-        ));
+        line(format_args!("  ringhub tail {room} --url ws://{address}/ws"));
+        line(format_args!("  ringhub publish {room} project.updated '{{\"name\":\"hello\"}}' --url ws://{address}/ws"));
         line(format_args!("  curl -s http://{address}/ready"));
     }
     text

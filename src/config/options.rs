@@ -259,6 +259,9 @@ options! {
     endpoints: EndpointsConfig {
         /// Serve `/echo`, which sends every data frame back as it came.
         echo: bool = false, Rule::Any, "", Restart;
+        /// `ringhub serve` runs a simulated fleet of agents, projects and editors beside the hub, and `/demo` shows it with its
+        /// code. For trying a hub out, not beside real clients.
+        demo: bool = false, Rule::Any, "", Restart;
     }
 
     /// Checks on published events.

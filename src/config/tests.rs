@@ -152,6 +152,20 @@ fn features_of_other_versions_are_refused_by_name() {
 }
 
 #[test]
+fn the_demo_needs_what_its_clients_and_its_page_need() {
+    assert!(set(&["endpoints.demo=true"]).is_ok());
+    assert!(set(&["endpoints.demo=true", "listen.public=0.0.0.0:8000"]).is_ok(), "with tokens");
+    for (with, why) in [
+        ("listen.internal=127.0.0.1:8090", "listen.internal"),
+        ("listen.public=unix:/run/ringhub.sock", "TCP"),
+        ("auth.jwks=/etc/ringhub/jwks.json", "auth.secret"),
+    ] {
+        let complaint = complaint(set(&["endpoints.demo=true", with]));
+        assert!(complaint.contains("endpoints.demo") && complaint.contains(why), "{with}: {complaint}");
+    }
+}
+
+#[test]
 fn no_authentication_is_for_loopback_only() {
     for local in ["127.0.0.1:8000", "[::1]:8000", "localhost:0", "unix:/run/ringhub.sock", "127.8.9.1:1"] {
         assert!(set(&["auth.enabled=false", &format!("listen.public={local}")]).is_ok(), "{local}");

@@ -32,6 +32,11 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         let message = "needs listen.trusted_proxies: only their header is read";
         report("listen.proxy_protocol", message.to_owned());
     }
+    if config.endpoints.demo {
+        for message in demo(config) {
+            report("endpoints.demo", message.to_owned());
+        }
+    }
     if config.ring.completions < config.ring.entries {
         let message = format!("{} is less than ring.entries ({})", config.ring.completions, config.ring.entries);
         report("ring.completions", message);
@@ -77,6 +82,27 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What keeps the demo's clients from connecting, or its page from working.
+fn demo(config: &Config) -> Vec<&'static str> {
+    let has_keys = !config.auth.keys.is_empty() || config.auth.jwks.is_some();
+    let lacks = [
+        (
+            config.auth.enabled && config.auth.secret.is_empty() && has_keys,
+            "needs auth.secret, to sign its clients' tokens",
+        ),
+        (
+            config.listen.internal.is_some(),
+            "can't be with listen.internal: its page needs sockets and the API at one address",
+        ),
+        (config.listen.proxy_protocol, "can't be with listen.proxy_protocol: its clients connect directly"),
+        (
+            !config.listen.public.iter().any(|listen| matches!(listen, Listen::Tcp(_))),
+            "needs a TCP address in listen.public",
+        ),
+    ];
+    lacks.into_iter().filter(|(is_so, _)| *is_so).map(|(_, message)| message).collect()
 }
 
 fn listeners(config: &Config) -> impl Iterator<Item = &Listen> {

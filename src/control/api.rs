@@ -44,6 +44,8 @@ pub(crate) struct Api<B> {
     pub(crate) body_bytes_max: usize,
     pub(crate) events_max: usize,
     pub(crate) github: Option<Hook>,
+    /// Whether there is a demo to show.
+    pub(crate) demo: bool,
     pub(crate) alerts: Arc<Board>,
     pub(crate) store: Option<Store>,
     pub(crate) hooks: Option<Hooks>,
@@ -72,6 +74,10 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/metrics", get(metrics::<B>))
         .route("/openapi.json", get(openapi::document))
         .route("/ringhub.js", get(web::client))
+        .route("/dashboard", get(web::pages::dashboard))
+        .route("/dashboard/{file}", get(web::pages::dashboard_file))
+        .route("/demo", get(web::pages::demo::<B>))
+        .route("/demo/{file}", get(web::pages::demo_file::<B>))
         .route("/api/v1/publish", post(publish::<B>))
         .route("/webhooks/github", post(github::<B>))
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))

@@ -122,6 +122,8 @@ pub struct Options {
     pub github_secrets: Vec<Secret>,
     /// `cors.origins`.
     pub cors_origins: Vec<String>,
+    /// `endpoints.demo`.
+    pub demo: bool,
     /// The stored history, where one is kept.
     pub store: Option<store::Store>,
     /// The backend's hooks, where there are some.
@@ -146,6 +148,7 @@ impl Default for Options {
             stop_grace: Duration::from_secs(1),
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
+            demo: false,
             store: None,
             hooks: None,
             telemetry: None,
@@ -327,6 +330,7 @@ fn app<B: Backend>(
         body_bytes_max: options.body_bytes_max,
         events_max: options.publish_events_max,
         github: Hook::new(&options.github_secrets),
+        demo: options.demo,
         alerts,
         store: options.store.clone(),
         hooks: options.hooks.clone(),

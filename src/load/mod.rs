@@ -12,11 +12,11 @@
 
 pub mod bench;
 mod churn;
-mod client;
+pub(crate) mod client;
 mod course;
 pub mod explain;
-mod failure;
-mod message;
+pub(crate) mod failure;
+pub(crate) mod message;
 mod plan;
 mod poller;
 mod process;
@@ -30,7 +30,7 @@ mod session;
 mod stamp;
 pub mod tail;
 mod tally;
-mod target;
+pub(crate) mod target;
 mod text;
 mod traffic;
 mod worker;

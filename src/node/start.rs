@@ -227,6 +227,7 @@ fn control_options(config: &Config, store: Option<Store>) -> control::Options {
         body_bytes_max: (4 << 20).max(config.limits.message_bytes_max + (64 << 10)),
         github_secrets: config.webhooks.github_secret.clone(),
         cors_origins: config.cors.origins.clone(),
+        demo: config.endpoints.demo,
         store,
         ..control::Options::default()
     }

@@ -2,7 +2,9 @@
 //!
 //! They say nothing that is not public, so that pages of every origin may read them, and need no token. A browser asks each
 //! time whether a file is still the same (`no-cache`), which costs a round trip and not the file: page and hub never differ in
-//! version.
+//! version. The pages ([`pages`]) are in folders of their own, one module for each idea.
+
+pub(crate) mod pages;
 
 use std::sync::LazyLock;
 

@@ -109,7 +109,10 @@ class Page {
   _route() {
     const address = parseAddress(location.hash);
     const { name, title, make } = VIEWS.find((one) => one.name === address.view) ?? VIEWS[0];
-    VIEWS.forEach((one, index) => set(this._links[index], 'aria-current', one.name === name ? 'page' : null));
+    VIEWS.forEach((one, index) => {
+      set(this._links[index], 'aria-current', one.name === name ? 'page' : null);
+      if (one.name === name) this._links[index].scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    });
     document.title = `${title} · Ringhub`;
     if (this._shown?.name !== name) {
       const isFirst = this._shown === undefined;
