@@ -27,6 +27,7 @@ struct State {
     ping: AtomicBool,
     close: AtomicU64,
     fail_next_publish: AtomicU64,
+    fail_next_subscribe: AtomicU64,
     next_connection: AtomicU64,
     hub: Mutex<Hub>,
 }
@@ -91,6 +92,11 @@ impl StandIn {
     /// The next `n` publishes are answered with `rate_limited`.
     pub(crate) fn limit_publishes(&self, n: u64) {
         self.state.fail_next_publish.store(n, Relaxed);
+    }
+
+    /// The next `n` subscriptions are answered with `rate_limited`.
+    pub(crate) fn limit_subscribes(&self, n: u64) {
+        self.state.fail_next_subscribe.store(n, Relaxed);
     }
 
     /// Ends every connection without a word.
@@ -159,6 +165,9 @@ impl State {
         self.hub().requests.push(command.clone());
         let answer = |kind: &str, data: Value| json!({"type": kind, "id": "a", "ref": command["id"], "data": data});
         match command["type"].as_str().unwrap_or_default() {
+            "subscribe" if self.fail_next_subscribe.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok() => {
+                vec![answer("error", json!({"code": "rate_limited", "message": "slow down", "retry_after_ms": 1}))]
+            }
             "subscribe" if room.starts_with("secret:") => {
                 vec![answer("error", json!({"code": "forbidden", "message": "not yours"}))]
             }
@@ -176,11 +185,8 @@ impl State {
                     },
                 };
                 let replay: Vec<String> = log.events[from..].to_vec();
-                let seq = if replay.is_empty() { head } else { from };
-                let mut out = vec![answer(
-                    "subscribed",
-                    json!({"room": room, "seq": seq, "epoch": "e", "recovered": true, "missed": 0}),
-                )];
+                let told = json!({"room": room, "seq": head, "epoch": "e", "recovered": true, "missed": 0, "replayed": replay.len()});
+                let mut out = vec![answer("subscribed", told)];
                 out.extend(replay.iter().map(|e| serde_json::from_str::<Value>(e).unwrap()));
                 out
             }

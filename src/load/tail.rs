@@ -11,7 +11,7 @@ use super::client::closed;
 use super::failure::Failure;
 use super::message::{self, Detail, Envelope, Since};
 use super::target::{HubArgs, Target};
-use super::text::{one_line, plain};
+use super::text::{one_line, painted, plain};
 
 /// How long connecting and subscribing may take.
 const SETUP: Duration = Duration::from_secs(10);
@@ -22,6 +22,10 @@ const WAIT_MIN: Duration = Duration::from_millis(250);
 const WAIT_MAX: Duration = Duration::from_secs(15);
 /// Rooms of one connection, as many as a hub allows.
 const ROOMS_MAX: usize = 1000;
+/// Subscriptions that are asked for at a time: fewer than a hub takes at once.
+const ASKED_MAX: usize = 64;
+/// The wait after `rate_limited` where the hub names none.
+const LIMITED_WAIT: Duration = Duration::from_millis(100);
 
 /// Print the events of rooms as they come.
 #[derive(Debug, clap::Args)]
@@ -156,13 +160,9 @@ impl<W: Write> Tail<W> {
     /// One connection, until enough events came.
     fn session(&mut self) -> Result<(), End> {
         let mut socket = self.target.open(SETUP)?;
-        for (index, room) in self.rooms.iter().enumerate() {
-            let since = match (room.seq, &self.since) {
-                (Some(seq), _) => Some(Since::Seq { seq, epoch: room.epoch.clone() }),
-                (None, since) => since.clone(),
-            };
-            let command = message::subscribe(&index.to_string(), &room.name, since.as_ref());
-            socket.send(Message::text(command)).map_err(Failure::from)?;
+        let mut asked = self.rooms.len().min(ASKED_MAX);
+        for index in 0..asked {
+            self.ask(&mut socket, index)?;
         }
         let mut awaited = self.rooms.len();
         let mut silence = SILENCE;
@@ -185,8 +185,18 @@ impl<W: Write> Tail<W> {
             };
             let Some(envelope) = Envelope::parse(text.as_str()) else { continue };
             if let Some(index) = self.answered(&envelope) {
+                let detail = envelope.detail();
+                if detail.code.as_deref() == Some("rate_limited") {
+                    std::thread::sleep(detail.retry_after_ms().map_or(LIMITED_WAIT, Duration::from_millis).min(SETUP));
+                    self.ask(&mut socket, index)?;
+                    continue;
+                }
                 self.answer(index, &envelope)?;
                 awaited = awaited.saturating_sub(1);
+                if asked < self.rooms.len() {
+                    self.ask(&mut socket, asked)?;
+                    asked += 1;
+                }
                 if awaited == 0 {
                     self.subscribed = true;
                     self.wait = WAIT_MIN;
@@ -202,6 +212,17 @@ impl<W: Write> Tail<W> {
         }
     }
 
+    /// Asks for a room's events: those behind the last one that is known, if there is one.
+    fn ask(&self, socket: &mut WebSocket<TcpStream>, index: usize) -> Result<(), Failure> {
+        let Some(room) = self.rooms.get(index) else { return Ok(()) };
+        let since = match (room.seq, &self.since) {
+            (Some(seq), _) => Some(Since::Seq { seq, epoch: room.epoch.clone() }),
+            (None, since) => since.clone(),
+        };
+        let command = message::subscribe(&index.to_string(), &room.name, since.as_ref());
+        socket.send(Message::text(command)).map_err(Failure::from)
+    }
+
     /// Which room's subscription this answers.
     fn answered(&self, envelope: &Envelope<'_>) -> Option<usize> {
         matches!(envelope.kind.as_str(), "subscribed" | "error").then_some(())?;
@@ -215,14 +236,16 @@ impl<W: Write> Tail<W> {
         }
         let Some(room) = self.rooms.get_mut(index) else { return Ok(()) };
         let resumed = room.seq.is_some();
-        if resumed && detail.recovered == Some(false) {
+        let is_behind = resumed || matches!(self.since, Some(Since::Seq { .. }));
+        if is_behind && detail.recovered == Some(false) {
             let missed = detail.missed.map_or("some".to_string(), |n| n.to_string());
             eprintln!("{}: {missed} events could not be recovered", plain(&room.name));
         }
         let same_log = resumed && (room.epoch.is_none() || room.epoch == detail.epoch);
         if !same_log {
-            // Without `since`, what comes is what follows this number. With it, older events come first.
-            room.seq = detail.seq.filter(|_| self.since.is_none() && !resumed);
+            // What is replayed ends at the room's last event: what was before it is not to come any more, and what comes is
+            // known to be missing where the connection is lost before.
+            room.seq = detail.seq.map(|seq| seq.saturating_sub(detail.replayed.unwrap_or(0)));
         }
         room.epoch = detail.epoch;
         Ok(())
@@ -251,10 +274,15 @@ impl<W: Write> Tail<W> {
             }
             (_, _, "gap") => {
                 let Detail { room, from_seq, to_seq, reason, .. } = envelope.detail();
+                let name = room.as_deref().or(envelope.room.as_deref()).unwrap_or("?");
+                // It is told once, also where the connection is lost before the next event.
+                if let (Some(room), Some(to)) = (self.rooms.iter_mut().find(|room| room.name == name), to_seq) {
+                    room.seq = room.seq.max(Some(to));
+                }
                 let number = |n: Option<u64>| n.map_or("?".to_string(), |n| n.to_string());
                 eprintln!(
                     "{}: events {} to {} were skipped: {}",
-                    plain(room.as_deref().or(envelope.room.as_deref()).unwrap_or("?")),
+                    plain(name),
                     number(from_seq),
                     number(to_seq),
                     plain(reason.as_deref().unwrap_or("no reason given"))
@@ -290,6 +318,7 @@ fn pretty(envelope: &Envelope<'_>, seq: u64, colours: bool) -> String {
     // The part of an RFC 3339 time between T and the zone.
     let time = envelope.timestamp.as_deref().and_then(|t| t.get(11..23)).unwrap_or("--:--:--.---");
     let data = envelope.data.map(|d| one_line(d.get())).unwrap_or_default();
+    let data = if colours { painted(&data) } else { data.into_owned() };
     format!(
         "{} {} {} {} {data}",
         paint("2", &plain(time)),
@@ -402,6 +431,35 @@ mod tests {
         tail.follow().unwrap();
         let events: Vec<serde_json::Value> = out.lines().iter().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(events.iter().map(|e| e["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [4, 5]);
+    }
+
+    #[test]
+    fn what_came_while_away_is_not_lost_where_nothing_had_come_before() {
+        let hub = StandIn::start();
+        let (out, mut tail) = tail(&hub, Some(Since::Last { last: 1 }), 3, PLAIN);
+        let thread = thread::spawn(move || tail.follow());
+        eventually(|| hub.members("project:b") == 1);
+        hub.kick_all();
+        eventually(|| hub.members("project:b") == 0);
+        (1..=3).for_each(|n| hub.publish("project:a", "t", json!(n)));
+        thread.join().unwrap().unwrap();
+        assert_eq!(out.lines(), (1..=3).map(|n| format!("03:04:05.678 project:a #{n} t {n}")).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn as_many_rooms_are_asked_for_as_the_hub_takes_and_the_others_later() {
+        let hub = StandIn::start();
+        hub.limit_subscribes(70);
+        let rooms: Vec<String> = (0..200).map(|n| format!("project:{n}")).collect();
+        let out = Shared::default();
+        let target = Target::new(&hub.url("/ws"), None).unwrap();
+        let mut tail = Tail::new(target, &rooms, None, Some(200), PLAIN, out.clone());
+        let thread = thread::spawn(move || tail.follow());
+        eventually(|| rooms.iter().all(|room| hub.members(room) == 1));
+        rooms.iter().for_each(|room| hub.publish(room, "t", json!(0)));
+        thread.join().unwrap().unwrap();
+        assert_eq!(out.lines().len(), 200);
+        assert_eq!(hub.requests().len(), 270);
     }
 
     #[test]
