@@ -8,7 +8,7 @@
 
 import { roomHref } from './address.js';
 import { fill, h, inFrame, notInFrame, set, show, write } from './dom.js';
-import { ago, clock, count, percent, plain, words } from './format.js';
+import { ago, clock, count, many, percent, plain, words } from './format.js';
 
 /** How often it is looked for agents and workflows that are new. */
 const INTERVAL_MS = 5000;
@@ -96,7 +96,7 @@ export class Agents {
     );
     for (const { room } of [...agents.rooms, ...workflows.rooms]) this._follow(room);
     const left = Math.max(0, agents.total - ROOMS_MAX) + Math.max(0, workflows.total - ROOMS_MAX);
-    const text = agents.total + workflows.total === 0 ? 'No agent has been heard of yet: rooms agent:NAME and workflow:NAME are shown here.' : `${count(agents.total)} agents, ${count(workflows.total)} workflows`;
+    const text = agents.total + workflows.total === 0 ? 'No agent has been heard of yet: rooms agent:NAME and workflow:NAME are shown here.' : `${many(agents.total, 'agent')}, ${many(workflows.total, 'workflow')}`;
     write(this._note, left > 0 ? `${text}; ${count(left)} of them are not shown` : text);
     this._later();
   }
@@ -212,7 +212,7 @@ export class Agents {
     set(card.status, 'class', `status ${toneOf(agent.status)}`);
     write(card.doing, plain(agent.doing || agent.name, 200));
     const confidence = agent.confidence === undefined ? '' : `confidence ${percent(agent.confidence * 100)} · `;
-    write(card.facts, `${confidence}${agent.alerts > 0 ? `${count(agent.alerts)} alerts · ` : ''}${ago(agent.at, now)} ago`);
+    write(card.facts, `${confidence}${agent.alerts > 0 ? `${many(agent.alerts, 'alert')} · ` : ''}${ago(agent.at, now)} ago`);
     return card.element;
   }
 
@@ -282,7 +282,8 @@ function textOf(value) {
 
 /** @param {Agent} agent those who need somebody come first */
 function rank({ status }) {
-  return { bad: 0, warn: 1, busy: 2, good: 3, off: 5 }[toneOf(status)] ?? 4;
+  const place = ['bad', 'warn', 'busy', 'good', '', 'off'].indexOf(toneOf(status));
+  return place < 0 ? 4 : place;
 }
 
 /** @param {string} word */

@@ -5,7 +5,7 @@
  */
 
 import { fill, h, write } from './dom.js';
-import { ago, clock, count, plain, short } from './format.js';
+import { ago, clock, count, many, plain, short } from './format.js';
 import { Table } from './table.js';
 
 const INTERVAL_MS = 5000;
@@ -61,7 +61,7 @@ export class Alerts {
     this._table.close();
   }
 
-  /** @param {RANGES[0]} range */
+  /** @param {typeof RANGES[0]} range */
   _choose(range) {
     this._range = range;
     RANGES.forEach((one, index) => this._ranges[index].setAttribute('aria-pressed', String(one === range)));
@@ -85,8 +85,8 @@ export class Alerts {
     );
     fill(this._active, cards.length > 0 ? cards : h('p', { class: 'card good' }, 'No alert is raised.'));
     const isStored = this._figures.stats?.store !== undefined;
-    const many = page.alerts.length === LIMIT ? `the newest ${count(LIMIT)} changes` : `${count(page.alerts.length)} changes`;
-    write(this._status, `${many} in this time${isStored ? '' : '; without store.path only what happened since the hub’s start is known'}`);
+    const changes = page.alerts.length === LIMIT ? `the newest ${count(LIMIT)} changes` : many(page.alerts.length, 'change');
+    write(this._status, `${changes} in this time${isStored ? '' : '; without store.path only what happened since the hub’s start is known'}`);
     this._table.say('Nothing was raised in this time.');
     this._table.set(page.alerts);
   }

@@ -143,7 +143,7 @@ class Page {
     set(this._state, 'class', `status ${tone}`);
     set(this._state, 'title', state === 'polling' ? 'The WebSocket can’t be had here, so that the hub is asked again and again' : null);
     const claims = claimsOf(token);
-    write(this._who, plain(hub.session?.user_id ?? claims.sub ?? (token ? '' : 'no sign-in needed'), 40));
+    write(this._who, token ? plain(hub.session?.user_id ?? claims.sub ?? '', 40) : 'no sign-in needed');
     const left = claims.exp === undefined ? Infinity : claims.exp * 1000 - this._session.now();
     show(this._renew, left < ENDING_MS);
     write(this._renew, `Token ends in ${span(left)}: renew…`);

@@ -97,11 +97,11 @@ export class Chart {
     const shown = lines.slice(0, LINES_MAX);
     if (JSON.stringify(shown) === JSON.stringify(this._lines)) return;
     this._lines = shown;
-    this._values = shown.map(() => h('b'));
-    this._swatches = shown.map((_, index) => h('i', { class: `line-${index}`, 'aria-hidden': 'true' }));
+    const values = (this._values = shown.map(() => h('b')));
+    const swatches = (this._swatches = shown.map((_, index) => h('i', { class: `line-${index}`, 'aria-hidden': 'true' })));
     fill(
       this._legend,
-      shown.map(({ name }, index) => h('li', null, this._swatches[index], `${name} `, this._values[index])),
+      shown.map(({ name }, index) => h('li', null, swatches[index], `${name} `, values[index])),
     );
     this._restyle();
   }

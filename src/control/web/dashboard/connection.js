@@ -6,7 +6,7 @@
 
 import { roomHref } from './address.js';
 import { fill, h, show, write } from './dom.js';
-import { ago, bytes, clock, count, json, plain, pretty, time, words } from './format.js';
+import { ago, bytes, clock, count, json, many, plain, pretty, time, words } from './format.js';
 import { ask, fillFailure, input, notify } from './dialog.js';
 import { every } from './session.js';
 import { Facts } from './facts.js';
@@ -102,7 +102,7 @@ export class Connection {
     this._facts.set([
       ['User', `${plain(row.user_id)}${row.name ? ` (${plain(row.name)})` : ''}`],
       ['Roles', row.roles.map((role) => plain(role)).join(', ') || 'none'],
-      ['Queue', row.slow_rooms > 0 ? h('span', { class: 'warn' }, `${waits}; behind in ${count(row.slow_rooms)} room${row.slow_rooms === 1 ? '' : 's'}`) : waits],
+      ['Queue', row.slow_rooms > 0 ? h('span', { class: 'warn' }, `${waits}; behind in ${many(row.slow_rooms, 'room')}`) : waits],
       ['Traffic', `${bytes(row.received_bytes)} in, ${bytes(row.sent_bytes)} out`],
       ['Connected', `${clock(row.connected_at)}, ${ago(row.connected_at, now)} ago`],
       ['Last heard', `${ago(row.last_activity, now)} ago`],

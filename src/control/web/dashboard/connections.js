@@ -6,7 +6,7 @@
 
 import { connectionHref } from './address.js';
 import { h, show, write } from './dom.js';
-import { ago, bytes, count, json, plain } from './format.js';
+import { ago, bytes, count, json, many, plain } from './format.js';
 import { Connection } from './connection.js';
 import { Listing } from './listing.js';
 import { Table } from './table.js';
@@ -115,13 +115,14 @@ export class Connections {
 
   /** Chooses from the rows that are here; where those are not all, the hub is asked. */
   _choose() {
+    /** @type {string[]} */
     const words = this._search.value.toLowerCase().split(/\s+/).filter(Boolean);
     this._isAsked = (this._isAsked || this._rows.length < this._total) && words.length > 0;
     // The hub looks into ids only; the rest is chosen here.
     this._listing.ask({ search: this._isAsked ? words[0] : undefined });
     const rows = this._rows.filter((row) => (!this._slow.checked || isSlow(row)) && words.every((word) => textOf(row).includes(word)));
     const slow = this._rows.filter(isSlow).length;
-    const part = this._rows.length < this._total ? `the first ${count(this._rows.length)} of ${count(this._total)} connections: search for others` : `${count(this._total)} connections`;
+    const part = this._rows.length < this._total ? `the first ${count(this._rows.length)} of ${count(this._total)} connections: search for others` : many(this._total, 'connection');
     write(this._status, `${part}${rows.length < this._rows.length ? `, ${count(rows.length)} shown` : ''}${slow > 0 ? `, ${count(slow)} slow` : ''}`);
     this._table.set(rows);
   }

@@ -20,6 +20,15 @@ export function count(value) {
 }
 
 /**
+ * `1 room`, `12 rooms`.
+ * @param {number} value
+ * @param {string} what
+ */
+export function many(value, what) {
+  return `${count(value)} ${what}${value === 1 ? '' : 's'}`;
+}
+
+/**
  * A number with about three digits: `0.2`, `35`, `4.1 k`.
  * @param {number | null | undefined} value
  */

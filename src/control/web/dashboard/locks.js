@@ -73,8 +73,9 @@ export class Locks {
   }
 
   _show() {
+    /** @type {string[]} */
     const words = this._search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const textOf = ({ room, field, holder }) => [room, field, ...Object.values(holder)].join('\n').toLowerCase();
+    const textOf = (/** @type {LockRow} */ { room, field, holder }) => [room, field, ...Object.values(holder)].join('\n').toLowerCase();
     const rows = this._rows.filter((row) => words.every((word) => textOf(row).includes(word)));
     write(this._status, this._rows.length < this._total ? `the first ${count(this._rows.length)} of ${count(this._total)} locks` : `${count(this._total)} held${rows.length < this._rows.length ? `, ${count(rows.length)} shown` : ''}`);
     this._table.set(rows);

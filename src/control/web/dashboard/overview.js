@@ -20,7 +20,8 @@ const RANGES = [
   { name: '24 h', span_ms: 24 * HOUR_MS, isStored: true },
   { name: '7 d', span_ms: 168 * HOUR_MS, isStored: true },
 ];
-const STORED_MS = 30_000;
+/** How often a sample is stored. */
+const STORED_MS = 10_000;
 
 export class Overview {
   /** @param {import('./app.js').App} app */
@@ -90,7 +91,7 @@ export class Overview {
     inFrame(this, () => this._draw());
   }
 
-  /** @param {RANGES[0]} range */
+  /** @param {typeof RANGES[0]} range */
   _choose(range) {
     this._range = range;
     RANGES.forEach((one, index) => this._ranges[index].setAttribute('aria-pressed', String(one === range)));

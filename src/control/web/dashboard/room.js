@@ -6,7 +6,7 @@
 
 import { connectionHref } from './address.js';
 import { fill, h, show, write } from './dom.js';
-import { bytes, clock, count, json, plain } from './format.js';
+import { bytes, clock, count, json, many, plain } from './format.js';
 import { ask, input, notify } from './dialog.js';
 import { every } from './session.js';
 import { Facts } from './facts.js';
@@ -104,7 +104,7 @@ export class Room {
       }
       const event = { room: this._name, type: this._type.control.value.trim(), data, key: this._key.control.value || undefined };
       const { seq, delivered, duplicate } = await this._session.api('/api/v1/publish', { method: 'POST', body: event });
-      write(this._published, duplicate ? `It was published before, as #${seq}.` : `#${seq} went to ${count(delivered)} connection${delivered === 1 ? '' : 's'}.`);
+      write(this._published, duplicate ? `It was published before, as #${seq}.` : `#${seq} went to ${many(delivered, 'connection')}.`);
     } catch (error) {
       write(this._failure, plain(/** @type {Error} */ (error).message));
       show(this._failure, true);
@@ -135,7 +135,7 @@ class Members {
    * @param {number} present how many there are
    */
   set(members, present) {
-    write(this._note, present === 0 ? 'Nobody is here.' : present > members.length ? `${count(present)} sessions, of which ${count(members.length)} are listed` : `${count(present)} session${present === 1 ? '' : 's'}`);
+    write(this._note, present === 0 ? 'Nobody is here.' : present > members.length ? `${many(present, 'session')}, of which ${count(members.length)} are listed` : many(present, 'session'));
     const items = members.map(({ client_id, user_id, joined_at, metadata }) => {
       const said = Object.keys(metadata).length > 0 ? json(metadata, 120) : '';
       return h('li', null, h('a', { href: connectionHref(client_id) }, h('bdi', null, plain(user_id))), h('span', { class: 'quiet' }, ` since ${clock(joined_at)} ${said}`));

@@ -6,7 +6,7 @@
 
 import { roomHref } from './address.js';
 import { h, show, write } from './dom.js';
-import { bytes, count, plain, rate, short } from './format.js';
+import { bytes, count, many, plain, rate, short } from './format.js';
 import { Listing } from './listing.js';
 import { Room } from './room.js';
 import { Table } from './table.js';
@@ -129,7 +129,7 @@ export class Rooms {
     }
     this._learn(rows.map(({ kind }) => kind));
     const per_s = rows.reduce((sum, row) => sum + (row.per_s ?? 0), 0);
-    const part = rows.length < total ? `the first ${count(rows.length)} of ${count(total)} rooms: search for others` : `${count(total)} rooms`;
+    const part = rows.length < total ? `the first ${count(rows.length)} of ${count(total)} rooms: search for others` : many(total, 'room');
     write(this._status, `${part}, ${short(per_s)} events/s`);
     this._table.say('No room fits.');
     this._table.set(rows);

@@ -31,7 +31,7 @@ export function signInForm(signedIn, why) {
     write(failure, text);
     show(failure, true);
   };
-  const submit = async (/** @type {SubmitEvent} */ event) => {
+  const submit = async (/** @type {globalThis.Event} */ event) => {
     event.preventDefault();
     // Copied out of a terminal it may have been broken into lines.
     const text = token.control.value.replace(/\s+/g, '');
@@ -45,8 +45,8 @@ export function signInForm(signedIn, why) {
       button.disabled = false;
     }
   };
-  token.control.addEventListener('keydown', (/** @type {KeyboardEvent} */ event) => {
-    if (event.key === 'Enter') submit(/** @type {any} */ (event));
+  token.control.addEventListener('keydown', (event) => {
+    if (/** @type {KeyboardEvent} */ (event).key === 'Enter') submit(event);
   });
   const form = h(
     'form',

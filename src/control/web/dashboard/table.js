@@ -238,7 +238,9 @@ export class Table {
     // Without a row it is the browser that scrolls, but for the way into the rows.
     if (!here && event.key !== 'ArrowDown') return;
     event.preventDefault();
-    const from = here ? this._rows.findIndex((row) => this._key(row) === here.key_) : -1;
+    // Keys may come faster than frames.
+    const key = this._wanted ?? here?.key_;
+    const from = key === undefined ? -1 : this._rows.findIndex((row) => this._key(row) === key);
     const to = Math.min(this._rows.length - 1, Math.max(0, from + step));
     this._wanted = this._key(this._rows[to]);
     const above = to * ROW;

@@ -5,7 +5,7 @@
  */
 
 import { fill, h, inFrame, notInFrame, show, write } from './dom.js';
-import { count, json, plain, pretty, time } from './format.js';
+import { count, json, many, plain, pretty, time } from './format.js';
 import { input, notify } from './dialog.js';
 import { Table } from './table.js';
 
@@ -36,7 +36,7 @@ export class Tail {
     this._hold = h('button', { type: 'button', 'aria-pressed': 'false', onclick: () => this._toggle() }, 'Hold');
     this._failure = h('p', { class: 'failure', role: 'alert', hidden: true });
     this._status = h('p', { class: 'note' }, 'Waiting for events…');
-    this._notes = h('ul', { class: 'notes', role: 'status' });
+    this._notes = h('ul', { class: 'notes' });
     this._event = h('div', { class: 'event', hidden: true });
     this._table = new Table({
       label: `Events of ${plain(room, 80)}`,
@@ -66,7 +66,7 @@ export class Tail {
       form,
       this._failure,
       this._status,
-      this._notes,
+      h('div', { role: 'status' }, this._notes),
       this._table.element,
       this._event,
     );
@@ -134,8 +134,7 @@ export class Tail {
       const newest = this._events.at(-1);
       const shown = this._isHeld ? this._held : this._events;
       const waiting = this._isHeld && newest ? newest.seq - (this._held.at(-1)?.seq ?? 0) : 0;
-      const words = this._came === 1 ? 'event' : 'events';
-      write(this._status, this._came === 0 ? 'Waiting for events…' : `${count(this._came)} ${words}${this._isHeld ? `, held${waiting > 0 ? `: up to ${count(waiting)} newer` : ''}` : ''}`);
+      write(this._status, this._came === 0 ? 'Waiting for events…' : `${many(this._came, 'event')}${this._isHeld ? `, held${waiting > 0 ? `: up to ${count(waiting)} newer` : ''}` : ''}`);
       this._table.set([...shown]);
     });
   }

@@ -66,7 +66,7 @@ class Stream {
  * @param {{ name: string, text: () => string | Promise<string> }[]} codes
  */
 function scene(title, about, live, codes) {
-  const text = h('pre', { tabindex: 0, 'aria-label': `Code of ${title}` });
+  const text = h('pre', { tabindex: 0, role: 'region', 'aria-label': `Code of ${title}` });
   const buttons = codes.map((code, index) => h('button', { type: 'button', 'aria-pressed': String(index === 0), onclick: () => choose(index) }, code.name));
   const choose = async (/** @type {number} */ index) => {
     buttons.forEach((button, at) => set(button, 'aria-pressed', String(at === index)));
