@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import json
 import time
-from dataclasses import dataclass
 
 import pytest
 
+from engine import SEPARATOR, Polling, Socket, http, opened, place, probe, websocket
 from hub import Hub
-from peer import BINARY, CLOSE, TEXT, WAIT_S, Answer, Bare, request, upgrade_request
+from peer import CLOSE, TEXT, WAIT_S, Answer, Bare, request, upgrade_request
 
 ENGINE = "/engine.io/"
 SOCKET = "/socket.io/"
@@ -24,8 +24,8 @@ PATHS = pytest.mark.parametrize("path", [ENGINE, SOCKET])
 PING_INTERVAL_MS = 300
 PING_TIMEOUT_MS = 200
 PAYLOAD_BYTES_MAX = 1_000_000
+TERMS = {"pingInterval": PING_INTERVAL_MS, "pingTimeout": PING_TIMEOUT_MS, "maxPayload": PAYLOAD_BYTES_MAX}
 CONNECT_TIMEOUT_S = 5
-SEPARATOR = "\x1e"
 
 
 @pytest.fixture(scope="session")
@@ -40,154 +40,6 @@ def hub(_conformance):
     """A server as the outside suites want it: short heartbeats, and nobody is asked for a token."""
     yield _conformance
     assert _conformance.running(), f"the server ended in this test\n{_conformance.log()}"
-
-
-# The two transports.
-
-
-def place(path: str, transport: str | None, sid: str | None = None, version: str | None = "4", more: str = "") -> str:
-    parts = [f"EIO={version}"] if version is not None else []
-    parts += [f"transport={transport}"] if transport is not None else []
-    parts += [f"sid={sid}"] if sid is not None else []
-    return f"{path}?{'&'.join(parts)}{more}"
-
-
-def http(method: str, target: str, body: bytes | None = None) -> bytes:
-    head = [f"{method} {target} HTTP/1.1", "Host: hub.example", "Connection: close"]
-    if body is not None:
-        head += ["Content-Type: text/plain;charset=UTF-8", f"Content-Length: {len(body)}"]
-    return "\r\n".join([*head, "", ""]).encode() + (body or b"")
-
-
-def check_open(packet: str, upgrades: list[str]) -> str:
-    """The first packet of a session; its sid."""
-    assert packet[0] == "0", packet
-    opened = json.loads(packet[1:])
-    sid = opened.pop("sid")
-    assert isinstance(sid, str) and sid
-    assert opened == {
-        "upgrades": upgrades,
-        "pingInterval": PING_INTERVAL_MS,
-        "pingTimeout": PING_TIMEOUT_MS,
-        "maxPayload": PAYLOAD_BYTES_MAX,
-    }
-    return sid
-
-
-@dataclass
-class Polling:
-    """A session over HTTP. Each request has a connection of its own."""
-
-    hub: Hub
-    path: str
-    sid: str
-
-    @classmethod
-    async def open(cls, hub: Hub, path: str = ENGINE) -> Polling:
-        answer = await request(hub, http("GET", place(path, "polling")))
-        assert answer.status == 200, answer
-        assert answer.headers["content-type"].lower() == "text/plain; charset=utf-8"
-        return cls(hub, path, check_open(answer.body.decode(), ["websocket"]))
-
-    @property
-    def target(self) -> str:
-        return place(self.path, "polling", self.sid)
-
-    async def poll(self) -> Answer:
-        return await request(self.hub, http("GET", self.target))
-
-    async def post(self, *packets: str) -> Answer:
-        return await request(self.hub, http("POST", self.target, SEPARATOR.join(packets).encode()))
-
-    async def send(self, *packets: str) -> None:
-        answer = await self.post(*packets)
-        assert (answer.status, answer.body) == (200, b"ok"), (packets, answer)
-
-    async def packets(self) -> list[str]:
-        """What one poll brings, pings aside, which are answered."""
-        answer = await self.poll()
-        assert answer.status == 200, answer
-        packets = answer.body.decode().split(SEPARATOR)
-        if "2" in packets:
-            await self.send("3")
-        return [packet for packet in packets if packet != "2"]
-
-    async def take(self, count: int) -> list[str]:
-        """The next `count` packets, over as many polls as it takes."""
-        taken = []
-        while len(taken) < count:
-            taken += await self.packets()
-        assert len(taken) == count, taken
-        return taken
-
-    async def check_gone(self) -> None:
-        """The session is closed: told once at most, behind what came before, and unknown from then on."""
-        answer = await self.poll()
-        if answer.status == 200:
-            assert answer.body.split(SEPARATOR.encode())[-1] == b"1", answer
-            answer = await self.poll()
-        assert answer.status == 400, answer
-        assert json.loads(answer.body) == {"code": 1, "message": "Session ID unknown"}
-        assert (await self.post("4x")).status == 400
-
-
-class Socket:
-    """A WebSocket of a session, past its handshake."""
-
-    def __init__(self, bare: Bare):
-        self.bare = bare
-
-    async def send(self, *packets: str | bytes) -> None:
-        for packet in packets:
-            if isinstance(packet, bytes):
-                await self.bare.send(BINARY, packet)
-            else:
-                await self.bare.send(TEXT, packet.encode())
-
-    async def next(self) -> str | bytes:
-        """The next packet, a ping included."""
-        frame = await self.bare.frame()
-        assert frame.opcode in (TEXT, BINARY) and frame.fin, frame
-        return frame.payload.decode() if frame.opcode == TEXT else frame.payload
-
-    async def take(self, count: int = 1) -> list[str | bytes]:
-        """The next packets, pings aside, which are answered."""
-        taken = []
-        while len(taken) < count:
-            packet = await self.next()
-            if packet == "2":
-                await self.send("3")
-            else:
-                taken.append(packet)
-        return taken
-
-    async def one(self) -> str | bytes:
-        (packet,) = await self.take()
-        return packet
-
-    async def closed(self) -> int | None:
-        """Answers pings until the server closes; the code it gives."""
-        while (frame := await self.bare.frame()).opcode != CLOSE:
-            if frame.payload == b"2":
-                await self.send("3")
-        code, _ = frame.close()
-        with contextlib.suppress(OSError):
-            await self.bare.send(CLOSE, frame.payload)
-            await self.bare.rest()
-        return code
-
-
-@contextlib.asynccontextmanager
-async def websocket(hub: Hub, path: str = ENGINE, sid: str | None = None, more: str = ""):
-    """A WebSocket of a new session, opened; or of the session `sid`."""
-    async with await Bare.dial(hub) as bare:
-        await bare.say(upgrade_request(place(path, "websocket", sid, more=more)))
-        answer = await bare.head()
-        assert answer.status == 101, (answer, await bare.rest())
-        socket = Socket(bare)
-        if sid is None:
-            check_open(await socket.next(), [])
-        yield socket
 
 
 @contextlib.asynccontextmanager
@@ -222,12 +74,13 @@ async def no_upgrade(hub: Hub, target: str) -> None:
 async def test_a_session_opens_over_polling(hub, path):
     first, second = await Polling.open(hub, path), await Polling.open(hub, path)
     assert first.sid != second.sid
+    assert first.terms == TERMS | {"sid": first.sid, "upgrades": ["websocket"]}
 
 
 @PATHS
 async def test_a_session_opens_over_a_websocket(hub, path):
-    async with websocket(hub, path):
-        pass
+    async with websocket(hub, path) as socket:
+        assert socket.terms == TERMS | {"sid": socket.terms["sid"], "upgrades": []}
 
 
 @PATHS
@@ -307,20 +160,20 @@ async def test_jsonp_is_refused(hub, path):
     ids=["text", "empty", "several", "binary", "mixed", "many"],
 )
 async def test_polling_brings_messages_in_both_directions(hub, packets):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     await session.send(*packets)
     assert await session.take(len(packets)) == list(packets)
 
 
 async def test_messages_keep_their_order_over_requests(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     for number in range(20):
         await session.send(f"4{number}a", f"4{number}b")
     assert await session.take(40) == [f"4{number}{part}" for number in range(20) for part in "ab"]
 
 
 async def test_a_poll_waits_for_a_message(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     poll = asyncio.create_task(session.packets())
     await session.send("4late")
     packets = await poll
@@ -329,7 +182,7 @@ async def test_a_poll_waits_for_a_message(hub):
 
 
 async def test_a_poll_is_answered_as_text(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     await session.send("4hello", "bAQIDBA==")
     answer = await session.poll()
     assert answer.headers["content-type"].lower() == "text/plain; charset=utf-8"
@@ -343,8 +196,8 @@ async def test_polls_and_posts_share_a_kept_alive_connection(hub):
             await bare.say(data.replace(b"Connection: close\r\n", b""))
             return await bare.http()
 
-        opened = await ask(http("GET", place(ENGINE, "polling")))
-        target = place(ENGINE, "polling", check_open(opened.body.decode(), ["websocket"]))
+        first = await ask(http("GET", place(ENGINE, "polling")))
+        target = place(ENGINE, "polling", opened(first.body.decode(), ["websocket"])["sid"])
         for number in range(10):
             pushed = await ask(http("POST", target, f"4{number}".encode()))
             assert (pushed.status, pushed.body) == (200, b"ok")
@@ -353,29 +206,29 @@ async def test_polls_and_posts_share_a_kept_alive_connection(hub):
 
 
 async def test_a_websocket_brings_messages_in_both_directions(hub):
-    async with websocket(hub) as socket:
+    async with websocket(hub, ENGINE) as socket:
         for message in ("4hello", "4", "4€ ünï 🦀", bytes([1, 2, 3, 4]), b"", bytes(70_000), "4" + "x" * 70_000):
             await socket.send(message)
             assert await socket.one() == message
 
 
 async def test_a_websocket_asked_for_base64_gets_no_binary_frames(hub):
-    async with websocket(hub, more="&b64=1") as socket:
+    async with websocket(hub, ENGINE, more="&b64=1") as socket:
         await socket.send("bAQIDBA==")
         assert await socket.one() == "bAQIDBA=="
 
 
 async def test_messages_up_to_the_largest_payload_pass_and_larger_ones_do_not(hub):
     largest = "4" + "x" * (PAYLOAD_BYTES_MAX - 1)
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     await session.send(largest)
     assert await session.take(1) == [largest]
     answer = await session.post(largest + "x")
     assert answer.status in (400, 413), answer
-    async with websocket(hub) as socket:
+    async with websocket(hub, ENGINE) as socket:
         await socket.send(largest)
         assert await socket.one() == largest
-    async with websocket(hub) as socket:
+    async with websocket(hub, ENGINE) as socket:
         with contextlib.suppress(ConnectionError):
             await socket.send(largest + "x")
         assert await socket.closed() == 1009
@@ -383,20 +236,20 @@ async def test_messages_up_to_the_largest_payload_pass_and_larger_ones_do_not(hu
 
 @pytest.mark.parametrize("body", [b"abc", b"", b"4a\x1e", b"\x1e4a", b"4a\x1e\x1e4b", b"7", b"b!!!", b"4\xff"])
 async def test_a_malformed_payload_closes_the_session(hub, body):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     assert (await request(hub, http("POST", session.target, body))).status == 400
     await session.check_gone()
 
 
 @pytest.mark.parametrize("packet", ["abc", "", "7", "2", "2probe"])
 async def test_a_malformed_packet_closes_the_websocket(hub, packet):
-    async with websocket(hub) as socket:
+    async with websocket(hub, ENGINE) as socket:
         await socket.send(packet)
         assert await socket.closed() == 1002
 
 
 async def test_two_polls_at_once_close_the_session(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     # Either may arrive first: the one that waits is told of the end, the other one is refused.
     answers = await asyncio.gather(session.poll(), session.poll())
     assert sorted((answer.status, answer.body[:1]) for answer in answers) == [(200, b"1"), (400, b"{")]
@@ -406,7 +259,7 @@ async def test_two_polls_at_once_close_the_session(hub):
 async def test_two_posts_at_once_close_the_session(hub):
     """Until a POST has been seen with another one on its way: that it has arrived is not to be seen from outside."""
     for _ in range(50):
-        session = await Polling.open(hub)
+        session = await Polling.open(hub, ENGINE)
         slow = http("POST", session.target, b"4slow")
         async with await Bare.dial(hub) as bare:
             await bare.say(slow[:-1])
@@ -418,7 +271,7 @@ async def test_two_posts_at_once_close_the_session(hub):
 
 
 async def test_a_poll_that_is_given_up_closes_the_session(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     async with await Bare.dial(hub) as bare:
         await bare.say(http("GET", session.target))
     # The second poll would be answered with a ping if the session went on. It may be there before the first one is seen to be
@@ -437,7 +290,7 @@ async def test_the_server_pings_and_a_pong_keeps_the_session(hub, path):
         async with within(hub) as socket:
             await check_heartbeat(socket)
     else:
-        async with websocket(hub) as socket:
+        async with websocket(hub, ENGINE) as socket:
             await check_heartbeat(socket)
     session = await Polling.open(hub, path)
     if path == SOCKET:
@@ -488,7 +341,7 @@ async def test_a_close_ends_the_session(hub, path):
 async def test_a_close_ends_a_poll_that_waits(hub):
     """Until the poll was there first: that it has arrived is not to be seen from outside."""
     for _ in range(50):
-        session = await Polling.open(hub)
+        session = await Polling.open(hub, ENGINE)
         poll = asyncio.create_task(session.poll())
         await session.send("1")
         answer = await poll
@@ -500,17 +353,12 @@ async def test_a_close_ends_a_poll_that_waits(hub):
 
 
 async def test_a_websocket_that_the_client_closes_ends_the_session(hub):
-    async with websocket(hub) as socket:
+    async with websocket(hub, ENGINE) as socket:
         await socket.bare.send(CLOSE, b"\x03\xe8")
         assert await socket.closed() in (1000, None)
 
 
 # Engine.IO: the upgrade.
-
-
-async def probe(socket: Socket) -> None:
-    await socket.send("2probe")
-    assert await socket.next() == "3probe"
 
 
 @PATHS
@@ -584,11 +432,8 @@ async def test_a_second_websocket_of_an_upgraded_session_is_turned_away(hub, pat
 
 
 async def test_a_websocket_that_was_not_an_upgrade_has_no_second(hub):
-    async with await Bare.dial(hub) as bare:
-        await bare.say(upgrade_request(place(ENGINE, "websocket")))
-        assert (await bare.head()).status == 101
-        socket = Socket(bare)
-        sid = check_open(await socket.next(), [])
+    async with websocket(hub, ENGINE) as socket:
+        sid = socket.terms["sid"]
         await second_is_turned_away(hub, ENGINE, sid)
         assert (await request(hub, http("GET", place(ENGINE, "polling", sid)))).status == 400
         await socket.send("4hello")
@@ -596,7 +441,7 @@ async def test_a_websocket_that_was_not_an_upgrade_has_no_second(hub):
 
 
 async def test_a_probe_that_is_given_up_leaves_the_session_polling(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     async with websocket(hub, ENGINE, session.sid) as socket:
         await probe(socket)
     await session.send("4hello")
@@ -607,7 +452,7 @@ async def test_a_probe_that_is_given_up_leaves_the_session_polling(hub):
 
 
 async def test_an_unprobed_websocket_is_closed_and_leaves_the_session_polling(hub):
-    session = await Polling.open(hub)
+    session = await Polling.open(hub, ENGINE)
     async with websocket(hub, ENGINE, session.sid) as socket:
         await socket.send("4too soon")
         await socket.closed()
@@ -617,7 +462,7 @@ async def test_an_unprobed_websocket_is_closed_and_leaves_the_session_polling(hu
 
 async def test_nothing_is_lost_or_doubled_or_out_of_order_over_an_upgrade(hub):
     for round in range(20):
-        session = await Polling.open(hub)
+        session = await Polling.open(hub, ENGINE)
         heard: list[str] = []
 
         async def poll_until_upgraded():
@@ -677,12 +522,12 @@ async def test_an_unknown_namespace_is_refused_and_others_may_be_asked_for(hub):
         assert (await socket.take(2))[1] == '42["auth",{}]'
 
 
-async def test_a_sid_is_another_one_in_each_namespace_than_the_engines(hub):
+async def test_a_clients_id_is_not_its_engines_which_is_a_secret(hub):
     session = await Polling.open(hub, SOCKET)
     await session.send("40", "40/custom,")
     packets = await session.take(4)
     sids = [json.loads(packet[packet.index("{") :])["sid"] for packet in packets if packet.startswith("40")]
-    assert len({session.sid, *sids}) == 3, packets
+    assert len(sids) == 2 and session.sid not in sids, packets
 
 
 @pytest.mark.parametrize("left", ["41/custom,", "41/custom"])
@@ -901,14 +746,14 @@ async def test_a_packet_with_its_attachments_is_not_larger_than_the_largest_mess
 
 async def test_many_sessions_at_once_do_not_mix(hub):
     async def polls(name: str) -> None:
-        session = await Polling.open(hub)
+        session = await Polling.open(hub, ENGINE)
         for number in range(5):
             await session.send(f"4{name}-{number}")
             assert await session.take(1) == [f"4{name}-{number}"]
         await session.send("1")
 
     async def upgrades(name: str) -> None:
-        session = await Polling.open(hub)
+        session = await Polling.open(hub, ENGINE)
         async with websocket(hub, ENGINE, session.sid) as socket:
             await probe(socket)
             await socket.send("5")
