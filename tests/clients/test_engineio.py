@@ -682,7 +682,6 @@ MALFORMED = [
     '42abc["message-with-ack",1]',
     '42/custom,["message"]',
     '42/random,["message"]',
-    "40",
     "40[1]",
     "43[]",
     '43abc["x"]',
