@@ -216,7 +216,7 @@ impl State {
             .connections
             .get(conn)
             .and_then(|one| one.socketio.as_ref())
-            .is_some_and(|all| all.handled.has(emitted.to.space));
+            .is_some_and(|all| all.handled_id(emitted.to.space).is_some());
         let outcome = if is_handled {
             self.handle_event(conn, emitted, &mut scratch)
         } else {
@@ -457,7 +457,7 @@ impl State {
     /// A client has left a namespace.
     fn namespace_left(&mut self, conn: ConnKey, space: Space) {
         let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else { return };
-        socketio.handled = socketio.handled.without(space);
+        socketio.handled.retain(|(one, _)| *one != space);
         let (is_in_none, has_client) = (socketio.engine.spaces().next().is_none(), !socketio.spaces().is_empty());
         let is_client = self.client_mut(conn).is_some();
         if is_in_none || (is_client && !has_client) {
@@ -487,25 +487,24 @@ impl State {
     fn grant_handled(&mut self, conn: ConnKey, space: Space, auth: &[u8]) {
         let settings = self.settings.clone();
         let Some(handler) = settings.handlers.namespace(space.name(&settings.engine_terms())) else { return };
-        let (client_id, identity) = self.handled_client(conn);
+        let client_id: Arc<str> = self.core.ids().short().into();
+        let identity = self.handled_identity(conn);
         let auth = std::str::from_utf8(auth).unwrap_or("{}");
         self.with_engine(conn, |socketio, terms, outlet| {
-            socketio.handled = socketio.handled.with(space);
+            socketio.handled.retain(|(one, _)| *one != space);
+            socketio.handled.push((space, client_id.clone()));
             socketio.engine.grant(space, &client_id, None, terms, outlet);
             let identity = &identity;
             handler.connected(&mut Caller { space, terms, identity, client_id: &client_id, outlet }, auth);
         });
     }
 
-    /// The id and identity of a client in the namespaces of an embedding program.
-    fn handled_client(&mut self, conn: ConnKey) -> (Arc<str>, Arc<Identity>) {
-        let anonymous = self.settings.anonymous.clone();
-        let Some(connection) = self.connections.get(conn) else { return ("".into(), anonymous) };
-        let sid = || connection.socketio.as_ref().map_or_else(|| "".into(), |socketio| Arc::from(&*socketio.sid));
-        match &connection.phase {
-            Phase::Open(client) => (client.session.client_id.clone(), client.session.identity.clone()),
-            Phase::Echo(client) => (sid(), client.identity.clone()),
-            _ => (sid(), anonymous),
+    /// Who a client is in the namespaces of an embedding program.
+    fn handled_identity(&self, conn: ConnKey) -> Arc<Identity> {
+        match self.connections.get(conn).map(|connection| &connection.phase) {
+            Some(Phase::Open(client)) => client.session.identity.clone(),
+            Some(Phase::Echo(client)) => client.identity.clone(),
+            _ => self.settings.anonymous.clone(),
         }
     }
 
@@ -518,7 +517,9 @@ impl State {
         let settings = self.settings.clone();
         let space = emitted.to.space;
         let Some(handler) = settings.handlers.namespace(space.name(&settings.engine_terms())) else { return Ok(()) };
-        let (client_id, identity) = self.handled_client(conn);
+        let identity = self.handled_identity(conn);
+        let socketio = self.connections.get(conn).and_then(|connection| connection.socketio.as_deref());
+        let Some(client_id) = socketio.and_then(|socketio| socketio.handled_id(space)).cloned() else { return Ok(()) };
         let mut text = Vec::new();
         let mut assembled = None;
         let attachments = match emitted.content {

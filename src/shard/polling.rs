@@ -198,7 +198,13 @@ impl State {
 
     /// A POST: packets of the client.
     pub(super) fn push(&mut self, sid: &str, mut body: Vec<u8>, responder: Responder<EngineAnswer>) {
+        let is_closing = |conn: &ConnKey| {
+            self.connections.get(*conn).is_none_or(|connection| matches!(connection.phase, Phase::Closing(_)))
+        };
         let conn = match self.polled(sid) {
+            Ok(conn) if is_closing(&conn) => {
+                return responder.resolve(Ok(EngineAnswer::Refused(RequestError::SessionUnknown)));
+            }
             Ok(conn) => conn,
             Err(error) => return responder.resolve(Ok(EngineAnswer::Refused(error))),
         };
@@ -237,10 +243,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.drop_events();
         if connection.polls() {
-            let polling = connection.socketio.as_deref().and_then(|socketio| socketio.polling.as_deref());
-            if polling.is_none_or(|polling| polling.poll.is_none()) {
-                return self.abandon(conn);
-            }
+            // One that is on its way finds this.
             self.end_poll(conn);
             self.finish(conn, super::connection::Closing::Flushing);
         } else {

@@ -2,6 +2,7 @@
 //! namespaces they go to.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::connection::{Client, Connection, Phase};
 use super::polling::Polling;
@@ -38,8 +39,8 @@ pub struct SocketIo {
     pub base64: bool,
     /// Packets that came while it was in no namespace.
     packets_before: u8,
-    /// The namespaces that an embedding program serves and the client is in; rooms' events don't go there.
-    pub handled: Spaces,
+    /// The namespaces that an embedding program serves and the client is in, with its id there; rooms' events don't go there.
+    pub handled: Vec<(Space, Arc<str>)>,
     /// What the request for it said.
     pub entry: Box<Entry>,
     /// How it is polled; none on a WebSocket.
@@ -125,7 +126,7 @@ impl SocketIo {
             path,
             base64,
             packets_before: 0,
-            handled: Spaces::default(),
+            handled: Vec::new(),
             entry: Box::new(entry),
             polling: None,
             granting: None,
@@ -135,7 +136,12 @@ impl SocketIo {
 
     /// The namespaces that what the hub says goes to.
     pub fn spaces(&self) -> Spaces {
-        self.handled.iter().fold(self.engine.reached(), Spaces::without)
+        self.handled.iter().fold(self.engine.reached(), |spaces, (space, _)| spaces.without(*space))
+    }
+
+    /// The client's id in a namespace that an embedding program serves; none where the hub serves it.
+    pub fn handled_id(&self, space: Space) -> Option<&Arc<str>> {
+        self.handled.iter().find(|(one, _)| *one == space).map(|(_, id)| id)
     }
 
     /// Appends a message of the hub's, in each namespace that it goes to.

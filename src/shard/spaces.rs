@@ -73,7 +73,8 @@ impl State {
     pub(super) fn divide_rooms(&mut self, conn: ConnKey) {
         let Some(connection) = self.connections.get(conn) else { return };
         let Some(socketio) = connection.socketio.as_deref() else { return };
-        let before: Vec<Space> = socketio.engine.spaces().filter(|space| !socketio.handled.has(*space)).collect();
+        let before: Vec<Space> =
+            socketio.engine.spaces().filter(|space| socketio.handled_id(*space).is_none()).collect();
         let Some(client) = self.client_mut(conn) else { return };
         let (rooms, divided) =
             (client.rooms.clone(), client.under_way.as_ref().is_some_and(|all| all.spaces.is_some()));
