@@ -49,6 +49,8 @@ pub enum EngineAnswer {
     Payload(Bytes),
     /// The client's packets were taken.
     Taken,
+    /// The session is another node's, or was one of this node before it started anew.
+    Elsewhere,
     /// There is no such session, or the request does not fit it.
     Refused(RequestError),
 }
@@ -168,6 +170,7 @@ async fn poll<B: Backend>(api: &Api<B>, path: &str, sid: &str, is_over: Option<E
         None => packets(Bytes::from_static(b"6")),
         Some(Ok(EngineAnswer::Payload(payload))) => packets(payload),
         Some(Ok(EngineAnswer::Refused(error))) => refused(error),
+        Some(Ok(EngineAnswer::Elsewhere)) => elsewhere(),
         Some(Ok(EngineAnswer::Taken)) => refused(RequestError::BadRequest),
         Some(Err(error)) => ApiError::from(error).into_response(),
     }
@@ -181,6 +184,7 @@ async fn push<B: Backend>(api: &Api<B>, path: &str, sid: &str, body: Body) -> Re
     match api.remote(api.backend.engine_push(path, sid, body.into())).await {
         Ok(EngineAnswer::Taken) => text(StatusCode::OK, "text/html", Bytes::from_static(b"ok")),
         Ok(EngineAnswer::Refused(error)) => refused(error),
+        Ok(EngineAnswer::Elsewhere) => elsewhere(),
         Ok(EngineAnswer::Payload(_)) => refused(RequestError::BadRequest),
         Err(error) => ApiError::from(error).into_response(),
     }
@@ -195,6 +199,16 @@ fn refused(error: RequestError) -> Response {
     error.write_body(&mut body);
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
     text(status, "application/json", body.into())
+}
+
+/// To the client this is a session that is not known. People are told why: polls of one session have to come to one node.
+fn elsewhere() -> Response {
+    let body = format!(
+        r#"{{"code":{},"message":"{}","details":"the session is of another node, or of this one before it started anew"}}"#,
+        RequestError::SessionUnknown.code(),
+        RequestError::SessionUnknown.message(),
+    );
+    text(StatusCode::BAD_REQUEST, "application/json", body.into())
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: Bytes) -> Response {

@@ -24,7 +24,7 @@ use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
-use crate::shard::shard_of_sid;
+use crate::shard::{NotHere, shard_of_sid};
 use crate::wire::codes::ErrorCode;
 use crate::wire::engineio::RequestError;
 use crate::wire::native::{Refused, Since};
@@ -237,7 +237,7 @@ impl Backend for Hub {
     fn engine_poll(&self, path: &str, sid: &str) -> Pending<EngineAnswer> {
         let shard = match self.shard_of_sid(path, sid) {
             Ok(shard) => shard,
-            Err(error) => return Pending::ready(Ok(EngineAnswer::Refused(error))),
+            Err(answer) => return Pending::ready(Ok(answer)),
         };
         let (responder, pending) = pending();
         self.ask_engine(shard, Request::EnginePoll { sid: sid.into(), responder });
@@ -247,7 +247,7 @@ impl Backend for Hub {
     fn engine_push(&self, path: &str, sid: &str, body: Vec<u8>) -> Pending<EngineAnswer> {
         let shard = match self.shard_of_sid(path, sid) {
             Ok(shard) => shard,
-            Err(error) => return Pending::ready(Ok(EngineAnswer::Refused(error))),
+            Err(answer) => return Pending::ready(Ok(answer)),
         };
         let (responder, pending) = pending();
         self.ask_engine(shard, Request::EnginePush { sid: sid.into(), body, responder });
@@ -273,9 +273,13 @@ impl Hub {
         ShardId((NEXT.fetch_add(1, Ordering::Relaxed) % usize::from(self.inner.mesh.shards().max(1))) as u16)
     }
 
-    fn shard_of_sid(&self, path: &str, sid: &str) -> Result<ShardId, RequestError> {
-        let path = lock(&self.inner.settings).gate().engine_path(path).ok_or(RequestError::SessionUnknown)?;
-        shard_of_sid(sid, path, &self.inner.hasher, self.inner.mesh.shards())
+    fn shard_of_sid(&self, path: &str, sid: &str) -> Result<ShardId, EngineAnswer> {
+        let unknown = EngineAnswer::Refused(RequestError::SessionUnknown);
+        let Some(path) = lock(&self.inner.settings).gate().engine_path(path) else { return Err(unknown) };
+        shard_of_sid(sid, path, &self.inner.hasher, self.inner.mesh.shards()).map_err(|not_here| match not_here {
+            NotHere::Unknown => unknown,
+            NotHere::Elsewhere => EngineAnswer::Elsewhere,
+        })
     }
 
     fn ask_engine(&self, shard: ShardId, request: Request) {

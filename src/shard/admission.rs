@@ -502,6 +502,7 @@ impl State {
         self.end_span(span, "open", 101);
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
+        self.figures.socketio.add(u64::from(speaks_socketio));
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
         if matches!(admit.endpoint, Endpoint::Native | Endpoint::SocketIo(_)) {
             self.core.recorder.change(conn, What::Opened);

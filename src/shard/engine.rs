@@ -603,13 +603,25 @@ fn tag(path: EnginePath, hasher: &NameHasher) -> String {
     format!("{path}{:04x}", hasher.room("node").hash() >> 48)
 }
 
-/// The shard that has a session of Engine.IO, by the session's id; an error where that can't be one of this node's, at that
-/// path.
-pub fn shard_of_sid(sid: &str, path: EnginePath, hasher: &NameHasher, shards: u16) -> Result<ShardId, RequestError> {
+/// Why a session's id names no session of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotHere {
+    /// It is no id of a session, or of one at another path.
+    Unknown,
+    /// It is an id as nodes make them, but not this node's.
+    Elsewhere,
+}
+
+/// The shard that has a session of Engine.IO, by the session's id.
+pub fn shard_of_sid(sid: &str, path: EnginePath, hasher: &NameHasher, shards: u16) -> Result<ShardId, NotHere> {
     let mut parts = sid.splitn(3, '.');
-    let (shard, of) = (parts.next().and_then(|part| part.parse().ok()), parts.next());
-    match shard.filter(|shard: &u16| *shard < shards && of == Some(&*tag(path, hasher))) {
-        Some(shard) => Ok(ShardId(shard)),
-        None => Err(RequestError::SessionUnknown),
+    let (Some(shard), Some(of), Some(_)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(NotHere::Unknown);
+    };
+    let ours = tag(path, hasher);
+    match shard.parse::<u16>().ok().filter(|shard| *shard < shards) {
+        Some(shard) if of == ours => Ok(ShardId(shard)),
+        _ if of.len() == ours.len() && of.as_bytes().first() == ours.as_bytes().first() => Err(NotHere::Elsewhere),
+        _ => Err(NotHere::Unknown),
     }
 }

@@ -46,7 +46,7 @@ use crate::session::handler::Handlers;
 use crate::session::handshake::Gate;
 use crate::session::socketio::{NAMESPACES_MAX, Terms};
 
-pub use engine::shard_of_sid;
+pub use engine::{NotHere, shard_of_sid};
 pub use run::Shard;
 pub use state::{Entropy, Start};
 

@@ -99,6 +99,7 @@ impl State {
         let conn = self.connections.insert(self.connection(Socket::NONE, Phase::Lobby));
         let sid = self.begin_engine(conn, asked, &head, told, Protocol::Polling);
         self.engines.insert(sid.clone(), conn);
+        self.figures.polled.add(1);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if let Some(socketio) = connection.socketio.as_deref_mut() {
             socketio.polling = Some(Box::default());
@@ -257,6 +258,7 @@ impl State {
         let Some(socketio) = connection.socketio.as_deref_mut() else { return };
         self.engines.remove(&socketio.sid);
         let Some(polling) = socketio.polling.as_deref_mut() else { return };
+        self.figures.polled.sub(1);
         if let Some(poll) = polling.poll.take() {
             poll.resolve(Ok(EngineAnswer::Refused(RequestError::SessionUnknown)));
         }
@@ -271,6 +273,7 @@ impl State {
     pub(super) fn open_probe(&mut self, conn: ConnKey, asked: ProbeAsked, early: &mut [u8]) {
         let ProbeAsked { path, sid, key, base64 } = asked;
         let is_ours = shard_of_sid(&sid, path, &self.core.hasher(), self.mesh.shards());
+        let is_ours = is_ours.map_err(|_| RequestError::SessionUnknown);
         let session = match is_ours.and_then(|_| self.polled(&sid)) {
             Ok(session) => session,
             Err(error) => return self.refuse_engine(conn, error),
@@ -360,6 +363,7 @@ impl State {
         let State { connections, core, actions, .. } = self;
         let Some(polled) = connections.get_mut(probing.session) else { return };
         let Some(polling) = polled.socketio.as_deref_mut().and_then(|socketio| socketio.polling.take()) else { return };
+        self.figures.polled.sub(1);
         let Polling { poll, unsent, .. } = *polling;
         if let Some(poll) = poll {
             poll.resolve(Ok(EngineAnswer::Payload(Bytes::from_static(b"6"))));
