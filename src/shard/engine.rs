@@ -29,7 +29,7 @@ use crate::session::handler::{Arguments, Caller, HandledEvent, MessageCaller};
 use crate::session::handshake::{Admit, Endpoint, EngineAsked, EnginePath, Offered, TOKEN_NEEDED};
 use crate::session::socketio::{Asked, Content, Emitted, Engine, Failure, Heard, Space, Terms};
 use crate::wire::codes::close;
-use crate::wire::engineio::{self, Packet, PacketKind, Payload, RequestError};
+use crate::wire::engineio::{self, Packet, PacketKind, Payload};
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::is_client_id;
 use crate::wire::outlet::Outlet;
