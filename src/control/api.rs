@@ -32,7 +32,7 @@ use super::publish::publish;
 use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
-use super::{access, broadcast, connections, locks, messages, rooms, trace};
+use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -73,6 +73,7 @@ pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
         .route("/ws/health", get(health::<B>))
         .route("/metrics", get(metrics::<B>))
         .route("/openapi.json", get(openapi::document))
+        .route("/ringhub.js", get(web::client))
         .route("/api/v1/publish", post(publish::<B>))
         .route("/webhooks/github", post(github::<B>))
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))

@@ -66,6 +66,7 @@ pub mod telemetry;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod web;
 mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
