@@ -19,6 +19,7 @@ use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::{Backend, PublishRequest, Published};
 use super::door::{Door, Remote};
+use super::engine::{self, EngineOptions};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
@@ -31,7 +32,7 @@ use super::publish::publish;
 use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
-use super::{access, broadcast, connections, locks, messages, rooms, trace};
+use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -50,6 +51,7 @@ pub(crate) struct Api<B> {
     pub(crate) telemetry: Option<Telemetry>,
     /// Whether shards are about to be woken.
     pub(crate) ring_is_due: AtomicBool,
+    pub(crate) engine: EngineOptions,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -64,13 +66,14 @@ impl Route {
 
 /// All routes.
 pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
-    Router::new()
+    engine::routes(&api.engine)
         .route("/", get(about))
         .route("/live", get(live::<B>))
         .route("/ready", get(ready::<B>))
         .route("/ws/health", get(health::<B>))
         .route("/metrics", get(metrics::<B>))
         .route("/openapi.json", get(openapi::document))
+        .route("/ringhub.js", get(web::client))
         .route("/api/v1/publish", post(publish::<B>))
         .route("/webhooks/github", post(github::<B>))
         .route("/api/v1/broadcast", post(broadcast::broadcast::<B>))

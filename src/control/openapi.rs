@@ -9,7 +9,9 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
 use super::publish::Entry;
-use super::{access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms, trace};
+use super::{
+    access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms, trace, web,
+};
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -160,6 +162,7 @@ impl Modify for Bearer {
         github::github,
         alerts::list,
         performance::show,
+        web::client,
     ),
     components(schemas(Body)),
     security(("bearer" = [])),

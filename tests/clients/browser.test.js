@@ -1,29 +1,18 @@
 // The hub in a browser: Debian's chromium, pages written for socket.io and the browser's own EventSource, through nginx.
 // Started by proxies.py, which says where nginx is and at which port it expects the hub.
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer } from 'node:https';
 import { tmpdir } from 'node:os';
-import { extname, join } from 'node:path';
+import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
-import { chromium } from 'playwright-core';
+import { launch, serve } from './browser.js';
 import { Hub, token, until } from './hub.js';
 
-const { PROXY_URL: url, PROXIED_PORT: port, CERTIFICATES: certificates, CHROMIUM: executablePath = '/usr/bin/chromium' } = process.env;
-const TESTS = join(import.meta.dirname, '..');
-const EXAMPLES = join(TESTS, 'examples/socketio');
-const FLAGS = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-];
-const TYPES = { '.html': 'text/html', '.js': 'text/javascript' };
+const { PROXY_URL: url, PROXIED_PORT: port, CERTIFICATES: certificates } = process.env;
+const example = (file) => new URL(`../examples/socketio/${file}`, import.meta.url);
+const LIBRARY = '/node_modules/socket.io-client/dist/socket.io.esm.min.js';
 
 let hub, browser, pages, origin, folder;
 const contexts = new Set();
@@ -32,21 +21,19 @@ const freshRoom = () => `project:page-${process.pid}-${rooms++}`;
 
 before(async () => {
   // React comes as modules of Node; a page wants one script.
-  const bundle = await build({ entryPoints: [join(EXAMPLES, 'react.jsx')], bundle: true, format: 'esm', jsx: 'automatic', write: false });
+  const react = fileURLToPath(example('react.jsx'));
+  const bundle = await build({ entryPoints: [react], bundle: true, format: 'esm', jsx: 'automatic', write: false });
   // A site of its own beside the hub's: another port is another origin, and the same site for cookies.
   const [cert, key] = await Promise.all(['hub.pem', 'hub.key'].map((file) => readFile(join(certificates, file))));
-  pages = createServer({ cert, key }, async ({ url: path }, answer) => {
-    const { pathname } = new URL(path, 'https://pages');
-    const file = join(pathname.startsWith('/node_modules/') ? TESTS : EXAMPLES, pathname === '/' ? 'index.html' : pathname);
-    try {
-      const text = pathname === '/react.js' ? bundle.outputFiles[0].text : await readFile(file);
-      answer.setHeader('Content-Type', TYPES[extname(file)]).end(text);
-    } catch {
-      answer.writeHead(404).end();
-    }
-  });
-  await once(pages.listen(0, '127.0.0.1'), 'listening');
-  origin = `https://127.0.0.1:${pages.address().port}`;
+  const files = {
+    '/index.html': example('index.html'),
+    '/page.js': example('page.js'),
+    [LIBRARY]: new URL(`..${LIBRARY}`, import.meta.url),
+    '/react.html': example('react.html'),
+    '/react.js': bundle.outputFiles[0].text,
+  };
+  pages = await serve(files, { cert, key });
+  origin = pages.url;
   folder = await mkdtemp(join(tmpdir(), 'ringhub-test-browser-'));
   const settings = {
     'listen.trusted_proxies': ['127.0.0.1'],
@@ -57,7 +44,7 @@ before(async () => {
     'journal.path': join(folder, 'journal'),
   };
   hub = await Hub.start(settings, { port: Number(port) });
-  browser = await chromium.launch({ executablePath, args: FLAGS });
+  browser = await launch();
 });
 afterEach(async () => {
   for (const context of contexts) await context.close();
@@ -66,8 +53,7 @@ afterEach(async () => {
 after(async () => {
   await browser.close();
   await hub.stop();
-  pages.close();
-  pages.closeAllConnections();
+  pages.stop();
   await rm(folder, { recursive: true, force: true });
 });
 
@@ -92,7 +78,7 @@ class Shown {
   async state(wanted) {
     let state;
     const fits = async () => wanted.test((state = await this.text('state')));
-    await until(fits, () => `${wanted}; it is ${state}`, { within_ms: 15_000 });
+    await until(fits, () => `${wanted}; it is ${state}`);
     assert.deepEqual(this.failures, []);
   }
 
@@ -114,7 +100,7 @@ class Shown {
 }
 
 const upTo = (count) => Array.from({ length: count }, (_, n) => n + 1);
-const note = (room, text) => hub.publish(room, { text }, 'note.added');
+const note = (room, text) => hub.publish(room, 'note.added', { text });
 const connections = async () => (await hub.api('GET', '/api/v1/connections')).connections;
 
 for (const file of ['index.html', 'react.html']) {
@@ -154,15 +140,15 @@ for (const file of ['index.html', 'react.html']) {
 
 for (const transports of ['polling', 'websocket', 'polling,websocket']) {
   test(`over ${transports}: a page comes back to a hub that was started anew, and misses nothing of a durable room`, async () => {
-    for (const way of ['stop', 'kill']) {
+    for (const signal of ['SIGTERM', 'SIGKILL']) {
       const room = freshRoom();
       const shown = await Shown.open('index.html', { room, transports, token: token() });
       await shown.state(/^connected$/);
       for (let n = 0; n < 3; n++) await note(room, `before ${n}`);
       await shown.events(3);
-      await hub[way]();
+      await hub.stop(signal);
       await shown.state(/^(away|refused): /);
-      await hub.start();
+      await hub.again();
       for (let n = 0; n < 3; n++) await note(room, `after ${n}`);
       assert.deepEqual(await shown.events(6), upTo(6));
       await shown.state(/^connected$/);
@@ -189,7 +175,7 @@ test('a page of an origin that may not connect stays outside', async () => {
     const context = await browser.newContext({ ignoreHTTPSErrors: true });
     contexts.add(context);
     const page = await context.newPage();
-    await page.goto(`${foreign}/?${new URLSearchParams({ hub: url, room: freshRoom(), transports, token: token('mallory') })}`);
+    await page.goto(`${foreign}/index.html?${new URLSearchParams({ hub: url, room: freshRoom(), transports, token: token('mallory') })}`);
     await until(async () => /^refused: /.test(await page.locator('#state').textContent()), 'a refusal');
     assert.equal((await connections()).some((one) => one.user_id === 'mallory'), false);
   }
