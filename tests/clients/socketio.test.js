@@ -485,7 +485,6 @@ for (const mode of Object.keys(MODES)) {
     await hub.publish(room, 'n', 0);
     await client.events(room, 1);
     await client.done('metadata', { set: { kept: true } });
-    const { id } = client.socket;
     for (let round = 0; round < 3; round++) {
       client.socket.io.reconnection(false);
       cutOff(client);
@@ -498,12 +497,20 @@ for (const mode of Object.keys(MODES)) {
       assert.equal(client.socket.recovered, true);
       assert.deepEqual(seqs(await client.events(room, 50)), upTo(50, 2 + round * 50));
     }
-    assert.equal(client.socket.id, id);
     await hub.publish(room, 'n', 'live');
     assert.equal((await client.events(room, 1))[0].seq, 152);
     assert.deepEqual(await client.done('metadata', {}), { kept: true });
   });
 }
+
+test('a recovered client has its id again', async () => {
+  const client = await Client.join();
+  const { id } = client.socket;
+  cutOff(client);
+  await client.greeted(2);
+  assert.equal(client.socket.recovered, true);
+  assert.deepEqual([client.socket.id, client.greeting.client_id], [id, id]);
+});
 
 test('what a client has not acknowledged comes again, although it was written to the connection that broke', async () => {
   const room = freshRoom();
