@@ -356,7 +356,8 @@ impl Engine {
     }
 
     /// Says what goes before a close with that code. Where the client should not come back by itself it is taken out of
-    /// its namespaces first, since a library reconnects after any other close.
+    /// its namespaces first, since a library reconnects after any other close. The close packet is for clients that broke
+    /// the protocol: some libraries take it for a farewell of their own, and stay away.
     pub fn farewell(&mut self, close_code: u16, terms: &Terms<'_>, outlet: &mut Outlet<'_>) {
         if matches!(close_code, close::FORBIDDEN | close::TAKEN_OVER | close::BY_ADMIN) {
             for space in self.spaces() {
@@ -364,7 +365,9 @@ impl Engine {
             }
         }
         self.asked = 0;
-        outlet.packet(PacketKind::Close, b"");
+        if close_code < close::APPLICATION && close_code != close::DRAINING {
+            outlet.packet(PacketKind::Close, b"");
+        }
     }
 
     /// Sends an event with one argument, the event object; false where the client is not in that namespace.
@@ -740,8 +743,9 @@ mod tests {
         let farewell = |code| {
             move |engine: &mut Engine, terms: &Terms<'_>, outlet: &mut Outlet<'_>| engine.farewell(code, terms, outlet)
         };
-        assert_eq!(script.act(farewell(close::DRAINING)), "1", "it comes back by itself");
-        assert_eq!(script.act(farewell(close::TAKEN_OVER)), "41 41/ws, 1", "it stays away");
+        assert_eq!(script.act(farewell(close::DRAINING)), "", "it comes back by itself");
+        assert_eq!(script.act(farewell(close::PROTOCOL_ERROR)), "1");
+        assert_eq!(script.act(farewell(close::TAKEN_OVER)), "41 41/ws,", "it stays away");
     }
 
     #[test]

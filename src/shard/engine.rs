@@ -390,6 +390,12 @@ impl State {
         socketio.count_anew();
         // A library takes the same id as the sign that it has missed nothing that was not sent again.
         let pid = if recovered { granting.pid } else { new_pid.map(Into::into) };
+        if let Some((_, token)) = pid.as_deref().and_then(read_pid)
+            && let Some(client) = self.client_mut(conn)
+        {
+            // The session's home tells it once more when its room is joined; the greeting comes before that.
+            client.resume_token = token;
+        }
         let space = granting.space;
         self.with_engine(conn, |socketio, terms, outlet| {
             socketio.engine.grant(space, &client_id, pid.as_deref(), terms, outlet);

@@ -165,10 +165,12 @@ impl State {
             protocol @ (Protocol::SocketIo | Protocol::Polling) => {
                 connection.outbox.release();
                 self.with_engine(conn, |socketio, terms, outlet| socketio.engine.farewell(code, terms, outlet));
-                if protocol == Protocol::Polling {
-                    return self.finish(conn, Closing::Flushing);
-                }
                 let Some(connection) = self.connections.get_mut(conn) else { return };
+                if protocol == Protocol::Polling {
+                    // A poll that there is nothing for learns that its session is gone.
+                    let is_done = connection.outbox.is_empty();
+                    return if is_done { self.abandon(conn) } else { self.finish(conn, Closing::Flushing) };
+                }
                 ws::close_frame(code, reason, connection.outbox.answers());
                 if connection.socket.is_none() {
                     // Its socket is on the way to it.
