@@ -179,12 +179,10 @@ test('a lock is one\'s own, renewed, and lost when it is taken away', async () =
   const next = await waiting;
   assert.ok(next.token > lock.token);
   const lost = told(next, 'lost');
-  await listen(bob, room);
   await shared.api('DELETE', `/api/v1/locks/${encodeURIComponent(room)}/premium`);
   assert.deepEqual(await lost, { reason: 'forced' });
-  const alone = await bob.lock(room, 'other', { ttl_s: 1 });
-  await shared.api('DELETE', `/api/v1/locks/${encodeURIComponent(room)}/other`);
-  await until(() => !alone.held, 'a renewal that is refused tells it too');
+  assert.equal(next.held, false);
+  assert.deepEqual([...alice.errors, ...bob.errors], []);
 });
 
 test('what was handled is acknowledged', async () => {

@@ -1098,6 +1098,11 @@ test('a lock is lost when the hub says so, whichever way', async () => {
       world.socket.event('quote:1', 1, 'lock.released', { field: 'premium', token: 6, reason: 'old' });
       world.socket.event('quote:1', 2, 'lock.released', { field: 'premium', token: 7, reason: 'forced' });
     }, 'forced'],
+    [async (world) => {
+      const details = { room: 'quote:1', field: 'premium', token: 7 };
+      world.socket.say({ type: 'error', data: { code: 'lock_lost', message: 'an operator has freed this lock', details } });
+      assert.deepEqual(world.errors, []);
+    }, 'forced'],
     [async (world) => world.resume(), 'session_ended'],
     [async (world) => {
       (await world.reconnect()).greet();

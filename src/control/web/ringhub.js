@@ -717,7 +717,7 @@ export class Ringhub extends Emitter {
     if (seq !== undefined) return this.#event(message);
     if (type === 'connection_established') return this.#greeted(message);
     if (type === 'gap') return this.#gap(data);
-    if (type === 'error') return this.#report(new Refused(data));
+    if (type === 'error') return this.#complained(data);
     if (type === 'unsubscribed') return this.#expelled(data.room, data.reason);
     if (type === 'draining') {
       this.#hint = data.reconnect_after_ms;
@@ -727,6 +727,17 @@ export class Ringhub extends Emitter {
       this.#tell('expiring', data);
       this.refresh().catch((error) => this.#report(error));
     }
+  }
+
+  /**
+   * An error that answers nothing.
+   * @param {{ code: string, message: string, details?: Record<string, any> }} error
+   */
+  #complained(error) {
+    // An operator has freed a lock, which who is in the room is told too.
+    const { room, field, token } = error.details ?? {};
+    if (error.code === 'lock_lost' && field) this.#lockTold(room, { field, token, reason: 'forced' });
+    else this.#report(new Refused(error));
   }
 
   /** @param {{ timestamp: string, data: Session }} message */
@@ -1630,7 +1641,7 @@ export class Ringhub extends Emitter {
     if (event.seq <= room.seq) return;
     room.seq = event.seq;
     if (this.#ownIds.delete(event.id)) return;
-    if (event.type === 'lock.released' || event.type === 'lock.expired') this.#lockTold(event);
+    if (event.type === 'lock.released' || event.type === 'lock.expired') this.#lockTold(event.room, event.data);
     if (room.subscriptions.size === 0) {
       this.#tell('event', event);
       return;
@@ -1793,11 +1804,14 @@ export class Ringhub extends Emitter {
     return wasHeld;
   }
 
-  /** @param {Event} event */
-  #lockTold({ room, data }) {
+  /**
+   * A lock is over.
+   * @param {string} room
+   * @param {{ field: string, token: number, reason?: string }} told
+   */
+  #lockTold(room, { field, token, reason = 'expired' }) {
     for (const lock of this.#locks) {
-      const isThis = lock.room === room && lock.field === data.field && lock.token === data.token;
-      if (isThis) this.#lockLost(lock, data.reason ?? 'expired');
+      if (lock.room === room && lock.field === field && lock.token === token) this.#lockLost(lock, reason);
     }
   }
 
