@@ -40,6 +40,20 @@ test('everything public is documented', () => {
   assert.ok(lines.filter(isPublic).length > 40, 'there are public things');
 });
 
+test('the README has every option, method and event', () => {
+  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8').split('\n## Browser client\n')[1].split('\n## ')[0];
+  const text = readFileSync(MODULE, 'utf8');
+  const named = (typedef) => {
+    const block = text.split(`@typedef {object} ${typedef}\n`)[1].split('*/')[0];
+    return [...block.matchAll(/@property \{.+\} \[?(\w+)\]?/g)].map(([, name]) => name);
+  };
+  const options = named('Options');
+  const methods = Object.getOwnPropertyNames(Ringhub.prototype).filter((name) => name !== 'constructor');
+  assert.ok(options.length > 8 && methods.length > 12, [options, methods].join());
+  for (const name of [...options, ...named('HubEvents'), ...named('SubscriptionEvents')]) assert.ok(readme.includes(`\`${name}\``), name);
+  for (const name of methods) assert.match(readme, new RegExp(`\`${name}[(\`]`));
+});
+
 test('its address is given, or that of the hub it came from', () => {
   const WebSocket = class {};
   assert.throws(() => new Ringhub({ WebSocket }), /url is needed/, 'a file has no hub');
