@@ -36,6 +36,7 @@ mod connection;
 mod connections;
 mod cors;
 mod door;
+mod engine;
 pub mod figures;
 mod github;
 pub mod histogram;
@@ -69,6 +70,7 @@ mod web;
 mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
+pub use engine::{EngineAnswer, EngineOpened, EngineOptions};
 pub use figures::{Figures, ShardFigures, ShardTimes, Snapshot};
 pub use histogram::{Counts, Histogram};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
@@ -122,6 +124,8 @@ pub struct Options {
     pub github_secrets: Vec<Secret>,
     /// `cors.origins`.
     pub cors_origins: Vec<String>,
+    /// Engine.IO's long polling.
+    pub engine: EngineOptions,
     /// The stored history, where one is kept.
     pub store: Option<store::Store>,
     /// The backend's hooks, where there are some.
@@ -146,6 +150,7 @@ impl Default for Options {
             stop_grace: Duration::from_secs(1),
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
+            engine: EngineOptions::default(),
             store: None,
             hooks: None,
             telemetry: None,
@@ -332,6 +337,7 @@ fn app<B: Backend>(
         hooks: options.hooks.clone(),
         telemetry: options.telemetry.clone(),
         ring_is_due: AtomicBool::new(false),
+        engine: options.engine.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());
