@@ -164,12 +164,13 @@ impl State {
             }
             protocol @ (Protocol::SocketIo | Protocol::Polling) => {
                 connection.outbox.release();
+                let before = connection.outbox.answers().len();
                 self.with_engine(conn, |socketio, terms, outlet| socketio.engine.farewell(code, terms, outlet));
                 let Some(connection) = self.connections.get_mut(conn) else { return };
                 if protocol == Protocol::Polling {
-                    // A poll that there is nothing for learns that its session is gone.
-                    let is_done = connection.outbox.is_empty();
-                    return if is_done { self.abandon(conn) } else { self.finish(conn, Closing::Flushing) };
+                    // Where there is nothing to say, the next poll learns that its session is gone, and so does one that waits.
+                    let is_told = connection.outbox.answers().len() > before;
+                    return if is_told { self.finish(conn, Closing::Flushing) } else { self.abandon(conn) };
                 }
                 ws::close_frame(code, reason, connection.outbox.answers());
                 if connection.socket.is_none() {
