@@ -1,5 +1,5 @@
-//! Ringhub: a dedicated real-time hub for Linux. Clients hold a WebSocket to it or read a stream of server-sent events,
-//! backends publish to rooms, and it delivers.
+//! Ringhub: a dedicated real-time hub for Linux. Clients hold a WebSocket to it, speak Socket.IO or read a stream of
+//! server-sent events, backends publish to rooms, and it delivers.
 //!
 //! This page is the map of the crate; the README is for those who run it.
 //!

@@ -32,6 +32,9 @@ use std::time::Duration;
 pub use crate::hub::message::Published;
 pub use crate::hub::presence::{Present, RoomPresence};
 pub use crate::hub::reply::{HubError, Pending};
+pub use crate::session::handler::{
+    Arguments, Caller, HandledEvent, Handlers, MessageCaller, MessageHandler, NamespaceHandler,
+};
 pub use crate::wire::native::Target;
 pub use access::{GRACE_S_MAX, WITHDRAWN_AT_ONCE_MAX, Withdrew};
 pub use api::Sent;
@@ -118,7 +121,12 @@ impl Hub {
     /// Starts a hub: shards, control plane, listeners. Where authentication is on and no key is configured, a secret is
     /// drawn for the run.
     pub fn start(config: Config) -> Result<Hub, StartError> {
-        start::start(config)
+        start::start(config, Handlers::default())
+    }
+
+    /// The same for a program that serves namespaces of Socket.IO, or a path of Engine.IO, itself.
+    pub fn start_with(config: Config, handlers: Handlers) -> Result<Hub, StartError> {
+        start::start(config, handlers)
     }
 
     /// The addresses that the public TCP listeners got.
@@ -144,7 +152,7 @@ impl Hub {
         if config.auth.secret.is_empty() {
             config.auth.secret.clone_from(&settings.config.auth.secret);
         }
-        let renewed = Arc::new(Settings::new(config)?);
+        let renewed = Arc::new(Settings::with_handlers(config, settings.handlers.clone())?);
         *settings = renewed.clone();
         if let Some(hooks) = &self.inner.hooks {
             hooks.reload(&renewed.config);

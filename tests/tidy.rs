@@ -205,9 +205,9 @@ fn nothing_unfinished_is_left() {
     let macros = ["todo", "unimplemented"].map(|name| format!("{name}!("));
     let words: Vec<String> = marks.chain(macros).collect();
     let mut findings = Vec::new();
-    for source in files("src", &[".rs"])
+    for source in files("src", &[".rs", ".js"])
         .iter()
-        .chain(&files("tests", &[".rs", ".py", ".js", ".sh", "run"]))
+        .chain(&files("tests", &[".rs", ".py", ".js", ".mjs", ".jsx", ".html", ".sh", "run"]))
         .chain(&files("benches", &[".rs"]))
     {
         for (index, line) in source.text.lines().enumerate() {
@@ -264,9 +264,9 @@ fn the_top_level_holds_what_cargo_knows_and_tuning() {
 #[test]
 fn no_file_names_a_path_of_the_machine_it_was_written_on() {
     let places = ["/work", "/home", "/root"].map(|folder| format!("{folder}/"));
-    let everything = ["src", "tests", "benches", "tuning"]
-        .into_iter()
-        .flat_map(|folder| files(folder, &[".rs", ".py", ".js", ".sh", ".toml", ".md", "run"]));
+    let everything = ["src", "tests", "benches", "tuning"].into_iter().flat_map(|folder| {
+        files(folder, &[".rs", ".py", ".js", ".mjs", ".jsx", ".html", ".sh", ".toml", ".md", "run"])
+    });
     let mut findings = Vec::new();
     for source in everything {
         for (index, line) in source.text.lines().enumerate() {

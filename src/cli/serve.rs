@@ -12,7 +12,7 @@ use super::sources::SourceArgs;
 use crate::auth::{Claims, mint};
 use crate::config::{Config, ConfigError, Level, Listen, Sources, check_host};
 use crate::demo::{self, Demo};
-use crate::node::Hub;
+use crate::node::{Handlers, Hub};
 
 /// What the hub may need to end beside the time that it gives its clients.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
@@ -98,7 +98,7 @@ pub fn run(args: ServeArgs) -> ExitCode {
         Err(error) => return super::fail(format_args!("NOTIFY_SOCKET can't be used: {error}")),
     };
     let drawn = config.auth.enabled && config.auth.secret.is_empty();
-    let (hub, signals) = match start(config) {
+    let (hub, signals) = match start(config, Handlers::default()) {
         Ok(started) => started,
         Err(error) => return super::fail(error),
     };
@@ -136,10 +136,10 @@ fn status(hub: &Hub) -> String {
 
 /// Starts the hub. The signals that it minds are taken over before: one that comes early must not end the process where
 /// it stands.
-pub(super) fn start(config: Config) -> Result<(Hub, Signals), String> {
+pub(super) fn start(config: Config, handlers: Handlers) -> Result<(Hub, Signals), String> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
     let signals = signals.map_err(|error| format!("signals can't be handled: {error}"))?;
-    let hub = Hub::start(config).map_err(|error| error.to_string())?;
+    let hub = Hub::start_with(config, handlers).map_err(|error| error.to_string())?;
     Ok((hub, signals))
 }
 

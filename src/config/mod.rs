@@ -44,10 +44,23 @@ pub use table::{OptionDef, Reload, Rule};
 /// Most shards a node can have; the mesh has a queue for each pair of them.
 pub const SHARDS_MAX: usize = 64;
 
+/// The most namespaces of Socket.IO: a connection has a bit for each.
+pub const NAMESPACES_MAX: usize = 32;
+/// The longest namespace.
+pub const NAMESPACE_BYTES_MAX: usize = 128;
+
 impl Config {
     /// The kind of that name, built in or declared.
     pub fn kind(&self, name: &str) -> Option<&KindConfig> {
         self.kinds.iter().find(|kind| kind.name == name)
+    }
+
+    /// The longest message of a client of Engine.IO.
+    pub fn engine_bytes_max(&self) -> usize {
+        match self.socketio.payload_bytes_max {
+            0 => self.limits.message_bytes_max,
+            bytes_max => bytes_max,
+        }
     }
 
     /// How many shards to start: `shards.count`, or one per core this process may use.

@@ -110,6 +110,24 @@ options! {
         timeout_s: u64 = 10, range(1, 3600), "s", Live;
     }
 
+    /// Socket.IO (protocol 5 over Engine.IO 4), for clients that speak it.
+    socketio: SocketIoConfig {
+        /// The path that sessions are opened at; empty serves none.
+        path: String = "/socket.io/".to_owned(), Rule::Any, "", Restart;
+        /// The namespaces that clients may be in; each begins with a slash.
+        namespaces: Vec<String> = vec!["/".to_owned(), "/ws".to_owned()], Rule::Any, "", Restart;
+        /// Largest message of a client, and largest body of a poll's POST; 0 for `limits.message_bytes_max`.
+        payload_bytes_max: usize = 0, range(0, 64 * MIB), "bytes", Live;
+        /// How often a client is pinged.
+        ping_interval_ms: u64 = 25_000, range(100, 3_600_000), "ms", Live;
+        /// Time for anything to arrive after a ping before the session is closed.
+        ping_timeout_ms: u64 = 20_000, range(100, 3_600_000), "ms", Live;
+        /// Time for a client to be granted its first namespace after it has opened a session.
+        connect_timeout_ms: u64 = 10_000, range(100, 300_000), "ms", Live;
+        /// A cookie that is set to the session's id, for balancers that keep clients on a node by it; empty sets none.
+        cookie: Option<String> = None, Rule::Any, "", Live;
+    }
+
     /// What one client, room or shard may use. 0 switches a rate or a count of connections off.
     limits: LimitsConfig {
         /// Largest message, after reassembly of fragments; a larger one closes the connection with 1009.

@@ -7,6 +7,7 @@ use super::kinds::JoinRule;
 use super::net::Listen;
 use super::options::Config;
 use super::problem::Problem;
+use super::{NAMESPACE_BYTES_MAX, NAMESPACES_MAX};
 
 /// Every rule that `config` breaks.
 pub fn problems(config: &Config) -> Vec<Problem> {
@@ -45,6 +46,31 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         for pattern in patterns.iter().filter(|pattern| !is_origin_pattern(pattern)) {
             report(key, format!("{pattern:?}: expected SCHEME://HOST[:PORT], SCHEME://*.HOST[:PORT] or *"));
         }
+    }
+    let path = &config.socketio.path;
+    let is_path = path.starts_with('/')
+        && path.len() > 1
+        && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"{}".contains(&b));
+    if !path.is_empty() && (!is_path || is_taken(path)) {
+        report("socketio.path", format!("{path:?}: expected a path of its own, such as /socket.io/"));
+    }
+    let namespaces = &config.socketio.namespaces;
+    for (place, name) in namespaces.iter().enumerate() {
+        let is_name = name.starts_with('/')
+            && name.len() <= NAMESPACE_BYTES_MAX
+            && !name.bytes().any(|byte| byte == b',' || byte.is_ascii_control());
+        if !is_name || namespaces.iter().take(place).any(|other| other == name) {
+            let message = format!("{name:?}: expected a name that begins with a slash, without commas, once");
+            report("socketio.namespaces", message);
+        }
+    }
+    if namespaces.len() > NAMESPACES_MAX {
+        report("socketio.namespaces", format!("at most {NAMESPACES_MAX} namespaces"));
+    }
+    if let Some(cookie) = &config.socketio.cookie
+        && !cookie.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    {
+        report("socketio.cookie", format!("{cookie:?}: expected letters, digits and any of - _ ."));
     }
     if config.journal.bytes_max < config.journal.segment_bytes.saturating_mul(8) {
         let message =
@@ -103,6 +129,13 @@ fn demo(config: &Config) -> Vec<&'static str> {
         ),
     ];
     lacks.into_iter().filter(|(is_so, _)| *is_so).map(|(_, message)| message).collect()
+}
+
+/// Whether something else is served there.
+fn is_taken(path: &str) -> bool {
+    let first = path.trim_matches('/').split('/').next().unwrap_or_default();
+    matches!(first, "" | "ws" | "events" | "echo" | "api" | "live" | "ready" | "metrics" | "openapi.json" | "webhooks")
+        || matches!(first, "dashboard" | "demo" | "ringhub.js")
 }
 
 fn listeners(config: &Config) -> impl Iterator<Item = &Listen> {

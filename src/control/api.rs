@@ -19,6 +19,7 @@ use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::{Backend, PublishRequest, Published};
 use super::door::{Door, Remote};
+use super::engine::{self, EngineOptions};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
@@ -52,6 +53,7 @@ pub(crate) struct Api<B> {
     pub(crate) telemetry: Option<Telemetry>,
     /// Whether shards are about to be woken.
     pub(crate) ring_is_due: AtomicBool,
+    pub(crate) engine: EngineOptions,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -66,7 +68,7 @@ impl Route {
 
 /// All routes.
 pub(crate) fn router<B: Backend>(api: Arc<Api<B>>) -> Router {
-    Router::new()
+    engine::routes(&api.engine)
         .route("/", get(about))
         .route("/live", get(live::<B>))
         .route("/ready", get(ready::<B>))

@@ -13,8 +13,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::engine::{EngineAnswer, EngineOpened};
 use super::figures::{ShardTimes, Snapshot};
-use super::inbox::Adopted;
+use super::inbox::{Adopted, ConnectionOrigin};
 use super::journal::JournalSnapshot;
 use crate::config::Config;
 use crate::hub::explain::Explanation;
@@ -137,6 +138,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Publishes what the hub itself has to say. Nobody is told whether it worked: who says it goes on in any case.
     fn announce(&self, room: &str, kind: &str, data: Bytes);
+
+    /// Opens a session of Engine.IO that is to be polled. `head` is the request's, `origin` where it came from.
+    fn engine_open(&self, head: Vec<u8>, origin: ConnectionOrigin) -> Pending<EngineOpened>;
+
+    /// What waits for a session of Engine.IO, or comes. The session has to be one of that path.
+    fn engine_poll(&self, path: &str, sid: &str) -> Pending<EngineAnswer>;
+
+    /// Gives a session of Engine.IO packets of its client.
+    fn engine_push(&self, path: &str, sid: &str, body: Vec<u8>) -> Pending<EngineAnswer>;
 
     /// Gives a connection with an upgrade request back to a shard. `received` starts with the request's first byte;
     /// nothing of it has been answered.

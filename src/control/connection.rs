@@ -55,7 +55,7 @@ async fn serve<B: Backend>(app: Rc<App<B>>, connection: Fresh, progress: Rc<Prog
     let Fresh { socket, received, origin, side } = connection;
     let stream = Stream::new(socket, Bytes::from(received), Rc::clone(&progress));
     let ending = stream.ending();
-    let service = Service { app: Rc::clone(&app), progress: Rc::clone(&progress), side };
+    let service = Service { app: Rc::clone(&app), progress: Rc::clone(&progress), side, origin };
     let mut http = http1::Builder::new()
         .half_close(true)
         .max_headers(HEADERS_MAX)

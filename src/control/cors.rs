@@ -25,7 +25,8 @@ impl Cors {
     }
 
     /// The answer to a preflight; none when the request is not one.
-    pub(crate) fn preflight<T>(&self, request: &Request<T>) -> Option<Response> {
+    /// A request of Engine.IO may carry whatever headers its page wants it to.
+    pub(crate) fn preflight<T>(&self, request: &Request<T>, is_engine: bool) -> Option<Response> {
         let headers = request.headers();
         let origin = headers.get(header::ORIGIN)?;
         if request.method() != Method::OPTIONS || !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
@@ -35,9 +36,10 @@ impl Cors {
             let message = "this origin is not in cors.origins";
             return Some(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message).into_response());
         }
+        let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|_| is_engine).cloned();
         let headers = [
             (header::ACCESS_CONTROL_ALLOW_METHODS, METHODS),
-            (header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS),
+            (header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.unwrap_or(HEADERS)),
             (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE_S),
         ];
         Some((StatusCode::NO_CONTENT, headers).into_response())
@@ -103,12 +105,13 @@ mod tests {
                 .header("access-control-request-method", "POST")
                 .body(())
                 .unwrap();
-            cors.preflight(&request).map(|response| response.status().as_u16())
+            cors.preflight(&request, false).map(|response| response.status().as_u16())
         };
         assert_eq!(preflight("https://a.example"), Some(204));
         assert_eq!(preflight("https://b.example"), Some(403));
         assert!(
-            cors.preflight(&Request::get("/live").header("origin", "https://a.example").body(()).unwrap()).is_none()
+            cors.preflight(&Request::get("/live").header("origin", "https://a.example").body(()).unwrap(), false)
+                .is_none()
         );
     }
 }

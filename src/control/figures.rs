@@ -275,6 +275,8 @@ figures! {
     connections_opened: Counter "connections_opened" false "Connections that were accepted and upgraded";
     handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
     streams: Gauge "streams" false "Connections that are open and are streams of server-sent events";
+    socketio: Gauge "socketio_connections" false "Connections that are open and speak Socket.IO";
+    polled: Gauge "polled_sessions" false "Sessions of Engine.IO that are polled, those in no namespace included";
     rooms: Gauge "rooms" false "Rooms whose home is this shard";
     subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";
     messages_received: Counter "messages_received" false "Messages received from clients";

@@ -36,6 +36,7 @@ mod connection;
 mod connections;
 mod cors;
 mod door;
+mod engine;
 pub mod figures;
 mod github;
 pub mod histogram;
@@ -69,6 +70,7 @@ mod web;
 mod windows;
 
 pub use backend::{Backend, PublishRequest, Published, Readiness, ShardPulse};
+pub use engine::{EngineAnswer, EngineOpened, EngineOptions};
 pub use figures::{Figures, ShardFigures, ShardTimes, Snapshot};
 pub use histogram::{Counts, Histogram};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
@@ -124,6 +126,8 @@ pub struct Options {
     pub cors_origins: Vec<String>,
     /// `endpoints.demo`.
     pub demo: bool,
+    /// Engine.IO's long polling.
+    pub engine: EngineOptions,
     /// The stored history, where one is kept.
     pub store: Option<store::Store>,
     /// The backend's hooks, where there are some.
@@ -149,6 +153,7 @@ impl Default for Options {
             github_secrets: Vec::new(),
             cors_origins: Vec::new(),
             demo: false,
+            engine: EngineOptions::default(),
             store: None,
             hooks: None,
             telemetry: None,
@@ -336,6 +341,7 @@ fn app<B: Backend>(
         hooks: options.hooks.clone(),
         telemetry: options.telemetry.clone(),
         ring_is_due: AtomicBool::new(false),
+        engine: options.engine.clone(),
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());

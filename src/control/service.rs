@@ -24,6 +24,7 @@ use super::answer::ApiError;
 use super::api::Route;
 use super::backend::Backend;
 use super::cors::Cors;
+use super::inbox::ConnectionOrigin;
 use super::metrics::HttpRequests;
 use super::poll;
 use super::progress::Progress;
@@ -57,6 +58,7 @@ pub(crate) struct Service<B> {
     pub(crate) app: Rc<App<B>>,
     pub(crate) progress: Rc<Progress>,
     pub(crate) side: Side,
+    pub(crate) origin: ConnectionOrigin,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<hyper::Response<Answered>, Infallible>>>>;
@@ -70,7 +72,7 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
         let number = self.progress.request();
         // A connection's first request came from a shard that did not take it for its own. Giving it back would make the
         // two pass it to and fro.
@@ -81,8 +83,12 @@ impl<B: Backend> hyper::service::Service<Request<Incoming>> for Service<B> {
         let app = Rc::clone(&self.app);
         let progress = Rc::clone(&self.progress);
         let side = self.side;
-        if poll::wait_of(&request).is_some() {
+        let engine = &self.app.options.engine;
+        if poll::wait_of(&request).or_else(|| engine.wait_of(&request)).is_some() {
             progress.waits();
+        }
+        if engine.serves(request.uri().path()) {
+            request.extensions_mut().insert(self.origin);
         }
         Box::pin(async move {
             let (mut response, read) = app.respond(request, side).await;
@@ -111,11 +117,13 @@ impl<B: Backend> App<B> {
         let closes = request.headers().contains_key(header::TRANSFER_ENCODING) || self.backend.draining();
         let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
 
-        // Streams are on the public side whatever else is, and with them the question whether a page may ask for one.
-        let is_elsewhere = side == Side::Public && self.options.internal.is_some() && request.uri().path() != STREAMS;
+        // What clients use is on the public side whatever else is, and with it the question whether a page may ask for it.
+        let is_engine = self.options.engine.serves(request.uri().path());
+        let is_clients = is_engine || request.uri().path() == STREAMS;
+        let is_elsewhere = side == Side::Public && self.options.internal.is_some() && !is_clients;
         let mut response = if is_elsewhere {
             ApiError::not_found().into_response()
-        } else if let Some(preflight) = self.cors.preflight(&request) {
+        } else if let Some(preflight) = self.cors.preflight(&request, is_engine) {
             preflight
         } else {
             let watched = request.map(|body| Watched { body, read: Arc::clone(&read) });
@@ -124,6 +132,9 @@ impl<B: Backend> App<B> {
 
         let headers = response.headers_mut();
         self.cors.allow(origin.as_ref(), headers);
+        if is_engine {
+            self.options.engine.allow_credentials(origin.as_ref(), headers);
+        }
         if closes {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -140,7 +151,7 @@ impl<B: Backend> App<B> {
 
     async fn route(&self, mut request: Request<Watched>, read: &AtomicBool) -> Response {
         let mut router = self.router.clone();
-        let wait = poll::wait_of(&request);
+        let wait = poll::wait_of(&request).or_else(|| self.options.engine.wait_of(&request));
         let over = wait.map(|wait| {
             let (over, is_over) = poll::time();
             request.extensions_mut().insert(is_over);
@@ -277,7 +288,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// The request's head in bytes. Names come in lower case, which means the same.
-fn head_of<T>(request: &Request<T>) -> Vec<u8> {
+pub(crate) fn head_of<T>(request: &Request<T>) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
     head.extend_from_slice(request.method().as_str().as_bytes());
     head.push(b' ');

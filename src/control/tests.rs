@@ -80,6 +80,18 @@ impl Backend for FakeHub {
         Ok(())
     }
 
+    fn engine_open(&self, _: Vec<u8>, _: ConnectionOrigin) -> Pending<EngineOpened> {
+        absent()
+    }
+
+    fn engine_poll(&self, _: &str, _: &str) -> Pending<EngineAnswer> {
+        absent()
+    }
+
+    fn engine_push(&self, _: &str, _: &str, _: Vec<u8>) -> Pending<EngineAnswer> {
+        absent()
+    }
+
     fn connections(&self, _: ConnectionFilter, _: Window) -> Pending<Listing<ConnectionView>> {
         Pending::ready(Ok(Listing::default()))
     }

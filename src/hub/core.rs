@@ -44,6 +44,8 @@ pub struct CoreLimits {
     pub rooms_max: usize,
     /// Field locks per room.
     pub locks_per_room_max: usize,
+    /// Rooms of one session.
+    pub rooms_per_session_max: usize,
     /// Field locks per session.
     pub locks_per_session_max: usize,
     /// Different selections per room and shard.
@@ -75,6 +77,7 @@ impl CoreLimits {
         CoreLimits {
             rooms_max: config.limits.rooms_per_shard_max,
             locks_per_room_max: config.limits.locks_per_room_max,
+            rooms_per_session_max: config.limits.rooms_max,
             locks_per_session_max: config.limits.locks_per_session_max,
             selections_max: config.limits.filters_per_room_max,
             backlog_max: config.mesh.backlog_max as usize,

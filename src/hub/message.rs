@@ -302,9 +302,12 @@ pub struct KeptRoom {
 }
 
 impl Kept {
-    /// Adds what an earlier connection of the session had and nobody took up. Locks are not looked at.
-    pub fn add_earlier(&mut self, earlier: Kept) {
+    /// Adds what an earlier connection of the session had and nobody took up. Locks are not looked at. A session is in at
+    /// most `rooms_max` rooms, as a connection is, or it would grow with every connection that leaves it without resuming
+    /// it; what the later one was in goes first.
+    pub fn add_earlier(&mut self, earlier: Kept, rooms_max: usize) {
         for before in earlier.rooms {
+            let has_place = self.rooms.len() < rooms_max;
             match self.rooms.iter_mut().find(|kept| kept.room == before.room) {
                 // What the later one did not say to have handled is owed since the earlier one went.
                 Some(kept) if kept.acked.is_none() => {
@@ -312,7 +315,8 @@ impl Kept {
                     kept.acked = before.acked;
                 }
                 Some(_) => {}
-                None => self.rooms.push(before),
+                None if has_place => self.rooms.push(before),
+                None => {}
             }
         }
         if self.metadata.is_empty() {

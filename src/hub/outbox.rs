@@ -37,6 +37,10 @@ pub enum Protocol {
     Native,
     /// Server-sent events.
     Stream,
+    /// Packets of Engine.IO in WebSocket frames.
+    SocketIo,
+    /// Packets of Engine.IO for polls, each with its separator before it.
+    Polling,
 }
 
 /// How much may wait for one connection, in bytes.
@@ -73,7 +77,7 @@ pub struct Outbox {
     events_bytes: usize,
     /// With the kernel, and how much of it counts as events.
     sending_bytes: u32,
-    /// A chunk is with the kernel, or nothing may be sent yet.
+    /// A chunk is with the kernel.
     sending: bool,
     dirty: bool,
     marks: Marks,
@@ -90,6 +94,8 @@ impl Marks {
     const IN_LINE: u8 = 1;
     /// Something waits because the kernel has not taken all of what was sent before.
     const STALLED: u8 = 2;
+    /// Nothing may be sent yet.
+    const HELD: u8 = 4;
 
     fn has(self, mark: u8) -> bool {
         self.0 & mark != 0
@@ -119,9 +125,29 @@ impl Outbox {
         self.protocol
     }
 
-    /// What is queued from here on is server-sent events.
-    pub fn becomes_stream(&mut self) {
-        self.protocol = Protocol::Stream;
+    /// What is queued from here on is of another protocol.
+    pub fn becomes(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+    }
+
+    /// Makes of all that waits what another protocol wants: `convert` appends a chunk's bytes as they are to be.
+    pub fn convert(&mut self, protocol: Protocol, memory: &FrameMemory, convert: impl Fn(&[u8], &mut Vec<u8>)) {
+        self.protocol = protocol;
+        let mut answers = Vec::new();
+        convert(&self.answers, &mut answers);
+        self.answers = answers;
+        self.events_bytes = 0;
+        let urgent = self.urgent.as_deref_mut();
+        for lane in urgent.into_iter().chain([&mut self.events]) {
+            let mut converted = Events::None;
+            while let Some(chunk) = lane.pop() {
+                let mut bytes = Vec::new();
+                convert(&chunk, &mut bytes);
+                self.events_bytes += bytes.len();
+                converted.push(&memory.share(bytes));
+            }
+            *lane = converted;
+        }
     }
 
     /// Bytes that wait or are being sent.
@@ -149,7 +175,7 @@ impl Outbox {
 
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
-        !self.sending && self.answers.is_empty() && self.events_bytes == 0
+        !self.sending && !self.is_held() && self.answers.is_empty() && self.events_bytes == 0
     }
 
     /// Whether something waits because the kernel has not taken all of what was sent before, as far as was noted; and notes
@@ -192,13 +218,18 @@ impl Outbox {
         self.marks.set(Marks::IN_LINE, !self.events.is_empty());
     }
 
+    /// The chunks of events that wait, those that are being sent left out.
+    pub fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
+        urgent.chain(self.events.iter()).map(|chunk| &chunk[..])
+    }
+
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
     /// there. Looks at all of them: for those who look into a running shard.
     pub fn find(&self, text: &[u8]) -> Option<usize> {
         let finder = memchr::memmem::Finder::new(text);
         let mut ahead = self.answers.len();
-        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
-        for chunk in urgent.chain(self.events.iter()) {
+        for chunk in self.waiting() {
             if let Some(place) = finder.find(chunk) {
                 return Some(ahead + place);
             }
@@ -240,7 +271,7 @@ impl Outbox {
     /// Takes the next chunk to be sent, if none is with the kernel; it is with the kernel from here on.
     pub fn take_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
         self.dirty = false;
-        if self.sending {
+        if self.sending || self.is_held() {
             return None;
         }
         let chunk = self.next_chunk(memory)?;
@@ -249,14 +280,24 @@ impl Outbox {
         Some(chunk)
     }
 
-    /// Nothing may be sent until [`Outbox::release`]: events may come before the answer to the upgrade.
+    /// Nothing more may be sent until [`Outbox::release`]: events may come before the answer to the upgrade.
     pub fn hold(&mut self) {
-        self.sending = true;
+        self.marks.set(Marks::HELD, true);
     }
 
     /// What waits may be sent.
     pub fn release(&mut self) {
-        self.sent();
+        self.marks.set(Marks::HELD, false);
+    }
+
+    /// Whether nothing may be sent.
+    pub fn is_held(&self) -> bool {
+        self.marks.has(Marks::HELD)
+    }
+
+    /// It was looked at in this turn, though nothing was taken.
+    pub fn passed_over(&mut self) {
+        self.dirty = false;
     }
 
     /// The chunk with the kernel was sent.

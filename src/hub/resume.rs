@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::batch::Address;
-use super::core::Core;
+use super::core::{Core, CoreLimits};
 use super::locks::{self, Freed, HeldLock};
 use super::message::{Join, JoinClaim, JoinRefused, Joined, Kept, Message, Resume, ResumeAsked, Resumed};
 use super::name::RoomName;
@@ -65,7 +65,7 @@ impl Core {
 
     fn keep_session(&mut self, room: &RoomName, address: Address, kept: Option<Box<Kept>>, leaves: bool) {
         let away_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
-        let locks_max = self.limits.locks_per_session_max;
+        let limits = self.limits;
         let may_be_resumed = self.limits.session_away_ms > 0;
         let id = self.rooms.find(room);
         let session = id.and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
@@ -74,7 +74,7 @@ impl Core {
             return self.free_locks(held, Freed::SessionEnded);
         };
         // What an earlier connection of it left behind and nobody asked for is still the session's.
-        let (mut kept, mut freed) = join_kept(kept, session.kept.take(), locks_max);
+        let (mut kept, mut freed) = join_kept(kept, session.kept.take(), &limits);
         if !may_be_resumed {
             freed.extend(kept.take().map(|kept| kept.locks).unwrap_or_default());
         }
@@ -132,10 +132,10 @@ impl Core {
         asked: ResumeAsked,
         kept: Option<Box<Kept>>,
     ) {
-        let locks_max = self.limits.locks_per_session_max;
+        let limits = self.limits;
         let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let left = session.and_then(|session| session.kept.take());
-        let (kept, freed) = join_kept(kept, left, locks_max);
+        let (kept, freed) = join_kept(kept, left, &limits);
         self.free_locks(freed, Freed::SessionEnded);
         let outcome = Ok(kept.map(|kept| *kept).unwrap_or_default());
         let resumed = Resumed { address: successor, asked, outcome };
@@ -223,13 +223,13 @@ impl Core {
 fn join_kept(
     kept: Option<Box<Kept>>,
     earlier: Option<Box<Kept>>,
-    locks_max: usize,
+    limits: &CoreLimits,
 ) -> (Option<Box<Kept>>, Vec<HeldLock>) {
     let (mut kept, mut earlier) = match (kept, earlier) {
         (Some(kept), Some(earlier)) => (kept, earlier),
         (one, other) => return (one.or(other), Vec::new()),
     };
-    let freed = locks::merge(&mut kept.locks, std::mem::take(&mut earlier.locks), locks_max);
-    kept.add_earlier(*earlier);
+    let freed = locks::merge(&mut kept.locks, std::mem::take(&mut earlier.locks), limits.locks_per_session_max);
+    kept.add_earlier(*earlier, limits.rooms_per_session_max);
     (Some(kept), freed)
 }

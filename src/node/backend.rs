@@ -11,7 +11,10 @@ use super::api::Wake;
 use super::{Hub, RoomPresence, Sent, Target, Withdrew, lock};
 use crate::auth::Identity;
 use crate::config::Config;
-use crate::control::{self, Adopted, Backend, PublishRequest, Readiness, ShardPulse, ShardTimes, Snapshot};
+use crate::control::{
+    self, Adopted, Backend, ConnectionOrigin, EngineAnswer, EngineOpened, PublishRequest, Readiness, ShardPulse,
+    ShardTimes, Snapshot,
+};
 use crate::hub::core::epoch_text;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
@@ -21,7 +24,9 @@ use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
+use crate::shard::{NotHere, shard_of_sid};
 use crate::wire::codes::ErrorCode;
+use crate::wire::engineio::RequestError;
 use crate::wire::native::{Refused, Since};
 
 impl Backend for Hub {
@@ -223,16 +228,62 @@ impl Backend for Hub {
         self.publish_checked(room, kind, data, Box::new(tell));
     }
 
+    fn engine_open(&self, head: Vec<u8>, origin: ConnectionOrigin) -> Pending<EngineOpened> {
+        let (responder, pending) = pending();
+        self.ask_engine(self.next_shard(), Request::EngineOpen { head, origin, responder });
+        pending
+    }
+
+    fn engine_poll(&self, path: &str, sid: &str) -> Pending<EngineAnswer> {
+        let shard = match self.shard_of_sid(path, sid) {
+            Ok(shard) => shard,
+            Err(answer) => return Pending::ready(Ok(answer)),
+        };
+        let (responder, pending) = pending();
+        self.ask_engine(shard, Request::EnginePoll { sid: sid.into(), responder });
+        pending
+    }
+
+    fn engine_push(&self, path: &str, sid: &str, body: Vec<u8>) -> Pending<EngineAnswer> {
+        let shard = match self.shard_of_sid(path, sid) {
+            Ok(shard) => shard,
+            Err(answer) => return Pending::ready(Ok(answer)),
+        };
+        let (responder, pending) = pending();
+        self.ask_engine(shard, Request::EnginePush { sid: sid.into(), body, responder });
+        pending
+    }
+
     fn adopt(&self, connection: Adopted) {
-        // Any shard will do; they take turns.
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let shard = NEXT.fetch_add(1, Ordering::Relaxed) % usize::from(self.inner.mesh.shards().max(1));
-        if self.inner.mesh.request(ShardId(shard as u16), Request::Adopt(Box::new(connection))).is_err() {
-            tracing::debug!(shard, "a shard is too busy to adopt a connection, which is closed");
+        let shard = self.next_shard();
+        if self.inner.mesh.request(shard, Request::Adopt(Box::new(connection))).is_err() {
+            tracing::debug!(shard = shard.0, "a shard is too busy to adopt a connection, which is closed");
         }
     }
 
     fn draining(&self) -> bool {
         self.inner.mesh.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Hub {
+    /// Where any shard will do, they take turns.
+    fn next_shard(&self) -> ShardId {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        ShardId((NEXT.fetch_add(1, Ordering::Relaxed) % usize::from(self.inner.mesh.shards().max(1))) as u16)
+    }
+
+    fn shard_of_sid(&self, path: &str, sid: &str) -> Result<ShardId, EngineAnswer> {
+        let unknown = EngineAnswer::Refused(RequestError::SessionUnknown);
+        let Some(path) = lock(&self.inner.settings).gate().engine_path(path) else { return Err(unknown) };
+        shard_of_sid(sid, path, &self.inner.hasher, self.inner.mesh.shards()).map_err(|not_here| match not_here {
+            NotHere::Unknown => unknown,
+            NotHere::Elsewhere => EngineAnswer::Elsewhere,
+        })
+    }
+
+    fn ask_engine(&self, shard: ShardId, request: Request) {
+        // Whoever waits for the answer learns it from the responder that is dropped.
+        drop(self.inner.mesh.request(shard, request));
     }
 }

@@ -23,12 +23,13 @@ use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::stored::StoredRoom;
 use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, host, listeners};
+use crate::session::handler::Handlers;
 use crate::shard::mesh::Mesh;
 use crate::shard::request::Request;
 use crate::shard::{Entropy, Settings, Shard, Start};
 
 /// Connections that the control plane holds at a time, requests under way and idle ones.
-const HTTP_CONNECTIONS_MAX: usize = 1024;
+const HTTP_CONNECTIONS_MAX: usize = 8192;
 /// How long the backend's verdict on a client waits for a shard that is too busy to take it.
 const VERDICT_WAIT: Duration = Duration::from_secs(1);
 
@@ -84,11 +85,11 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
+pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, StartError> {
     host::raise_open_files()?;
     draw_secret(&mut config)?;
     let shards = config.shard_count() as u16;
-    let settings = Arc::new(Settings::new(config)?);
+    let settings = Arc::new(Settings::with_handlers(config, Arc::new(handlers))?);
     let config = &settings.config;
     let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
@@ -165,7 +166,7 @@ pub(super) fn start(mut config: Config) -> Result<Hub, StartError> {
         }),
     };
     let started =
-        control::start(control::Options { hooks, telemetry, ..control_options(config, store) }, hub.clone(), intake);
+        control::start(control::Options { hooks, telemetry, ..control_options(&settings, store) }, hub.clone(), intake);
     match started {
         Ok(control) => {
             *lock(&hub.inner.internal_address) = control.internal_address();
@@ -219,7 +220,12 @@ fn verdicts(mesh: Arc<Mesh>, watch: Watch) -> Tell {
     })
 }
 
-fn control_options(config: &Config, store: Option<Store>) -> control::Options {
+fn control_options(settings: &Settings, store: Option<Store>) -> control::Options {
+    let config = &settings.config;
+    let socketio = &config.socketio;
+    let messages = settings.handlers.messages.as_ref().map(|(path, _)| path.to_string());
+    let engine_paths =
+        [Some(socketio.path.clone()), messages].into_iter().flatten().filter(|path| !path.is_empty()).collect();
     control::Options {
         internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,
@@ -228,6 +234,14 @@ fn control_options(config: &Config, store: Option<Store>) -> control::Options {
         github_secrets: config.webhooks.github_secret.clone(),
         cors_origins: config.cors.origins.clone(),
         demo: config.endpoints.demo,
+        engine: control::EngineOptions {
+            paths: engine_paths,
+            body_bytes_max: config.engine_bytes_max(),
+            // A ping ends it before that.
+            wait: Duration::from_millis(socketio.ping_interval_ms + socketio.ping_timeout_ms) + Duration::from_secs(5),
+            cookie: socketio.cookie.clone(),
+            named_origins: config.cors.origins.iter().filter(|origin| *origin != "*").cloned().collect(),
+        },
         store,
         ..control::Options::default()
     }

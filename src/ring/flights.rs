@@ -107,7 +107,7 @@ impl Flights {
 
 impl Flight {
     fn vacant() -> Flight {
-        Flight { generation: NOBODY, socket: Socket(-1), receive: Receive::Idle, sending: None }
+        Flight { generation: NOBODY, socket: Socket::NONE, receive: Receive::Idle, sending: None }
     }
 }
 

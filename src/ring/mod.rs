@@ -42,6 +42,16 @@ pub struct ConnKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Socket(pub RawFd);
 
+impl Socket {
+    /// Stands for the socket of a connection that has none of its own.
+    pub const NONE: Socket = Socket(-1);
+
+    /// Whether it is none.
+    pub const fn is_none(self) -> bool {
+        self.0 < 0
+    }
+}
+
 /// A buffer lent by the driver with [`Completion::Received`]; goes back with [`Driver::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BufferId(pub u16);

@@ -31,6 +31,10 @@ pub struct Asked<'t> {
 pub struct Credentials<'a> {
     /// `token`.
     pub token: Option<&'a str>,
+    /// `client_id`: the id that the connection wants to have.
+    pub client_id: Option<&'a str>,
+    /// `session_id`: the session that it names.
+    pub session_id: Option<&'a str>,
     /// `pid`: the private id that it was granted, by which a session is taken up again.
     pub pid: Option<&'a str>,
     /// `offset`: what came last with the last event that it had.
@@ -158,6 +162,8 @@ impl Asked<'_> {
         let text = |key: &str| object.get(key).and_then(Value::as_str);
         Ok(then(Credentials {
             token: text("token"),
+            client_id: text("client_id"),
+            session_id: text("session_id"),
             pid: text("pid"),
             offset: text("offset"),
             object: Some(object.raw()),

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use crate::auth::{Identity, Verifier, origin_allowed};
 use crate::config::Config;
 use crate::ring::Now;
+use crate::wire::engineio::{self, RequestError, Transport};
 use crate::wire::http::Head;
 use crate::wire::native::is_client_id;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::{Upgrade, bearer_token};
 
+use super::socketio::Space;
 use super::stream::StreamAsked;
 
 /// The subprotocol of the native protocol.
@@ -20,8 +22,65 @@ pub const SUBPROTOCOL: &str = "ringhub.v1.json";
 pub enum Request {
     /// What may be granted, if the directories have no objection.
     Admit(Box<Admit>),
+    /// A session of Engine.IO, opened on a WebSocket.
+    Engine(Box<EngineAsked>),
+    /// A WebSocket that is to become the transport of a session of Engine.IO, which may be another shard's.
+    Probe(ProbeAsked),
+    /// A WebSocket at Engine.IO's path that can't be granted.
+    EngineRefused(RequestError),
     /// Neither a WebSocket nor a stream of events: the control plane's.
     HandOver,
+}
+
+/// A session of Engine.IO that is to be opened.
+#[derive(Debug)]
+pub struct EngineAsked {
+    /// Which of the paths it was asked for at.
+    pub path: EnginePath,
+    /// `Sec-WebSocket-Key`; empty where the client polls.
+    pub key: Box<str>,
+    /// Binary messages go as base64 in text frames.
+    pub base64: bool,
+    /// Who the request says that the client is.
+    pub offered: Offered,
+    /// The id the client wants to have, if it named one.
+    pub client_id: Option<Box<str>>,
+    /// The session it names, if it named one.
+    pub session_id: Option<Box<str>>,
+}
+
+/// The paths at which sessions of Engine.IO are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EnginePath {
+    /// That of Socket.IO.
+    SocketIo,
+    /// That of an embedding program, whose messages are its own.
+    Messages,
+}
+
+/// A WebSocket for a session that polls.
+#[derive(Debug)]
+pub struct ProbeAsked {
+    /// At which path it was asked for.
+    pub path: EnginePath,
+    /// The session's id.
+    pub sid: Box<str>,
+    /// `Sec-WebSocket-Key`.
+    pub key: Box<str>,
+    /// Binary messages go as base64 in text frames.
+    pub base64: bool,
+}
+
+/// Who the request that opens a session of Engine.IO says that the client is. The token may also come later, with the first
+/// packet: so nothing is refused here.
+#[derive(Debug, Clone)]
+pub enum Offered {
+    /// It says nothing of it.
+    Nothing,
+    /// The owner of a good token, or whoever where nobody is asked for one.
+    Identity(Arc<Identity>),
+    /// There is a token, and it is not good.
+    Refused(Refusal),
 }
 
 /// A WebSocket or a stream that may be granted.
@@ -52,6 +111,17 @@ pub enum Endpoint {
     Echo,
     /// `/events`.
     Events,
+    /// A namespace of Socket.IO.
+    SocketIo(Space),
+    /// A namespace of Socket.IO that an embedding program serves.
+    Handled(Space),
+}
+
+impl Endpoint {
+    /// Whether its clients have names and a session, and are in rooms.
+    pub const fn has_client(self) -> bool {
+        matches!(self, Endpoint::Native | Endpoint::Events | Endpoint::SocketIo(_))
+    }
 }
 
 /// Who may connect, as configured.
@@ -62,11 +132,16 @@ pub struct Gate<'a> {
     pub verifier: &'a Verifier,
     /// Whom everybody is where authentication is off.
     pub anonymous: &'a Arc<Identity>,
+    /// The path at which an embedding program has sessions of Engine.IO, if it does.
+    pub messages_path: Option<&'a str>,
 }
 
 impl Gate<'_> {
     /// Decides on a request by its head alone.
     pub fn decide(&self, head: &Head<'_>, now: Now) -> Result<Request, Refusal> {
+        if let Some(path) = self.engine_path(head.path) {
+            return self.decide_engine(path, head, now);
+        }
         let (endpoint, path_session) = match head.path {
             "/events" => return self.decide_stream(head, now),
             "/ws" => (Endpoint::Native, None),
@@ -132,13 +207,84 @@ impl Gate<'_> {
         })))
     }
 
+    /// Which of Engine.IO's paths that is, if it is one.
+    pub fn engine_path(&self, path: &str) -> Option<EnginePath> {
+        let is = |known: &str| !known.is_empty() && path.trim_end_matches('/') == known.trim_end_matches('/');
+        if is(&self.config.socketio.path) {
+            Some(EnginePath::SocketIo)
+        } else {
+            self.messages_path.is_some_and(is).then_some(EnginePath::Messages)
+        }
+    }
+
+    /// Decides on a request at Engine.IO's path. Those that are no WebSocket are the control plane's, which knows their
+    /// bodies.
+    fn decide_engine(&self, path: EnginePath, head: &Head<'_>, now: Now) -> Result<Request, Refusal> {
+        if !head.wants_websocket() {
+            return Ok(Request::HandOver);
+        }
+        let upgrade = head.upgrade()?;
+        let asked = match engineio::Request::parse(head.method, head.query, true) {
+            Ok(request) => request,
+            Err(error) => return Ok(Request::EngineRefused(error)),
+        };
+        if !origin_allowed(&self.config.auth.origins, head.header("origin")) {
+            return Ok(Request::EngineRefused(RequestError::Forbidden));
+        }
+        let (key, base64) = (upgrade.key.into(), asked.base64);
+        Ok(match asked.asked {
+            engineio::Asked::Upgrade { sid } => Request::Probe(ProbeAsked { path, sid: sid.into(), key, base64 }),
+            engineio::Asked::Open(Transport::WebSocket) => {
+                let engine = self.engine_asked(path, head, Some(&upgrade), now);
+                match engine {
+                    Ok(engine) => Request::Engine(Box::new(EngineAsked { key, base64, ..engine })),
+                    Err(error) => Request::EngineRefused(error),
+                }
+            }
+            _ => Request::EngineRefused(RequestError::BadRequest),
+        })
+    }
+
+    /// What the request for a session of Engine.IO says of its client.
+    pub fn engine_asked<'h>(
+        &self,
+        path: EnginePath,
+        head: &Head<'h>,
+        upgrade: Option<&Upgrade<'h>>,
+        now: Now,
+    ) -> Result<EngineAsked, RequestError> {
+        if !origin_allowed(&self.config.auth.origins, head.header("origin")) {
+            return Err(RequestError::Forbidden);
+        }
+        let offered = if self.config.auth.enabled {
+            match bearer_token(head, upgrade, self.config.auth.cookie.as_deref()) {
+                Ok(None) => Offered::Nothing,
+                Ok(Some(token)) => match self.connecting(&token, now) {
+                    Ok(identity) => Offered::Identity(identity),
+                    Err(refusal) => Offered::Refused(refusal),
+                },
+                Err(refusal) => Offered::Refused(refusal),
+            }
+        } else {
+            Offered::Identity(self.anonymous.clone())
+        };
+        let id = |name| id_parameter(head, name).map_err(|_| RequestError::BadRequest);
+        let (client_id, session_id) = (id("client_id")?, id("session_id")?);
+        Ok(EngineAsked { path, key: Box::default(), base64: false, offered, client_id, session_id })
+    }
+
     fn identify<'h>(&self, head: &Head<'h>, upgrade: Option<&Upgrade<'h>>, now: Now) -> Result<Arc<Identity>, Refusal> {
         if !self.config.auth.enabled {
             return Ok(self.anonymous.clone());
         }
         let token = bearer_token(head, upgrade, self.config.auth.cookie.as_deref())?
-            .ok_or_else(|| Refusal::unauthorized("a token is needed to connect"))?;
-        let identity = self.check_token(&token, now)?;
+            .ok_or_else(|| Refusal::unauthorized(TOKEN_NEEDED))?;
+        self.connecting(&token, now)
+    }
+
+    /// The identity that a token stands for, which may connect.
+    pub fn connecting(&self, token: &str, now: Now) -> Result<Arc<Identity>, Refusal> {
+        let identity = self.check_token(token, now)?;
         if !identity.permissions.may_connect() {
             return Err(Refusal::forbidden("websocket:connect is needed to connect"));
         }
@@ -162,6 +308,9 @@ impl Gate<'_> {
         Ok(identity)
     }
 }
+
+/// What is told to those who connect without credentials.
+pub const TOKEN_NEEDED: &str = "a token is needed to connect";
 
 fn id_parameter(head: &Head<'_>, name: &'static str) -> Result<Option<Box<str>>, Refusal> {
     match head.query_param(name)? {
@@ -191,7 +340,7 @@ mod tests {
         let verifier = Verifier::new(config).expect("keys");
         let anonymous = Arc::new(Identity::anonymous("anonymous".to_owned()));
         let head = parse_head(text.as_bytes(), 16_384)?.expect("whole");
-        Gate { config, verifier: &verifier, anonymous: &anonymous }.decide(&head, NOW)
+        Gate { config, verifier: &verifier, anonymous: &anonymous, messages_path: None }.decide(&head, NOW)
     }
 
     fn with_secret() -> Config {

@@ -4,6 +4,7 @@
 
 mod emitted;
 pub mod greeting;
+pub mod handler;
 pub mod handshake;
 pub mod heartbeat;
 pub mod limits;

@@ -15,8 +15,11 @@ use crate::wire::engineio::{self, Handshake, PROBE, Packet, PacketKind};
 use crate::wire::outlet::Outlet;
 use crate::wire::socketio::{self, Assembler, Header, Kind, Malformed, ack_payload, event_payload};
 
-/// The most namespaces that can be configured: an engine has a bit for each.
-pub const NAMESPACES_MAX: usize = 32;
+pub use crate::config::NAMESPACES_MAX;
+
+const _: () = assert!(NAMESPACES_MAX <= 32, "an engine has a bit for each namespace");
+const _: () =
+    assert!(crate::config::NAMESPACE_BYTES_MAX == socketio::NAMESPACE_BYTES_MAX, "what can be configured can be read");
 
 /// What holds for every engine, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +53,42 @@ impl Space {
 
     const fn bit(self) -> u32 {
         1 << self.0
+    }
+}
+
+/// A set of namespaces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Spaces(u32);
+
+impl Spaces {
+    /// Whether none is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a namespace is in it.
+    pub const fn has(self, space: Space) -> bool {
+        self.0 & space.bit() != 0
+    }
+
+    /// The same, with one more.
+    pub const fn with(self, space: Space) -> Spaces {
+        Spaces(self.0 | space.bit())
+    }
+
+    /// The same, without one.
+    pub const fn without(self, space: Space) -> Spaces {
+        Spaces(self.0 & !space.bit())
+    }
+
+    /// What is in both.
+    pub const fn and(self, other: Spaces) -> Spaces {
+        Spaces(self.0 & other.0)
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Space> + use<> {
+        (0..NAMESPACES_MAX as u8).map(Space).filter(move |space| self.has(*space))
     }
 }
 
@@ -150,6 +189,11 @@ impl Engine {
         }
     }
 
+    /// An engine whose messages are not packets of Socket.IO, so that there is no namespace to wait for.
+    pub fn without_namespaces(now_ms: u64, terms: &Terms<'_>) -> Engine {
+        Engine { connect_until_ms: u64::MAX, ..Engine::new(now_ms, terms) }
+    }
+
     /// Sends the open packet. `sid` is the engine's; `may_upgrade` where the client polls and may go on over a WebSocket.
     pub fn greet(&self, sid: &str, may_upgrade: bool, terms: &Terms<'_>, outlet: &mut Outlet<'_>) {
         let handshake = Handshake {
@@ -244,9 +288,7 @@ impl Engine {
             outlet.text(|out| socketio::write_connect_error(out, namespace, "Invalid namespace", None));
             return Ok(Heard::Nothing);
         };
-        if (self.asked | self.open) & space.bit() != 0 {
-            return Err(Failure::protocol("a namespace is asked for once"));
-        }
+        // Who is in it already is granted it once more: a library that is told to connect twice asks twice.
         self.asked |= space.bit();
         self.left &= !space.bit();
         Ok(Heard::Asked(Asked { space, payload }))
@@ -266,10 +308,14 @@ impl Engine {
         self.open & space.bit() != 0
     }
 
+    /// The namespaces that the client is in or about to be let into, a bit each: what a room's events go to.
+    pub const fn reached(&self) -> Spaces {
+        Spaces(self.asked | self.open)
+    }
+
     /// The namespaces that the client is in.
     pub fn spaces(&self) -> impl Iterator<Item = Space> + use<> {
-        let open = self.open;
-        (0..NAMESPACES_MAX as u8).map(Space).filter(move |space| open & space.bit() != 0)
+        Spaces(self.open).iter()
     }
 
     /// Grants a namespace that was asked for. `sid` is the client's id in it, `pid` what it may be taken up by.
@@ -310,7 +356,8 @@ impl Engine {
     }
 
     /// Says what goes before a close with that code. Where the client should not come back by itself it is taken out of
-    /// its namespaces first, since a library reconnects after any other close.
+    /// its namespaces first, since a library reconnects after any other close. The close packet is for clients that broke
+    /// the protocol: some libraries take it for a farewell of their own, and stay away.
     pub fn farewell(&mut self, close_code: u16, terms: &Terms<'_>, outlet: &mut Outlet<'_>) {
         if matches!(close_code, close::FORBIDDEN | close::TAKEN_OVER | close::BY_ADMIN) {
             for space in self.spaces() {
@@ -318,7 +365,9 @@ impl Engine {
             }
         }
         self.asked = 0;
-        outlet.packet(PacketKind::Close, b"");
+        if close_code < close::APPLICATION && close_code != close::DRAINING {
+            outlet.packet(PacketKind::Close, b"");
+        }
     }
 
     /// Sends an event with one argument, the event object; false where the client is not in that namespace.
@@ -559,6 +608,9 @@ mod tests {
         assert_eq!(script.grants("/ws", "s2", Some("p2")), r#"40/ws,{"sid":"s2","pid":"p2"}"#);
         let names = |script: &Script| script.engine.spaces().map(Space::index).collect::<Vec<_>>();
         assert_eq!(names(&script), [0, 1]);
+        assert_eq!(script.says("40/ws,").as_deref(), Ok("asked /ws - - -"), "once more");
+        assert_eq!(script.grants("/ws", "s2", Some("p2")), r#"40/ws,{"sid":"s2","pid":"p2"}"#);
+        assert_eq!(names(&script), [0, 1]);
         assert_eq!(script.says("41/ws,").as_deref(), Ok("left /ws"));
         assert_eq!(names(&script), [0]);
         assert_eq!(script.says("41/ws,").as_deref(), Ok(""), "it has left already");
@@ -660,23 +712,15 @@ mod tests {
             "431[]",
             "44{\"message\":\"no\"}",
             "40{",
-            "40\x1e40",
             "bAQID",
             "451-/ws,[\"x\",{\"_placeholder\":true,\"num\":0}]\x1ebAQID",
         ] {
             assert_eq!(Script::new().fails(payload).close_code, close::PROTOCOL_ERROR, "{payload}");
         }
         let mut script = Script::within(&["/"]);
-        for payload in [
-            "40",
-            "42",
-            "42[]",
-            "42[{}]",
-            "42[\"connect\"]",
-            "42[\"x\"",
-            "451-[\"x\"]\x1ebAQID",
-            "451-[\"x\"]\x1e42[\"y\"]",
-        ] {
+        for payload in
+            ["42", "42[]", "42[{}]", "42[\"connect\"]", "42[\"x\"", "451-[\"x\"]\x1ebAQID", "451-[\"x\"]\x1e42[\"y\"]"]
+        {
             assert_eq!(script.fails(payload).close_code, close::PROTOCOL_ERROR, "{payload}");
         }
         let large = format!("451-[\"x\"]\x1eb{}", "AAAA".repeat(400));
@@ -699,8 +743,9 @@ mod tests {
         let farewell = |code| {
             move |engine: &mut Engine, terms: &Terms<'_>, outlet: &mut Outlet<'_>| engine.farewell(code, terms, outlet)
         };
-        assert_eq!(script.act(farewell(close::DRAINING)), "1", "it comes back by itself");
-        assert_eq!(script.act(farewell(close::TAKEN_OVER)), "41 41/ws, 1", "it stays away");
+        assert_eq!(script.act(farewell(close::DRAINING)), "", "it comes back by itself");
+        assert_eq!(script.act(farewell(close::PROTOCOL_ERROR)), "1");
+        assert_eq!(script.act(farewell(close::TAKEN_OVER)), "41 41/ws,", "it stays away");
     }
 
     #[test]

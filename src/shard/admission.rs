@@ -13,9 +13,11 @@ use super::request::counted_address;
 use super::resume::token_text;
 use super::state::{Action, State};
 use super::stream::retry_ms;
+use crate::control::ConnectionOrigin;
 use crate::control::hooks::RequestTold;
 use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
+use crate::hub::outbox::Protocol;
 use crate::hub::presence::Turn;
 use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
@@ -24,7 +26,7 @@ use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
 use crate::session::heartbeat::Heartbeat;
 use crate::wire::envelope;
 use crate::wire::forwarded;
-use crate::wire::http::parse_head;
+use crate::wire::http::{Head, parse_head};
 use crate::wire::proxy;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
@@ -71,27 +73,34 @@ impl State {
             }
             Err(refusal) => return self.refuse(conn, &refusal),
         };
-        let proxies = &settings.config.listen.trusted_proxies;
-        let peer = head.origin.peer.map(|peer| peer.ip());
-        // Of this request only: a proxy may send those of other clients over the same connection.
-        let mut client = head.origin.client;
-        if client.is_none() && proxies.trusts(peer) {
-            // A peer on a unix socket has no address: one that no client can have stands for it.
-            let start = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            let trusts = |address: IpAddr| address.is_unspecified() || proxies.trusts(Some(address));
-            let told = forwarded::client_address(&parsed, start, trusts);
-            client = (!told.is_unspecified()).then_some(told);
-        }
         let head_bytes = parsed.bytes;
         let mut span = self.admission_span(&parsed);
         let decision = settings.gate().decide(&parsed, self.now);
         match decision {
             Ok(Request::Admit(admit)) => {
                 let early = all.get(head_bytes..).unwrap_or_default().to_vec();
-                head.origin.client = client;
-                let told = self.hooks.desk.is_some().then(|| request_told(&parsed, &head, &settings.config));
-                self.admit(conn, *admit, head, (told, span.take()), early);
+                let head = self.head_from(&parsed, head.origin);
+                let beside = (self.told_of(&parsed, &head), span.take());
+                self.admit(conn, *admit, counted_address(&head.origin), beside, early);
             }
+            Ok(Request::Engine(asked)) => {
+                let head = self.head_from(&parsed, head.origin);
+                let told = self.told_of(&parsed, &head);
+                drop(parsed);
+                self.open_engine(conn, *asked, &head, told, all.get_mut(head_bytes..).unwrap_or_default());
+            }
+            Ok(Request::Probe(asked)) => {
+                drop(parsed);
+                match self.shard_of_probe(&asked) {
+                    Some(shard) => {
+                        head.bytes = all.to_vec();
+                        head.to_shard = Some(shard);
+                        self.hand_over(conn, head);
+                    }
+                    None => self.open_probe(conn, asked, all.get_mut(head_bytes..).unwrap_or_default()),
+                }
+            }
+            Ok(Request::EngineRefused(error)) => self.refuse_engine(conn, error),
             Ok(Request::HandOver) => {
                 head.bytes = all.to_vec();
                 self.hand_over(conn, head);
@@ -101,6 +110,27 @@ impl State {
                 self.refuse(conn, &refusal);
             }
         }
+    }
+
+    /// A request's head with its client's address, as far as proxies that are trusted tell it. Of this request only: a proxy
+    /// may send those of other clients over the same connection.
+    pub(super) fn head_from(&self, parsed: &Head<'_>, origin: ConnectionOrigin) -> HeadBuffer {
+        let proxies = &self.settings.config.listen.trusted_proxies;
+        let peer = origin.peer.map(|peer| peer.ip());
+        let mut client = origin.client;
+        if client.is_none() && proxies.trusts(peer) {
+            // A peer on a unix socket has no address: one that no client can have stands for it.
+            let start = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let trusts = |address: IpAddr| address.is_unspecified() || proxies.trusts(Some(address));
+            let told = forwarded::client_address(parsed, start, trusts);
+            client = (!told.is_unspecified()).then_some(told);
+        }
+        HeadBuffer { origin: ConnectionOrigin { client, ..origin }, ..HeadBuffer::default() }
+    }
+
+    /// What the backend is told of a request, where it is asked.
+    pub(super) fn told_of(&self, parsed: &Head<'_>, head: &HeadBuffer) -> Option<Box<RequestTold>> {
+        self.hooks.desk.is_some().then(|| request_told(parsed, head, &self.settings.config))
     }
 
     fn keep_head(&mut self, conn: ConnKey, head: HeadBuffer) {
@@ -129,7 +159,7 @@ impl State {
     }
 
     fn hand_over(&mut self, conn: ConnKey, head: HeadBuffer) {
-        if self.inbox.is_none() {
+        if self.inbox.is_none() && head.to_shard.is_none() {
             return self.refuse(conn, &Refusal::not_found());
         }
         let due_ms = self.now_ms() + 5_000;
@@ -150,6 +180,9 @@ impl State {
         self.figures.refused.add(label);
         tracing::debug!(shard = self.me.0, status = refusal.status, code = refusal.code, "connection refused");
         let Some(connection) = self.connections.get_mut(conn) else { return };
+        if connection.socketio.is_some() {
+            return self.refuse_namespace(conn, refusal);
+        }
         // What came of rooms that were joined already is not for a client that is not let in.
         connection.outbox.drop_events();
         connection.outbox.release();
@@ -157,7 +190,21 @@ impl State {
         self.finish(conn, Closing::Flushing);
     }
 
-    fn admit(&mut self, conn: ConnKey, admit: Admit, head: HeadBuffer, beside: Beside, early: Vec<u8>) {
+    /// The address that counts a connection, where addresses are limited.
+    pub(super) fn counted_peer(&self, address: Option<IpAddr>) -> Option<IpAddr> {
+        let limits = &self.settings.config.limits;
+        address.filter(|_| limits.connections_per_address_max > 0 || limits.connects_per_s > 0)
+    }
+
+    /// Asks the directories about a connection that may be granted. `address` is where it comes from.
+    pub(super) fn admit(
+        &mut self,
+        conn: ConnKey,
+        admit: Admit,
+        address: Option<IpAddr>,
+        beside: Beside,
+        early: Vec<u8>,
+    ) {
         let (told, span) = beside;
         if let Err(refusal) = self.may_stream(&admit) {
             return self.refuse(conn, &refusal);
@@ -174,10 +221,9 @@ impl State {
             self.end_span(span, "capacity", 503);
             return self.refuse(conn, &Refusal::unavailable("this node is full", RETRY_AFTER_S));
         }
-        let limits_peers = config.limits.connections_per_address_max > 0 || config.limits.connects_per_s > 0;
         let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
-        let peer = counted_address(&head.origin).filter(|_| limits_peers);
-        let native = admit.endpoint != Endpoint::Echo;
+        let peer = self.counted_peer(address);
+        let has_client = admit.endpoint.has_client();
         let client_id: Arc<str> = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
@@ -187,7 +233,7 @@ impl State {
             None => self.core.ids().short().into(),
         };
         let user_id: Arc<str> = admit.identity.user_id.as_str().into();
-        let waiting = u8::from(peer.is_some()) + u8::from(native) + u8::from(limits_users);
+        let waiting = u8::from(peer.is_some()) + u8::from(has_client) + u8::from(limits_users);
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;
@@ -213,7 +259,7 @@ impl State {
         if let Some(peer) = peer {
             self.core.send_to_key(&peer, Message::ClaimPeer { peer, address });
         }
-        if native {
+        if has_client {
             self.core.send_to_key(&*client_id.clone(), Message::ClaimClient { client_id, address });
         }
         if limits_users {
@@ -276,7 +322,7 @@ impl State {
         let hasher = self.core.hasher();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Admission(admission) = &mut connection.phase else { return };
-        if admission.admit.endpoint == Endpoint::Echo {
+        if !admission.admit.endpoint.has_client() {
             return self.open(conn);
         }
         if self.join_stream(conn) {
@@ -391,17 +437,21 @@ impl State {
             early,
             ..
         } = *admission;
-        connection.outbox.release();
+        let speaks_socketio = connection.socketio.is_some();
+        if !speaks_socketio {
+            // A client of Socket.IO is answered when its session is known.
+            connection.outbox.release();
+        }
         if admit.stream.is_some() {
-            connection.outbox.becomes_stream();
+            connection.outbox.becomes(Protocol::Stream);
         }
         let out = connection.outbox.answers();
-        if admit.stream.is_none() {
+        if admit.stream.is_none() && !speaks_socketio {
             switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
         }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {
-            Endpoint::Native | Endpoint::Events => {
+            Endpoint::Native | Endpoint::Events | Endpoint::SocketIo(_) => {
                 self.figures.subscriptions.add(rooms.len() as u64);
                 let mut session = Session::new(client_id, session_id, admit.identity, &settings.config, now);
                 let metadata = grant.map_or_else(Default::default, |grant| grant.metadata);
@@ -420,7 +470,7 @@ impl State {
                     self.figures.gaps.add(gaps);
                     let (stream, lags) = opening.finish();
                     under_way = Some(Box::new(UnderWay { lags, stream: Some(stream), ..UnderWay::default() }));
-                } else {
+                } else if !speaks_socketio {
                     envelope::begin(&mut self.payload, "connection_established", &stamp, None);
                     settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
                     envelope::finish(&mut self.payload, out);
@@ -441,7 +491,7 @@ impl State {
                 };
                 connection.phase = Phase::Open(Box::new(client));
             }
-            Endpoint::Echo => {
+            Endpoint::Echo | Endpoint::Handled(_) => {
                 let identity = admit.identity;
                 connection.phase = Phase::Echo(Box::new(EchoClient { heartbeat, peer, claims: granted, identity }));
             }
@@ -452,14 +502,20 @@ impl State {
         self.end_span(span, "open", 101);
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
+        self.figures.socketio.add(u64::from(speaks_socketio));
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
-        if admit.endpoint == Endpoint::Native {
+        if matches!(admit.endpoint, Endpoint::Native | Endpoint::SocketIo(_)) {
             self.core.recorder.change(conn, What::Opened);
         }
         self.presence_entered_all(conn);
         self.withdrawn_at_admission(conn);
         self.report_opened(conn);
         self.look_after(conn);
+        match admit.endpoint {
+            Endpoint::SocketIo(_) => return self.namespace_open(conn, more_rooms),
+            Endpoint::Handled(_) => return self.handled_open(conn),
+            Endpoint::Native | Endpoint::Events | Endpoint::Echo => {}
+        }
         if self.is_stream(conn) {
             // Its rooms are parked; what came behind the request means nothing.
             return self.ask_to_catch_up(conn);

@@ -4,7 +4,7 @@ use super::connection::Phase;
 use super::state::State;
 use crate::hub::core::epoch_text;
 use crate::hub::message::RoomState;
-use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane, Protocol};
+use crate::hub::outbox::{ANSWERS_BYTES_MAX, Lane};
 use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::session::Expiry;
@@ -12,7 +12,6 @@ use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::{Reference, Refused};
-use crate::wire::sse;
 
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
@@ -28,19 +27,11 @@ impl State {
         if !matches!(connection.phase, Phase::Open(_)) {
             return;
         }
-        envelope::begin(&mut self.payload, kind, &stamp, reference);
+        envelope::begin(&mut self.payload, kind, &stamp, connection.shown(reference));
         write(&mut self.payload);
         self.core.recorder.told(conn, kind, &self.payload, false);
-        let protocol = connection.outbox.protocol();
-        let answers = connection.outbox.answers();
-        let before = answers.len();
-        match protocol {
-            Protocol::Native => envelope::finish(&mut self.payload, answers),
-            Protocol::Stream => {
-                self.payload.push(b'}');
-                sse::write_notice(answers, kind, &self.payload);
-            }
-        }
+        let before = connection.outbox.answers().len();
+        connection.finish_message(&self.settings, &mut self.payload, kind, reference, None, None);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -60,7 +51,7 @@ impl State {
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        if reference.is_some() {
+        if self.wants_answer(conn, reference) {
             self.tell_in_order(conn, about, kind, reference, write);
         }
     }
@@ -83,10 +74,10 @@ impl State {
         };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let mut frame = Vec::new();
-        envelope::begin(&mut self.payload, kind, &stamp, reference);
+        envelope::begin(&mut self.payload, kind, &stamp, connection.shown(reference));
         write(&mut self.payload);
         self.core.recorder.told(conn, kind, &self.payload, true);
-        envelope::finish(&mut self.payload, &mut frame);
+        connection.finish_message(&self.settings, &mut self.payload, kind, reference, None, Some(&mut frame));
         let frame = self.core.memory().share(frame);
         // An answer has the answers' reserve wherever it stands.
         let full = connection.outbox.push_events(&frame, lane, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
@@ -109,9 +100,13 @@ impl State {
         reference: Option<&Reference>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        if reference.is_some() {
+        if self.wants_answer(conn, reference) {
             self.tell(conn, kind, reference, write);
         }
+    }
+
+    fn wants_answer(&self, conn: ConnKey, reference: Option<&Reference>) -> bool {
+        self.connections.get(conn).is_some_and(|connection| connection.wants_answer(reference))
     }
 
     /// Tells of a refusal; one bad message too many closes the connection.

@@ -14,25 +14,14 @@ use crate::hub::name::{RoomName, split};
 use crate::hub::schema;
 use crate::hub::selection::Selection;
 use crate::ring::ConnKey;
-use crate::session::OverRate;
-use crate::wire::codes::{ErrorCode, close};
+use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
 use crate::wire::native::{self, Command, Parsed, Reference, Refused, Rooms, Since, Target, Wanted};
 
 impl State {
     /// A text message of a client.
     pub fn command(&mut self, conn: ConnKey, text: &mut [u8]) {
-        let (settings, now) = (self.settings.clone(), self.now);
-        let Some(client) = self.client_mut(conn) else { return };
-        let mut over_rate = None;
-        match client.session.take_message(&settings.config, now) {
-            Ok(()) => {}
-            Err(OverRate::Refuse(retry_after_ms)) => over_rate = Some(retry_after_ms),
-            Err(OverRate::Flood) => {
-                self.figures.rate_limited.add(1);
-                return self.close(conn, close::FLOOD, "sent too much for too long");
-            }
-        }
+        let Some(over_rate) = self.count_against_rate(conn) else { return };
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return };
         let (payload, bytes) = (self.payload_to_keep(text), text.len());
@@ -48,7 +37,7 @@ impl State {
         self.drain_local();
     }
 
-    fn carry_out(&mut self, conn: ConnKey, parsed: Parsed<'_>) {
+    pub(super) fn carry_out(&mut self, conn: ConnKey, parsed: Parsed<'_>) {
         let Parsed { reference, command } = parsed;
         let outcome = match command {
             Ok(Command::Publish { room, kind, data, key, echo }) => {
@@ -141,9 +130,7 @@ impl State {
                 if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
                     return Ok(());
                 }
-                let lane = self.core.rules().lane(&room);
-                let write = |payload: &mut Vec<u8>| write_room(payload, &room);
-                self.tell_behind_events(conn, Some(lane), "unsubscribed", reference.as_ref(), write);
+                self.tell_unsubscribed(conn, &room, reference.as_ref());
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
@@ -169,9 +156,14 @@ impl State {
         let under_way = client.under_way.as_ref();
         // Also behind a leave that is under way: until that is done, events may still come.
         let is_under_way = under_way.is_some_and(|all| all.memberships.iter().any(|one| one.room == room));
-        if !is_under_way && !known.is_some_and(|id| client.rooms.contains(&id)) {
+        let is_member = known.filter(|id| client.rooms.contains(id));
+        if !is_under_way && is_member.is_none() {
             return Ok(false);
         }
+        if is_member.is_some_and(|id| self.stays_for_others(conn, id, &ticket)) {
+            return Ok(false);
+        }
+        let Some(client) = self.client_mut(conn) else { return Ok(true) };
         client.under_way().memberships.push(Membership { room: room.clone(), join: None });
         let address = self.address(conn);
         self.core.send_home(&room.clone(), Message::Leaving { room, address, ticket });

@@ -7,6 +7,8 @@ use smallvec::SmallVec;
 
 use super::latency::Followed;
 use super::locks::ClientLocks;
+use super::polling::Probing;
+use super::socketio::{RoomSpaces, SocketIo};
 use super::stream::{Opening, Stream};
 use super::timers::Alarm;
 use crate::auth::Identity;
@@ -14,7 +16,7 @@ use crate::control::ConnectionOrigin;
 use crate::control::hooks::{Grant, RequestTold};
 use crate::control::telemetry::Span;
 use crate::hub::message::ResumeToken;
-use crate::hub::name::RoomName;
+use crate::hub::name::{RoomName, ShardId};
 use crate::hub::outbox::Outbox;
 use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
@@ -38,6 +40,8 @@ pub struct Connection {
     pub decoder: Decoder,
     /// How far it is.
     pub phase: Phase,
+    /// What it has beside that where it speaks Socket.IO.
+    pub socketio: Option<Box<SocketIo>>,
     /// When bytes came last, in milliseconds of the monotonic clock.
     pub heard_ms: u64,
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
@@ -68,8 +72,12 @@ pub enum Phase {
     Admission(Box<Admission>),
     /// A WebSocket with the native protocol, or a stream of server-sent events.
     Open(Box<Client>),
-    /// A WebSocket that sends back what comes.
+    /// A WebSocket that sends back what comes, or a client whose namespaces are all an embedding program's.
     Echo(Box<EchoClient>),
+    /// A session of Engine.IO that is in no namespace.
+    Lobby,
+    /// A WebSocket that is to become the transport of a session that polls.
+    Probe(Probing),
     /// On its way to the control plane.
     HandOver(Box<HeadBuffer>),
     /// What is in the outbox is sent, then the connection ends.
@@ -95,6 +103,8 @@ pub struct HeadBuffer {
     pub bytes: Vec<u8>,
     /// From where.
     pub origin: ConnectionOrigin,
+    /// The shard that it goes to, where that is not the control plane.
+    pub to_shard: Option<ShardId>,
     /// Whether a PROXY header is still to come before the request.
     pub proxy_header: bool,
 }
@@ -211,6 +221,8 @@ pub struct UnderWay {
     pub lags: Vec<Lag>,
     /// How far it is in its rooms, where it is a stream: that stays under way until it ends.
     pub stream: Option<Stream>,
+    /// Which of its namespaces have subscribed to which room, where it is in several of Socket.IO; likewise.
+    pub spaces: Option<RoomSpaces>,
 }
 
 /// A join or a leave that is under way.
@@ -264,7 +276,8 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && self.stream.is_none()
+        let lasting = self.stream.is_some() || self.spaces.is_some();
+        self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && !lasting
     }
 }
 
@@ -330,6 +343,9 @@ impl Client {
         }
         if let Some(stream) = self.stream_mut() {
             stream.forget_room(room);
+        }
+        if let Some(spaces) = self.under_way.as_mut().and_then(|all| all.spaces.as_mut()) {
+            spaces.forget(room);
         }
         self.forget_lag(room);
     }
@@ -442,10 +458,11 @@ mod tests {
 
     fn connection() -> Connection {
         Connection {
-            socket: Socket(-1),
+            socket: Socket::NONE,
             outbox: Outbox::default(),
             decoder: Decoder::new(),
             phase: Phase::Closing(Closing::Flushing),
+            socketio: None,
             heard_ms: 0,
             is_behind: false,
             followed: Followed::default(),
@@ -473,7 +490,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Slot>() <= 168, "{}", size_of::<Slot>());
+        assert!(size_of::<Slot>() <= 176, "{}", size_of::<Slot>());
         assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
     }
 }

@@ -28,6 +28,11 @@ impl State {
     /// A pong came.
     pub fn pong(&mut self, conn: ConnKey) {
         let now = self.now;
+        let engine = self.connections.get_mut(conn).and_then(|connection| connection.socketio.as_deref_mut());
+        if let Some(us) = engine.map(|socketio| socketio.engine.pong(now)) {
+            us.into_iter().for_each(|us| self.figures.round_trip.add(us));
+            return;
+        }
         let round_trip_us = match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
             Some(Phase::Open(client)) => client.heartbeat.pong(now),
             Some(Phase::Echo(client)) => client.heartbeat.pong(now),

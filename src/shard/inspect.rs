@@ -61,6 +61,8 @@ impl State {
             protocol: match connection.outbox.protocol() {
                 Protocol::Native => "native",
                 Protocol::Stream => "sse",
+                Protocol::SocketIo => "socketio",
+                Protocol::Polling => "socketio-polling",
             },
             rooms: rooms.map(|room| room.name.as_str().to_owned()).collect(),
             metadata: client.session.metadata_object(),

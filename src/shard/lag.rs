@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
-use super::stream::{self, Shared, write_gap};
+use super::stream::write_gap;
+use super::variants::{self, Variants};
 use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
@@ -174,7 +175,7 @@ impl State {
         for batch in batches {
             let first_seq = batch.events.first().map_or(1, |event| event.seq);
             let frames = batch.frames_for(address, self.core.memory());
-            if self.push_events(conn, lane, &frames).is_err() {
+            if self.push_batch(conn, lane, room, batch, &frames).is_err() {
                 stopped_at = Some(first_seq - 1);
                 break;
             }
@@ -206,11 +207,15 @@ impl State {
         let HistoryTold { address, ticket, kind, body } = told;
         let Ticket::Single(reference) = ticket else { return };
         let stamp = self.core.ids().stamp(self.now.unix_ms);
-        envelope::begin(&mut self.payload, kind, &stamp, reference.as_ref());
+        let Some(connection) = self.connections.get_mut(address.conn) else { return };
+        if !connection.wants_answer(reference.as_ref()) && connection.socketio.is_some() {
+            return;
+        }
+        envelope::begin(&mut self.payload, kind, &stamp, connection.shown(reference.as_ref()));
         self.payload.extend_from_slice(&body);
         self.core.recorder.told(address.conn, kind, &self.payload, true);
         let mut frame = Vec::new();
-        envelope::finish(&mut self.payload, &mut frame);
+        connection.finish_message(&self.settings, &mut self.payload, kind, reference.as_ref(), None, Some(&mut frame));
         let frame = self.core.memory().share(frame);
         if self.push_events(address.conn, Lane::Ordinary, &frame).is_err() {
             let message = "too much waits for this connection already; read, then ask again";
@@ -237,7 +242,9 @@ impl State {
             return Ok(());
         }
         let mut frame = Vec::new();
-        envelope::finish(&mut self.payload, &mut frame);
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.finish_message(&self.settings, &mut self.payload, "gap", None, Some(id), Some(&mut frame));
+        }
         // Among the events, since it tells what is missing between them.
         let frame = self.core.memory().share(frame);
         self.push_events(conn, lane, &frame)?;
@@ -256,14 +263,15 @@ impl State {
         batch: &Batch,
         frames: &Bytes,
     ) -> Result<(), Full> {
-        if !self.is_stream(conn) {
+        if !self.is_encoded_for(conn) {
             return self.push_events(conn, lane, frames);
         }
         let way = (lane, self.outbox_bytes_max(lane));
-        let mut shared = Shared::new(&self.stream_memory, self.settings.config.limits.outbox_shard_bytes_max);
-        let State { connections, dirty, .. } = self;
+        let State { connections, dirty, settings, variant_memory, me, .. } = self;
+        let memory_bytes_max = settings.config.limits.outbox_shard_bytes_max;
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max);
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
-        stream::queue(connection, way, (frames, room, batch), &mut shared)?;
+        variants::queue((conn, connection), way, (frames, room, batch), &mut variants)?;
         if connection.outbox.mark_dirty() {
             dirty.push(conn);
         }

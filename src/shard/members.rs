@@ -4,6 +4,7 @@ use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
 use super::connection::{Client, LagWaits, Phase};
 use super::state::State;
+use super::variants::{self, Variants};
 use super::withdraw::may_stay;
 use crate::config::Policy;
 use crate::hub::batch::Address;
@@ -134,7 +135,10 @@ impl State {
             client.acked(*id, seq);
         }
         match &outcome {
-            Ok(_) => self.presence_entered(conn, &room),
+            Ok((id, _)) => {
+                self.note_subscribed(conn, *id, &ticket);
+                self.presence_entered(conn, &room);
+            }
             Err(_) => self.presence_refused(conn, &room),
         }
         let replay = replay.unwrap_or_default();
@@ -237,11 +241,14 @@ impl State {
     fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let lane = self.core.lane(id);
         let bytes_max = self.outbox_bytes_max(lane);
-        let State { core, connections, dirty, .. } = self;
+        let State { core, connections, dirty, settings, variant_memory, me, .. } = self;
+        let memory_bytes_max = settings.config.limits.outbox_shard_bytes_max;
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max);
         let connection = connections.get_mut(conn)?;
         let mut rest_after = None;
         core.fan_out_rest(id, conn, |bytes, batch| {
-            if rest_after.is_none() && connection.outbox.push_events(bytes, lane, bytes_max).is_err() {
+            let (one, way) = ((conn, &mut *connection), (lane, bytes_max));
+            if rest_after.is_none() && variants::queue(one, way, (bytes, id, batch), &mut variants).is_err() {
                 rest_after = batch.events.first().map(|event| event.seq.saturating_sub(1));
             }
         });

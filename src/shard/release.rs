@@ -49,6 +49,7 @@ impl State {
         } else {
             self.figures.connections.sub(1);
             self.figures.streams.sub(u64::from(connection.outbox.protocol() == Protocol::Stream));
+            self.figures.socketio.sub(u64::from(connection.socketio.is_some()));
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::Settings;
-use crate::control::Adopted;
 use crate::control::hooks::Verdict;
+use crate::control::{Adopted, ConnectionOrigin, EngineAnswer, EngineOpened};
 use crate::hub::batch::Address;
 use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
@@ -242,8 +242,33 @@ pub enum Request {
         /// What it says.
         verdict: Verdict,
     },
-    /// A connection that comes from the control plane.
+    /// A connection that comes from the control plane, or from another shard.
     Adopt(Box<Adopted>),
+    /// A session of Engine.IO that is to be polled.
+    EngineOpen {
+        /// The head of the request that opens it.
+        head: Vec<u8>,
+        /// Where that came from.
+        origin: ConnectionOrigin,
+        /// Is told the session.
+        responder: Responder<EngineOpened>,
+    },
+    /// A poll of a session of Engine.IO.
+    EnginePoll {
+        /// Which session.
+        sid: Box<str>,
+        /// Is given what waits, or comes.
+        responder: Responder<EngineAnswer>,
+    },
+    /// Packets for a session of Engine.IO.
+    EnginePush {
+        /// Which session.
+        sid: Box<str>,
+        /// The request's body.
+        body: Vec<u8>,
+        /// Is told whether they were taken.
+        responder: Responder<EngineAnswer>,
+    },
     /// The journal has something to tell: how far it is stands in its link.
     Journaled,
     /// New settings.

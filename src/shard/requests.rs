@@ -87,6 +87,9 @@ impl State {
             // Looked at in every turn that there is.
             Request::Journaled => {}
             Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
+            Request::EngineOpen { head, origin, responder } => self.open_polled(&head, origin, responder),
+            Request::EnginePoll { sid, responder } => self.poll(&sid, responder),
+            Request::EnginePush { sid, body, responder } => self.push(&sid, body, responder),
             Request::Adopt(adopted) => return Some(ForDriver::Adopt(adopted)),
             Request::Explain(asked) => return Some(ForDriver::Explain(asked)),
             Request::Whereabouts { client_id, responder } => responder.resolve(Ok(self.core.address_of(&client_id))),
@@ -142,7 +145,7 @@ impl State {
         for conn in self.connections.keys() {
             let Some(connection) = self.connections.get(conn) else { continue };
             match connection.phase {
-                Phase::Open(_) | Phase::Echo(_) => self.close(conn, close::DRAINING, "0"),
+                Phase::Open(_) | Phase::Echo(_) | Phase::Lobby => self.close(conn, close::DRAINING, "0"),
                 Phase::Closing(_) => {}
                 _ => self.abandon(conn),
             }

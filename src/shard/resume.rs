@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::answers::write_room_error;
 use super::connection::{Client, GATHERS_MAX, GatherKind, Membership, Phase, Wish};
 use super::gather::write_results;
+use super::socketio::first_unsent;
 use super::state::State;
 use crate::auth::withdrawal;
 use crate::hub::batch::Address;
@@ -18,7 +19,7 @@ use crate::hub::recorder::What;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
-use crate::wire::native::{Reference, Refused, Since};
+use crate::wire::native::{Reference, Refused, Since, is_client_id};
 
 impl State {
     /// What a session can be resumed with; none where there is nothing, or nobody who may.
@@ -35,6 +36,10 @@ impl State {
     fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
         let under_way = client.under_way.as_deref();
         let lags = under_way.map_or(&[][..], |under_way| &under_way.lags);
+        // Clients of Socket.IO say nothing of how far they are; what was not even written is known to be owed.
+        let connection = self.connections.get(conn);
+        let connection = connection.filter(|connection| connection.socketio.is_some());
+        let unsent = connection.map_or_else(Vec::new, first_unsent);
         let acks = client.acks.as_ref().map_or(&[][..], |acks| &acks.0);
         let memberships = under_way.map_or(&[][..], |under_way| &under_way.memberships);
         let now = || Since::Time(self.now.unix_ms);
@@ -43,7 +48,8 @@ impl State {
             let Some(room) = self.core.rooms().get(*id).map(|room| room.name.clone()) else { continue };
             let acked = acks.iter().find(|(one, _)| one == id).map(|(_, seq)| *seq);
             // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
-            let reached = acked.or(lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq));
+            let unsent = unsent.iter().find(|(name, _)| **name == *room.as_str()).map(|(_, seq)| seq.saturating_sub(1));
+            let reached = acked.or(unsent).or(lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq));
             let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch: None });
             rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked });
         }
@@ -101,6 +107,23 @@ impl State {
         Ok(())
     }
 
+    /// A client of Socket.IO takes up the session whose private id it brought, before it is let into its namespace.
+    pub(super) fn recover(&mut self, conn: ConnKey, session_id: &str, token: ResumeToken) {
+        let address = self.address(conn);
+        let room = self.core.hasher().room(&format!("session:{session_id}"));
+        let Some(client) = self.client_mut(conn) else { return };
+        let asked = ResumeAsked {
+            reference: None,
+            session_id: session_id.into(),
+            cursors: Vec::new(),
+            turn: Turn::default(),
+            withdrawn: None,
+        };
+        let identity = client.session.identity.clone();
+        let resume = Resume { room: room.clone(), address, identity, token, asked };
+        self.core.send_home(&room, Message::Resume(Box::new(resume)));
+    }
+
     /// A session is taken up by another connection, which gets what this one had, by way of the session's home.
     pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, mut asked: Box<ResumeAsked>) {
         let holds_it = self.client_mut(conn).is_some_and(|client| *client.session.session_id == *asked.session_id);
@@ -119,8 +142,11 @@ impl State {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
         let ResumeAsked { reference, session_id, cursors, turn, withdrawn } = asked;
+        let recovers = self.recovers(conn);
         let kept = match outcome {
             Ok(kept) => kept,
+            // It has a session of its own.
+            Err(_) if recovers => return self.grant_first(conn, false),
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
         };
         let gathers = self.client_mut(conn).map(|client| client.under_way.as_ref().map_or(0, |all| all.gathers.len()));
@@ -146,6 +172,9 @@ impl State {
         self.inherit_withdrawn(conn, withdrawn);
         self.inherit_locks(conn, locks);
         self.took_up(&session_id, address, None);
+        if recovers {
+            self.grant_first(conn, true);
+        }
         for (room, wish) in wanted {
             if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
                 self.count_refused(conn, refused.code);
@@ -166,7 +195,7 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return };
         let (session_id, token) = (client.session.session_id.clone(), token_text(&client.resume_token));
         let locks = self.locks_text(conn);
-        self.tell_behind_events(conn, None, "resumed", reference, |payload| {
+        let write = |payload: &mut Vec<u8>| {
             payload.extend_from_slice(b"{\"session_id\":");
             write_string(payload, &session_id);
             payload.extend_from_slice(b",\"resume\":{\"token\":\"");
@@ -178,7 +207,14 @@ impl State {
             write_results(payload, results);
             // One object: the brace that opens the results goes.
             payload.remove(from);
-        });
+        };
+        let speaks_socketio = self.connections.get(conn).is_some_and(|connection| connection.socketio.is_some());
+        if reference.is_none() && speaks_socketio {
+            // A library has taken its session up by itself: what was missed for good is told by an event.
+            self.tell_in_order(conn, None, "resumed", None, write);
+        } else {
+            self.tell_behind_events(conn, None, "resumed", reference, write);
+        }
         self.release_lags(conn, part);
     }
 
@@ -251,6 +287,18 @@ fn wanted(rooms: Vec<KeptRoom>, cursors: Vec<(Box<str>, Since)>, session_id: &st
 /// 32 hexadecimal digits.
 pub(super) fn token_text(token: &ResumeToken) -> String {
     format!("{:032x}", u128::from_be_bytes(*token))
+}
+
+/// The private id by which a client of Socket.IO takes its session up: the session's id and its token.
+pub(super) fn pid_text(session_id: &str, token: &ResumeToken) -> String {
+    format!("{session_id}.{}", token_text(token))
+}
+
+/// What [`pid_text`] made.
+pub(super) fn read_pid(pid: &str) -> Option<(Box<str>, ResumeToken)> {
+    let (session_id, token) = pid.rsplit_once('.')?;
+    is_client_id(session_id).then_some(())?;
+    Some((session_id.into(), parse_token(token)?))
 }
 
 fn parse_token(text: &str) -> Option<ResumeToken> {

@@ -19,9 +19,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::connection::Phase;
-use super::request::ForDriver;
+use super::request::{ForDriver, Request};
 use super::state::{Action, Start, State};
-use super::stream::{self, Shared};
+use super::variants::{self, Variants};
 use crate::control::{Adopted, ConnectionOrigin};
 use crate::hub::name::ShardId;
 use crate::hub::outbox::Lane;
@@ -200,21 +200,21 @@ impl<D: Driver> Shard<D> {
     }
 
     fn fan_out(&mut self) {
-        let State { core, connections, dirty, slow, settings, latency, now, stream_memory, .. } = &mut self.state;
+        let State { core, connections, dirty, slow, settings, latency, now, variant_memory, me, .. } = &mut self.state;
         if !core.has_deliveries() {
             return;
         }
         let limits = &settings.config.limits;
         let bounds = core.rules().outbox(limits.outbox_bytes_max);
         // Beyond the shard's bound those who lag pay for it, not those who keep up.
-        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + stream_memory.bytes();
+        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + variant_memory.bytes();
         let memory_is_full = outboxes > limits.outbox_shard_bytes_max;
         // Slices cost a few percent, so that only a crowd is served in slices: what is done soon is done at once.
         let slice = settings.config.shards.turn_deliveries_max as usize;
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
         latency.adapt(now.monotonic_us);
-        let mut shared = Shared::new(stream_memory, limits.outbox_shard_bytes_max);
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, limits.outbox_shard_bytes_max);
         core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
@@ -226,7 +226,7 @@ impl<D: Driver> Shard<D> {
             // What is urgent has its own reserve.
             let is_behind = connection.is_behind && lane == Lane::Ordinary;
             let (way, events) = ((lane, bounds.of(lane)), (bytes, room, batch));
-            if lags || is_behind || stream::queue(connection, way, events, &mut shared).is_err() {
+            if lags || is_behind || variants::queue((conn, &mut *connection), way, events, &mut variants).is_err() {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
@@ -253,8 +253,14 @@ impl<D: Driver> Shard<D> {
     fn flush(&mut self) {
         let State { core, connections, dirty, figures, latency, sending, .. } = &mut self.state;
         let mut bytes = 0;
+        let mut polled = Vec::new();
         for conn in dirty.drain(..) {
             let Some(connection) = connections.get_mut(conn) else { continue };
+            if connection.socket.is_none() {
+                connection.outbox.passed_over();
+                polled.push(conn);
+                continue;
+            }
             let waiting = connection.outbox.events_bytes();
             if let Some(chunk) = connection.outbox.take_chunk(core.memory()) {
                 if !connection.followed.is_none() {
@@ -270,6 +276,9 @@ impl<D: Driver> Shard<D> {
         }
         if bytes > 0 {
             figures.bytes_sent.add(bytes);
+        }
+        for conn in polled {
+            self.state.answer_poll(conn);
         }
     }
 
@@ -299,17 +308,22 @@ impl<D: Driver> Shard<D> {
     /// Does with sockets what was decided.
     fn act(&mut self) {
         let mut actions = std::mem::take(&mut self.state.actions);
-        for action in actions.drain(..) {
-            match action {
-                Action::Receive(conn, socket) => self.driver.receive(conn, socket),
-                Action::CancelReceive(conn, socket) => self.driver.cancel_receive(conn, socket),
-                Action::Shutdown(socket) => self.driver.shutdown(socket),
-                Action::Close(conn, socket) => self.driver.close(conn, socket),
-                Action::HandOver(conn) => self.hand_over(conn),
-                Action::StopListening => self.driver.stop_listening(),
+        while !actions.is_empty() {
+            for action in actions.drain(..) {
+                match action {
+                    Action::Receive(conn, socket) => self.driver.receive(conn, socket),
+                    Action::CancelReceive(conn, socket) => self.driver.cancel_receive(conn, socket),
+                    Action::Shutdown(socket) => self.driver.shutdown(socket),
+                    Action::Close(conn, socket) => self.driver.close(conn, socket),
+                    Action::HandOver(conn) => self.hand_over(conn),
+                    Action::Move { from, to } => self.move_socket(from, to),
+                    Action::StopListening => self.driver.stop_listening(),
+                }
             }
+            // A socket that changed hands is received from anew.
+            std::mem::swap(&mut actions, &mut self.state.actions);
         }
-        // Carrying these out makes no new ones; the memory is kept.
+        // The memory is kept.
         self.state.actions = actions;
     }
 
@@ -320,9 +334,14 @@ impl<D: Driver> Shard<D> {
         let Phase::HandOver(head) = connection.phase else { return };
         let socket = self.driver.detach(conn, connection.socket);
         let adopted = Adopted { socket, received: head.bytes, origin: head.origin };
-        let refused = match &self.state.inbox {
-            Some(inbox) => inbox.push(adopted).err(),
-            None => Some(adopted),
+        let refused = match (head.to_shard, &self.state.inbox) {
+            (Some(shard), _) => match self.state.mesh.request(shard, Request::Adopt(Box::new(adopted))) {
+                Ok(()) => return,
+                Err(Request::Adopt(adopted)) => Some(*adopted),
+                Err(_) => return,
+            },
+            (None, Some(inbox)) => inbox.push(adopted).err(),
+            (None, None) => Some(adopted),
         };
         let Some(Adopted { socket, .. }) = refused else {
             self.state.figures.handed_over.add(1);
@@ -334,6 +353,18 @@ impl<D: Driver> Shard<D> {
         // Nothing was sent on this socket yet, so that this fits its buffer; should it not, the peer sees a close.
         if let Err(error) = io::Write::write(&mut TcpStream::from(socket), &answer) {
             tracing::debug!(%error, "a connection beyond the control plane's limit could not be told");
+        }
+    }
+
+    /// Gives one connection's socket to another.
+    fn move_socket(&mut self, from: ConnKey, to: ConnKey) {
+        let Some(mut connection) = self.state.connections.remove(from) else { return };
+        self.state.latency.forget(&mut connection.followed);
+        let descriptor = self.driver.detach(from, connection.socket);
+        let socket = self.driver.attach(descriptor);
+        if !self.state.moved(connection, to, socket) {
+            // The session has ended meanwhile. Closed by being dropped: nothing was started on it.
+            drop(self.driver.detach(NOBODY, socket));
         }
     }
 
@@ -349,7 +380,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn count(&mut self) {
-        let State { figures, core, connections, latency, sending, stream_memory, .. } = &self.state;
+        let State { figures, core, connections, latency, sending, variant_memory, .. } = &self.state;
         let (counted, driver) = (core.figures(), self.driver.figures());
         figures.turns.add(1);
         figures.enters.set(driver.enters);
@@ -372,7 +403,7 @@ impl<D: Driver> Shard<D> {
         figures.journal_refused.set(core.journal_refused());
         figures.mesh_sent.set(counted.mesh_sent);
         figures.rooms.set(core.rooms().len() as u64);
-        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + stream_memory.bytes();
+        let outboxes = core.memory().bytes().saturating_sub(core.log_bytes()) + variant_memory.bytes();
         figures.outbox_bytes.set(outboxes as u64);
         figures.sending.set(*sending as u64);
         figures.latency_followed.set(latency.chosen_total);

@@ -78,8 +78,10 @@ pub(super) enum Action {
     Shutdown(Socket),
     /// Close it; its connection is gone already.
     Close(ConnKey, Socket),
-    /// Give it to the control plane.
+    /// Give it to the control plane, or to another shard.
     HandOver(ConnKey),
+    /// Give one connection's socket to another, which goes on with it.
+    Move { from: ConnKey, to: ConnKey },
     /// Close the listeners.
     StopListening,
 }
@@ -99,8 +101,10 @@ pub(super) struct State {
     pub scratch: Option<Box<Scratch>>,
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
-    /// Events encoded for streams that are still alive.
-    pub stream_memory: FrameMemory,
+    /// Events encoded otherwise than as native frames, as far as they are still alive.
+    pub variant_memory: FrameMemory,
+    /// Sessions of Engine.IO that are polled, or were so once, by id.
+    pub engines: hashbrown::HashMap<Box<str>, ConnKey>,
     pub dirty: Vec<ConnKey>,
     /// Connections that could not take a batch, the room it was of, and the last event before it.
     pub slow: Vec<(ConnKey, RoomId, u64)>,
@@ -159,7 +163,8 @@ impl State {
             scratch: Some(Box::new(Scratch::new(settings.config.limits.depth_max))),
             settings,
             payload: Vec::new(),
-            stream_memory: FrameMemory::default(),
+            variant_memory: FrameMemory::default(),
+            engines: hashbrown::HashMap::new(),
             dirty: Vec::new(),
             slow: Vec::new(),
             actions: Vec::new(),
@@ -216,31 +221,38 @@ impl State {
         let head = HeadBuffer {
             bytes: Vec::new(),
             origin,
+            to_shard: None,
             proxy_header: config.listen.proxy_protocol && trusted && received.is_empty(),
         };
         let due_ms = self.now_ms() + config.limits.handshake_s * 1000;
-        let connection = Connection {
-            socket,
-            outbox: Default::default(),
-            decoder: Default::default(),
-            phase: Phase::Head(Box::new(head)),
-            heard_ms: self.now_ms(),
-            is_behind: false,
-            followed: Followed::default(),
-            due_ms,
-            alarm: Alarm::default(),
-            receiving: true,
-            messages_received: 0,
-            received_bytes: 0,
-            sent_bytes: 0,
-        };
-        let conn = self.connections.insert(connection);
+        let connection = self.connection(socket, Phase::Head(Box::new(head)));
+        let conn = self.connections.insert(Connection { due_ms, ..connection });
         self.actions.push(Action::Receive(conn, socket));
         if let Some(connection) = self.connections.get_mut(conn) {
             self.timers.schedule(conn, &mut connection.alarm, due_ms);
         }
         if !received.is_empty() {
             self.received(conn, received);
+        }
+    }
+
+    /// A connection as it begins.
+    pub(super) fn connection(&self, socket: Socket, phase: Phase) -> Connection {
+        Connection {
+            socket,
+            outbox: Default::default(),
+            decoder: Default::default(),
+            phase,
+            socketio: None,
+            heard_ms: self.now_ms(),
+            is_behind: false,
+            followed: Followed::default(),
+            due_ms: u64::MAX,
+            alarm: Alarm::default(),
+            receiving: !socket.is_none(),
+            messages_received: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
         }
     }
 
@@ -259,7 +271,8 @@ impl State {
         self.figures.bytes_received.add(bytes.len() as u64);
         match &mut connection.phase {
             Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.ignore(conn),
-            Phase::Open(_) | Phase::Echo(_) => self.frames(conn, bytes),
+            Phase::Open(_) | Phase::Echo(_) | Phase::Lobby | Phase::Probe(_) => self.frames(conn, bytes),
+            Phase::Admission(_) if connection.socketio.is_some() => self.frames(conn, bytes),
             Phase::Head(_) => self.head(conn, bytes),
             Phase::Admission(admission) => {
                 admission.early.extend_from_slice(bytes);
@@ -285,6 +298,7 @@ impl State {
         connection.receiving = false;
         match connection.phase {
             Phase::HandOver(_) => self.actions.push(Action::HandOver(conn)),
+            Phase::Probe(_) => self.probe_receive_ended(conn, cancelled),
             // Cancelled receives belong to hand-overs only.
             _ if cancelled => {}
             Phase::Open(_) if connection.outbox.protocol() == Protocol::Stream => self.stream_ended(conn),
@@ -340,8 +354,10 @@ impl State {
             }
             return;
         }
-        if matches!(connection.phase, Phase::Closing(Closing::Flushing)) {
-            self.shut(conn);
+        match connection.phase {
+            Phase::Closing(Closing::Flushing) => self.shut(conn),
+            Phase::Probe(_) => self.move_when_idle(conn),
+            _ => {}
         }
     }
 
@@ -355,7 +371,7 @@ impl State {
         }
     }
 
-    fn shut(&mut self, conn: ConnKey) {
+    pub(super) fn shut(&mut self, conn: ConnKey) {
         let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if !connection.receiving {
@@ -373,11 +389,17 @@ impl State {
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
         self.release(conn, Ending::LOST);
+        if let Some(Phase::Probe(probing)) = self.connections.get(conn).map(|connection| &connection.phase) {
+            self.probe_ended(probing.session());
+        }
         if let Some(mut connection) = self.connections.remove(conn) {
+            self.forget_polled(&mut connection);
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
             self.core.recorder.traffic(conn, What::Closed);
-            self.actions.push(Action::Close(conn, connection.socket));
+            if !connection.socket.is_none() {
+                self.actions.push(Action::Close(conn, connection.socket));
+            }
         }
     }
 }

@@ -9,14 +9,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::commands::known_room;
 use super::connection::{Client, Connection, Lag, LagWaits, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
-use crate::hub::batch::{Batch, FrameMemory};
+use crate::hub::batch::Batch;
 use crate::hub::ids::Ids;
 use crate::hub::message::{Join, JoinClaim, Message, RoomState, Ticket};
 use crate::hub::name::RoomName;
@@ -47,15 +45,6 @@ pub struct Stream {
     rooms: Vec<(RoomId, Mark)>,
 }
 
-/// The batch that was encoded last: streams that are equally far in the same rooms get the same bytes.
-#[derive(Debug)]
-pub struct Shared {
-    last: Option<(Bytes, AroundSeq, Bytes)>,
-    /// What was encoded for streams and is alive, and beyond how much of it they wait.
-    memory: FrameMemory,
-    memory_bytes_max: usize,
-}
-
 /// How often a stream looks whether there is memory again.
 const MEMORY_WAIT_MS: u64 = 100;
 
@@ -74,85 +63,30 @@ impl Stream {
         }
     }
 
-    /// A batch as this stream gets it; none where it would have to be encoded for it and memory is short.
-    fn encode(&self, room: RoomId, batch: &Batch, shared: &mut Shared) -> Result<Bytes, Full> {
+    /// What stands around the number in the ids of a room's events, and whether the stream is in that room: what comes of
+    /// one that it has left has no id.
+    pub fn around(&self, room: RoomId) -> (AroundSeq, bool) {
         let place = self.rooms.iter().position(|(id, _)| *id == room);
-        let around = AroundSeq::new(self.marks(), place.unwrap_or(self.rooms.len()));
-        if let Some((frames, of, events)) = &shared.last
-            && is_same(frames, &batch.bytes)
-            && *of == around
-        {
-            return Ok(events.clone());
-        }
-        if shared.memory.bytes() > shared.memory_bytes_max {
-            return Err(Full);
-        }
-        let mut out = Vec::with_capacity(batch.bytes.len() + batch.events.len() * around.bytes());
-        for event in &batch.events {
-            match place {
-                Some(_) => sse::write_event(&mut out, &around, event.seq, batch.payload(event)),
-                None => sse::write_unmarked(&mut out, batch.payload(event)),
-            }
-        }
-        let events = shared.memory.share(out);
-        if place.is_some() {
-            shared.last = Some((batch.bytes.clone(), around, events.clone()));
-        }
-        Ok(events)
+        (AroundSeq::new(self.marks(), place.unwrap_or(self.rooms.len())), place.is_some())
     }
 
     /// It was given all of a room up to an event.
-    fn reached(&mut self, room: RoomId, seq: u64) {
+    pub fn reached(&mut self, room: RoomId, seq: u64) {
         if let Some((_, mark)) = self.rooms.iter_mut().find(|(id, _)| *id == room) {
             mark.seq = seq;
         }
     }
 }
 
-impl Shared {
-    /// Nothing was encoded yet. Native frames are shared by all, but a crowd of streams may need copies of its own, which
-    /// together have the bound of all outboxes. Beyond it streams wait for one another.
-    pub fn new(memory: &FrameMemory, outbox_shard_bytes_max: usize) -> Shared {
-        Shared { last: None, memory: memory.clone(), memory_bytes_max: outbox_shard_bytes_max }
+/// Appends a batch as streams get it.
+pub(super) fn write(out: &mut Vec<u8>, around: &AroundSeq, is_of_room: bool, batch: &Batch) {
+    for event in &batch.events {
+        if is_of_room {
+            sse::write_event(out, around, event.seq, batch.payload(event));
+        } else {
+            sse::write_unmarked(out, batch.payload(event));
+        }
     }
-}
-
-/// Whether both are the same piece of memory, and so the same events.
-fn is_same(one: &Bytes, other: &Bytes) -> bool {
-    one.as_ptr() == other.as_ptr() && one.len() == other.len()
-}
-
-/// Queues a batch for a connection in the form it takes: all of it, or none.
-#[inline]
-pub(super) fn queue(
-    connection: &mut Connection,
-    (lane, bytes_max): (Lane, usize),
-    (frames, room, batch): (&Bytes, RoomId, &Batch),
-    shared: &mut Shared,
-) -> Result<(), Full> {
-    match connection.outbox.protocol() {
-        Protocol::Native => connection.outbox.push_events(frames, lane, bytes_max),
-        Protocol::Stream => queue_stream(connection, bytes_max, room, batch, shared),
-    }
-}
-
-fn queue_stream(
-    connection: &mut Connection,
-    bytes_max: usize,
-    room: RoomId,
-    batch: &Batch,
-    shared: &mut Shared,
-) -> Result<(), Full> {
-    let Connection { outbox, phase, .. } = connection;
-    let Phase::Open(client) = phase else { return Ok(()) };
-    let Some(stream) = client.stream_mut() else { return Ok(()) };
-    // Nobody who only reads is left out of an event.
-    let events = stream.encode(room, batch, shared)?;
-    outbox.push_events(&events, Lane::Ordinary, bytes_max)?;
-    if let Some(event) = batch.events.last() {
-        stream.reached(room, event.seq);
-    }
-    Ok(())
 }
 
 impl Client {
@@ -334,14 +268,19 @@ impl State {
         self.connections.get(conn).is_some_and(|connection| connection.outbox.protocol() == Protocol::Stream)
     }
 
-    /// Whether nothing more may be encoded for one stream alone.
-    fn is_memory_short(&self) -> bool {
-        self.stream_memory.bytes() > self.settings.config.limits.outbox_shard_bytes_max
+    /// Whether what it gets is not the native frames that all share.
+    pub(super) fn is_encoded_for(&self, conn: ConnKey) -> bool {
+        self.connections.get(conn).is_some_and(|connection| connection.outbox.protocol() != Protocol::Native)
     }
 
-    /// A stream that could read on from a log waits until there is memory for it. True where that is so.
+    /// Whether nothing more may be encoded for some connections alone.
+    fn is_memory_short(&self) -> bool {
+        self.variant_memory.bytes() > self.settings.config.limits.outbox_shard_bytes_max
+    }
+
+    /// Who could read on from a log, but not in native frames, waits until there is memory for it. True where that is so.
     pub(super) fn waits_for_memory(&mut self, conn: ConnKey) -> bool {
-        if !self.is_stream(conn) || !self.is_memory_short() {
+        if !self.is_encoded_for(conn) || !self.is_memory_short() {
             return false;
         }
         let due_ms = self.now_ms() + MEMORY_WAIT_MS;
@@ -352,7 +291,7 @@ impl State {
         true
     }
 
-    /// Looks whether a stream that waited for memory can read on; when to look again.
+    /// Looks whether one that waited for memory can read on; when to look again.
     pub(super) fn read_on(&mut self, conn: ConnKey) -> u64 {
         let is_idle = |one: &Connection| one.outbox.events_bytes() == 0 && !one.outbox.is_sending();
         let could = self.connections.get(conn).is_some_and(is_idle);
@@ -403,7 +342,7 @@ impl State {
     /// A gap in a room's events, as this stream is told: the id stands behind it.
     pub(super) fn push_stream_gap(&mut self, conn: ConnKey, room: RoomId, to_seq: u64) -> Result<(), Full> {
         let bytes_max = self.outbox_bytes_max(Lane::Ordinary);
-        let State { stream_memory, connections, dirty, payload, .. } = self;
+        let State { variant_memory, connections, dirty, payload, .. } = self;
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
         let Connection { outbox, phase, .. } = connection;
         let Phase::Open(client) = phase else { return Ok(()) };
@@ -412,7 +351,7 @@ impl State {
         let at = |(id, mark): &(RoomId, Mark)| if *id == room { Mark { seq: to_seq, ..*mark } } else { *mark };
         sse::write_id(&mut out, stream.rooms.iter().map(at));
         sse::write_notice(&mut out, "gap", payload);
-        outbox.push_events(&stream_memory.share(out), Lane::Ordinary, bytes_max)?;
+        outbox.push_events(&variant_memory.share(out), Lane::Ordinary, bytes_max)?;
         stream.reached(room, to_seq);
         if outbox.mark_dirty() {
             dirty.push(conn);

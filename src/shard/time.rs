@@ -6,6 +6,7 @@ use super::timers::Tick;
 use crate::control::hooks::Verdict;
 use crate::ring::ConnKey;
 use crate::session::heartbeat::Beat;
+use crate::session::socketio::Due;
 use crate::wire::codes::close;
 use crate::wire::refusal::Refusal;
 use crate::wire::ws::Opcode;
@@ -60,7 +61,8 @@ impl State {
                 self.timers.schedule(conn, &mut connection.alarm, due_ms);
             }
             Phase::HandOver(_) | Phase::Closing(_) => self.abandon(conn),
-            Phase::Open(_) | Phase::Echo(_) => self.look_after(conn),
+            Phase::Probe(_) => self.fail(conn, close::PROTOCOL_ERROR, "the upgrade took too long"),
+            Phase::Open(_) | Phase::Echo(_) | Phase::Lobby => self.look_after(conn),
         }
     }
 
@@ -84,8 +86,11 @@ impl State {
             Some(due_ms) => due_ms,
             None => return,
         });
-        if is_stream {
+        if self.is_encoded_for(conn) {
             due_ms = due_ms.min(self.read_on(conn));
+        }
+        if self.connections.get(conn).is_some_and(|connection| connection.socketio.is_some()) {
+            return self.look_after_engine(conn, due_ms);
         }
         loop {
             let Some(connection) = self.connections.get_mut(conn) else { return };
@@ -109,6 +114,25 @@ impl State {
                     return;
                 }
             }
+        }
+    }
+}
+
+impl State {
+    /// A session of Engine.IO: its pings are packets, and it has to get into a namespace.
+    fn look_after_engine(&mut self, conn: ConnKey, due_ms: u64) {
+        let now = self.now;
+        let Some(heard_ms) = self.connections.get(conn).map(|connection| connection.heard_ms) else { return };
+        let due = self.with_engine(conn, |socketio, terms, outlet| socketio.engine.poll(now, heard_ms, terms, outlet));
+        match due {
+            Some(Due::WaitUntil(until_ms)) => {
+                let Some(connection) = self.connections.get_mut(conn) else { return };
+                connection.due_ms = due_ms.min(until_ms);
+                self.timers.schedule(conn, &mut connection.alarm, connection.due_ms);
+            }
+            Some(Due::Dead) => self.close(conn, close::NO_PONG, "no pong within the timeout"),
+            Some(Due::NotConnected) => self.close(conn, close::POLICY, "no namespace was granted in time"),
+            None => {}
         }
     }
 }

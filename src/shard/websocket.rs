@@ -7,6 +7,7 @@ use crate::control::store::ClosedBy;
 use crate::hub::outbox::Protocol;
 use crate::ring::ConnKey;
 use crate::wire::codes::close;
+use crate::wire::engineio::Packet;
 use crate::wire::ws::{self, Opcode};
 
 impl State {
@@ -14,7 +15,9 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let mut decoder = std::mem::take(&mut connection.decoder);
         let mut input = ws::Input::new(bytes);
-        let message_bytes_max = self.settings.config.limits.message_bytes_max;
+        let config = &self.settings.config;
+        let message_bytes_max =
+            if connection.socketio.is_some() { config.engine_bytes_max() } else { config.limits.message_bytes_max };
         loop {
             let is_open = self.is_open(conn);
             if !is_open && !self.awaits_close(conn) {
@@ -41,8 +44,22 @@ impl State {
     }
 
     fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) {
+        let connection = self.connections.get(conn);
+        let speaks_socketio = connection.is_some_and(|connection| connection.socketio.is_some());
+        let is_probe = connection.is_some_and(|connection| matches!(connection.phase, Phase::Probe(_)));
         match message {
+            ws::Message::Text(text) if speaks_socketio => {
+                self.count_message(conn);
+                self.engine_text(conn, text);
+            }
+            ws::Message::Binary(data) if speaks_socketio => {
+                self.count_message(conn);
+                self.engine_packet(conn, Packet::Binary(data));
+            }
+            message @ (ws::Message::Text(_) | ws::Message::Binary(_)) if is_probe => self.probe_message(conn, message),
             ws::Message::Ping(payload) => self.control(conn, Opcode::Pong, payload),
+            // Socket.IO has pings of its own.
+            ws::Message::Pong(_) if speaks_socketio => {}
             ws::Message::Pong(_) => self.pong(conn),
             ws::Message::Close(said) => {
                 let (code, reason) = said.unwrap_or((0, ""));
@@ -67,14 +84,18 @@ impl State {
         }
     }
 
-    fn count_message(&mut self, conn: ConnKey) {
+    pub(super) fn count_message(&mut self, conn: ConnKey) {
         if let Some(connection) = self.connections.get_mut(conn) {
             connection.messages_received = connection.messages_received.saturating_add(1);
         }
     }
 
     fn is_open(&self, conn: ConnKey) -> bool {
-        self.connections.get(conn).is_some_and(|connection| matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)))
+        self.connections.get(conn).is_some_and(|connection| match connection.phase {
+            Phase::Open(_) | Phase::Echo(_) | Phase::Lobby | Phase::Probe(_) => true,
+            Phase::Admission(_) => connection.socketio.is_some(),
+            _ => false,
+        })
     }
 
     fn awaits_close(&self, conn: ConnKey) -> bool {
@@ -118,7 +139,7 @@ impl State {
     }
 
     /// Closes a WebSocket whose peer can't be understood any more; so nothing is expected of it.
-    fn fail(&mut self, conn: ConnKey, code: u16, reason: &str) {
+    pub(super) fn fail(&mut self, conn: ConnKey, code: u16, reason: &str) {
         self.close(conn, code, reason);
         self.flush_and_shut(conn);
     }
@@ -141,6 +162,23 @@ impl State {
                 State::write_stream_close(connection.outbox.answers(), code, reason);
                 self.finish(conn, Closing::Flushing);
             }
+            protocol @ (Protocol::SocketIo | Protocol::Polling) => {
+                connection.outbox.release();
+                let before = connection.outbox.answers().len();
+                self.with_engine(conn, |socketio, terms, outlet| socketio.engine.farewell(code, terms, outlet));
+                let Some(connection) = self.connections.get_mut(conn) else { return };
+                if protocol == Protocol::Polling {
+                    // Where there is nothing to say, the next poll learns that its session is gone, and so does one that waits.
+                    let is_told = connection.outbox.answers().len() > before;
+                    return if is_told { self.finish(conn, Closing::Flushing) } else { self.abandon(conn) };
+                }
+                ws::close_frame(code, reason, connection.outbox.answers());
+                if connection.socket.is_none() {
+                    // Its socket is on the way to it.
+                    connection.outbox.hold();
+                }
+                self.finish(conn, Closing::AwaitsClose);
+            }
         }
     }
 
@@ -152,7 +190,7 @@ impl State {
         }
         if let Some(connection) = self.connections.get_mut(conn) {
             match connection.outbox.protocol() {
-                Protocol::Native => connection.outbox.clear(),
+                Protocol::Native | Protocol::SocketIo | Protocol::Polling => connection.outbox.clear(),
                 // The answer's head may be among what waits, and nothing can be told without it.
                 Protocol::Stream => connection.outbox.drop_events(),
             }
@@ -179,6 +217,9 @@ impl State {
 
     /// From here on the outbox is emptied and the connection ends.
     pub fn finish(&mut self, conn: ConnKey, closing: Closing) {
+        if let Some(Phase::Probe(probing)) = self.connections.get(conn).map(|connection| &connection.phase) {
+            self.probe_ended(probing.session());
+        }
         // A peer that doesn't read what is left, or doesn't answer a close, is cut off.
         let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;
         let Some(connection) = self.connections.get_mut(conn) else { return };

@@ -89,6 +89,8 @@ impl ErrorCode {
 
 /// Close codes of the protocol (RFC 6455 §7.4 and the hub's own from 4400 on).
 pub mod close {
+    /// From here on codes are the application's own (RFC 6455 §7.4.2).
+    pub const APPLICATION: u16 = 4000;
     /// The peer is done.
     pub const NORMAL: u16 = 1000;
     /// The hub drains; the reason has the reconnect delay in milliseconds.

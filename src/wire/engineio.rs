@@ -13,6 +13,8 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+
 use super::base64;
 use super::http::decode_form;
 use super::json::{write_string, write_u64};
@@ -157,18 +159,26 @@ impl<'a> Iterator for Payload<'a> {
 pub struct PayloadWriter<'o> {
     out: &'o mut Vec<u8>,
     start: usize,
+    /// A separator goes before the first packet, too.
+    continues: bool,
 }
 
 impl<'o> PayloadWriter<'o> {
     /// Begins a payload at the end of `out`.
     pub fn new(out: &'o mut Vec<u8>) -> PayloadWriter<'o> {
         let start = out.len();
-        PayloadWriter { out, start }
+        PayloadWriter { out, start, continues: false }
+    }
+
+    /// Goes on with a payload, wherever its packets will be put together: each has its separator before it.
+    /// [`begin_payload`] makes a body of them.
+    pub fn continued(out: &'o mut Vec<u8>) -> PayloadWriter<'o> {
+        PayloadWriter { continues: true, ..PayloadWriter::new(out) }
     }
 
     /// Begins the next packet: the caller appends its text, its type first.
     pub fn begin_packet(&mut self) -> &mut Vec<u8> {
-        if self.bytes() > 0 {
+        if self.continues || self.bytes() > 0 {
             self.out.push(SEPARATOR);
         }
         self.out
@@ -189,6 +199,28 @@ impl<'o> PayloadWriter<'o> {
     /// How long the payload is so far.
     pub fn bytes(&self) -> usize {
         self.out.len() - self.start
+    }
+}
+
+/// The body of an answer to a poll, of packets that each have their separator before them.
+pub fn begin_payload(continued: Bytes) -> Bytes {
+    let starts = continued.first() == Some(&SEPARATOR);
+    continued.slice(usize::from(starts)..)
+}
+
+/// Appends packets of a payload, each with its separator before it, as the frames of a WebSocket. They are the hub's own, so
+/// that what is no packet does not occur; it is left out.
+pub fn payload_to_frames(continued: &[u8], out: &mut Vec<u8>) {
+    let mut packets = continued.to_vec();
+    for packet in packets.split_mut(|byte| *byte == SEPARATOR).filter(|packet| !packet.is_empty()) {
+        match packet.split_first_mut() {
+            Some((&mut BINARY, data)) => {
+                if let Some(data) = base64::decode_in_place(data) {
+                    ws::binary_frame(data, out);
+                }
+            }
+            _ => ws::text_frame(packet, out),
+        }
     }
 }
 

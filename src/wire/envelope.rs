@@ -39,7 +39,8 @@ pub const KIND_AT: usize = HEAD.len();
 /// How far behind the end of an event's type its id begins.
 pub const ID_BEHIND_KIND: usize = ID.len();
 
-const HEAD: &[u8] = br#"{"type":""#;
+/// What every message of the hub begins with.
+pub const HEAD: &[u8] = br#"{"type":""#;
 const ID: &[u8] = br#"","id":""#;
 const TIMESTAMP: &[u8] = br#"","timestamp":""#;
 const ROOM: &[u8] = br#"","room":""#;
@@ -74,6 +75,17 @@ pub fn write_event(out: &mut Vec<u8>, stamp: &Stamp, event: &Event<'_>) -> Splic
         out.extend_from_slice(part);
     }
     Spliced { frame_bytes: out.len() - start, data_at }
+}
+
+/// The room and number of an event, by its payload as [`write_event`] writes it; none for anything else.
+pub fn place_of(payload: &[u8]) -> Option<(&str, u64)> {
+    let rest = payload.strip_prefix(HEAD)?;
+    let rest = rest.get(memchr::memchr(b'"', rest)?..)?.strip_prefix(ID)?.get(36..)?;
+    let rest = rest.strip_prefix(TIMESTAMP)?.get(24..)?.strip_prefix(ROOM)?;
+    let (room, rest) = rest.split_at_checked(memchr::memchr(b'"', rest)?)?;
+    let rest = rest.strip_prefix(SEQ)?;
+    let (seq, _) = rest.split_at_checked(memchr::memchr(b',', rest)?)?;
+    Some((std::str::from_utf8(room).ok()?, std::str::from_utf8(seq).ok()?.parse().ok()?))
 }
 
 /// The length of an event's payload, header not counted.

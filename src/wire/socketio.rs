@@ -17,6 +17,7 @@ use std::ops::Range;
 
 pub use super::attachments::{Assembled, Assembler, Attachments};
 use super::engineio;
+use super::envelope;
 use super::json::{Scratch, Value, write_string};
 use super::ws::{self, Opcode};
 
@@ -318,6 +319,27 @@ pub fn packet_frame(out: &mut Vec<u8>, header: &Header<'_>, payload: &[&[u8]]) {
     out.reserve(bytes + 10);
     ws::write_header(out, Opcode::Text, bytes);
     write_packet(out, header, payload);
+}
+
+/// Goes through what the hub has written for a client, frames or packets with their separators, and tells the room and number
+/// of each event in it.
+pub fn each_event(written: &[u8], polls: bool, mut tell: impl FnMut(&str, u64)) {
+    let mut tell_of = |packet: &[u8]| {
+        let place = memchr::memmem::find(packet, envelope::HEAD).filter(|_| packet.starts_with(b"42"));
+        if let Some((room, seq)) = place.and_then(|place| envelope::place_of(packet.get(place..)?)) {
+            tell(room, seq);
+        }
+    };
+    if polls {
+        return written.split(|byte| *byte == engineio::SEPARATOR).for_each(tell_of);
+    }
+    let mut rest = written;
+    while let Some(bytes) = ws::frame_bytes(rest) {
+        let (frame, behind) = rest.split_at(bytes.min(rest.len()));
+        let header_bytes = ws::header_bytes_of(frame);
+        tell_of(frame.get(header_bytes..).unwrap_or_default());
+        rest = behind;
+    }
 }
 
 /// The JSON of an event with one argument, in parts. The name has no character that needs escaping, as the types of the

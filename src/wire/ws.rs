@@ -108,6 +108,15 @@ pub fn write_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
     }
 }
 
+/// The length of the header of the frame that these bytes begin with, as [`write_header`] writes it.
+pub fn header_bytes_of(frame: &[u8]) -> usize {
+    match frame.get(1) {
+        Some(126) => 4,
+        Some(127) => 10,
+        _ => 2,
+    }
+}
+
 /// The length of the frame that these bytes begin with, as [`write_header`] writes its header; none where they begin with no
 /// such header.
 pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {

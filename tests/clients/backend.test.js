@@ -76,6 +76,10 @@ test('health, figures, alerts and stored performance are read', async () => {
   assert.equal((await call('GET', '/api/v1/performance', { query: { step: 60 } })).step_s, 60);
 });
 
+test('the browser client is served', async () => {
+  assert.match(await call('GET', '/ringhub.js'), /^export class Ringhub /m);
+});
+
 test('events are published, several at a time, broadcast, and to everyone', async () => {
   const event = { room, type: 'note.added', data: { text: 'ünï' } };
   assert.equal((await call('POST', '/api/v1/publish', { body: event })).seq, 1);

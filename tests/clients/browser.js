@@ -1,7 +1,8 @@
 // Debian's Chromium, and pages for it.
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
-import { createServer } from 'node:http';
+import { createServer as overHttp } from 'node:http';
+import { createServer as overTls } from 'node:https';
 import { extname } from 'node:path';
 import { chromium } from 'playwright-core';
 
@@ -15,9 +16,9 @@ export function launch() {
   return chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
 }
 
-/** Serves what is given: by path a text, or the address of a file. */
-export async function serve(files) {
-  const server = createServer(async ({ url }, answer) => {
+/** Serves what is given: by path a text, or the address of a file. With `tls`, a certificate and its key, over that. */
+export async function serve(files, tls) {
+  const server = (tls ? overTls : overHttp)(tls ?? {}, async ({ url }, answer) => {
     const { pathname } = new URL(url, 'http://pages');
     const file = files[pathname];
     // Browsers ask for an icon, and complain where there is none.
@@ -27,7 +28,7 @@ export async function serve(files) {
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  return { url: `http://127.0.0.1:${server.address().port}`, stop: () => server.close() };
+  return { url: `${tls ? 'https' : 'http'}://127.0.0.1:${server.address().port}`, stop: () => server.close() };
 }
 
 /** Opens a page; what goes wrong in it is kept in `problems`. */

@@ -1,5 +1,6 @@
 // The browser client in Chromium, as the hub serves it.
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { after, before, test as declare } from 'node:test';
 import { launch, serve, visit } from './browser.js';
 import { Hub, token, until } from './hub.js';
@@ -63,6 +64,27 @@ test('a page takes the module from the hub, and finds the hub by it', async () =
   const { etag } = again.headers();
   assert.equal((await page.request.get(`${hub.http}/ringhub.js`, { headers: { 'If-None-Match': etag } })).status(), 304);
   await page.context().close();
+});
+
+test('the README\'s example works as it stands', async () => {
+  const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+  const code = readme.split('\n## Browser client\n')[1].split('```js\n')[1].split('```')[0];
+  await hub.publish('project:1', 'note.added', {});
+  const example = await serve({
+    '/': '<!doctype html><title>README</title><script>const shown = []; const show = (data) => shown.push(data); const reload = () => {};</script><script type="module" src="example.js"></script>',
+    // A page of the hub's own origin needs no address; this one is another's.
+    '/example.js': `${code.replace("'/ringhub.js'", `'${hub.http}/ringhub.js'`)}\nwindow.done = hub.state;`,
+    '/api/hub-token': token(),
+  });
+  const page = await browser.newPage();
+  const lines = [];
+  page.on('console', (message) => lines.push(message.text()));
+  await page.goto(example.url);
+  await until(() => page.evaluate(() => window.done), () => `it came to its end: ${lines}`);
+  assert.deepEqual(await page.evaluate(() => shown), [{ name: 'hello' }]);
+  for (const line of ['connecting', 'connected', 'note.added 1', 'lock.acquired 3']) assert.ok(lines.includes(line), lines.join());
+  example.stop();
+  await page.close();
 });
 
 test('a worker has it too', async () => {

@@ -40,11 +40,34 @@ test('everything public is documented', () => {
   assert.ok(lines.filter(isPublic).length > 40, 'there are public things');
 });
 
+test('the README has every option, method and event', () => {
+  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8').split('\n## Browser client\n')[1].split('\n## ')[0];
+  const text = readFileSync(MODULE, 'utf8');
+  const named = (typedef) => {
+    const block = text.split(`@typedef {object} ${typedef}\n`)[1].split('*/')[0];
+    return [...block.matchAll(/@property \{.+\} \[?(\w+)\]?/g)].map(([, name]) => name);
+  };
+  const options = named('Options');
+  const methods = Object.getOwnPropertyNames(Ringhub.prototype).filter((name) => name !== 'constructor');
+  assert.ok(options.length > 8 && methods.length > 12, [options, methods].join());
+  for (const name of [...options, ...named('HubEvents'), ...named('SubscriptionEvents')]) assert.ok(readme.includes(`\`${name}\``), name);
+  for (const name of methods) assert.match(readme, new RegExp(`\`${name}[(\`]`));
+});
+
 test('its address is given, or that of the hub it came from', () => {
   const WebSocket = class {};
   assert.throws(() => new Ringhub({ WebSocket }), /url is needed/, 'a file has no hub');
   assert.throws(() => new Ringhub({ WebSocket, url: 'ftp://hub.example' }), TypeError);
   assert.throws(() => new Ringhub({ WebSocket: null, url: 'ws://hub.example/ws' }), /WebSocket is needed/);
+});
+
+test('in a page its address may be a path', async () => {
+  globalThis.location = new URL('https://app.example.com/notes/1');
+  const world = new World({ url: '/hub/ws' });
+  delete globalThis.location;
+  world.hub.connect();
+  await settled();
+  assert.equal(world.socket.url, 'wss://app.example.com/hub/ws');
 });
 
 test('it names itself, its session and its token in the handshake', async () => {
@@ -504,6 +527,22 @@ test('sending keeps to the rate that the hub has told', async () => {
   assert.deepEqual(world.socket.sent.map(({ data }) => data.data), [...Array(25).keys()]);
 });
 
+test('hundreds of rooms are taken up again at the rate that the hub has told', async () => {
+  const limits = { message_bytes_max: 1000, rooms_max: 100, messages_per_s: 10 };
+  const world = await World.connected({}, { limits });
+  const names = Array.from({ length: 30 }, (_, n) => `project:${n}`);
+  for (const name of names) world.hub.subscribe(name, () => {});
+  await settled();
+  world.socket.answer('subscribe', { results: names.map((name) => standing(name)) });
+  await world.reconnect();
+  world.socket.greet({ limits });
+  world.socket.refuse('resume', 'not_found');
+  world.hub.publish('project:1', 'n');
+  assert.equal(world.socket.sent.length, 9, 'the tenth was the resume');
+  await world.pass(3000);
+  assert.deepEqual(world.socket.sent.map(({ type }) => type), [...names.map(() => 'subscribe'), 'publish']);
+});
+
 test('a slow way up is not filled with more than it takes', async () => {
   const world = await World.connected();
   world.socket.bufferedAmount = 1 << 20;
@@ -735,7 +774,7 @@ test('past events that one of several wants are read from the log, in order and 
   world.socket.event('project:1', 6);
   const event = (seq, type = 'n') => ({ type, room: 'project:1', seq, data: {} });
   const log = (events, more) => world.socket.answer('history', { room: 'project:1', events, seq: 6, epoch: 'e1', more });
-  assert.deepEqual(log([event(3), event(4, 'other')], true), { room: 'project:1', since: { seq: 1, epoch: 'e1' }, reverse: false, limit: 1000 });
+  assert.deepEqual(log([event(3), event(4, 'other')], true), { room: 'project:1', since: { seq: 1, epoch: 'e1' }, limit: 1000 });
   await settled();
   assert.deepEqual(log([event(5), event(6)], false).since, { seq: 4, epoch: 'e1' });
   world.socket.event('project:1', 7);
@@ -744,6 +783,37 @@ test('past events that one of several wants are read from the log, in order and 
   await settled();
   assert.deepEqual(got, [3, 5, 6, 7]);
   assert.deepEqual(live, [6, 7], 'the other one does not notice');
+});
+
+test('a log that is lost while its past is read is told, and what comes then is not mixed with it', async () => {
+  const world = await World.connected();
+  await world.subscribe('project:1', {}, { seq: 5 });
+  const got = [];
+  const late = world.hub.subscribe('project:1', ({ seq }) => got.push(seq), { since: { seq: 1 } });
+  await settled();
+  world.socket.take('history');
+  const socket = await world.reconnect();
+  socket.greet();
+  socket.refuse('resume', 'not_found');
+  socket.answer('history', { events: [{ type: 'n', room: 'project:1', seq: 2 }], seq: 2, epoch: 'e2', more: false });
+  socket.subscribed('project:1', { seq: 2, epoch: 'e2', recovered: false, replayed: 2, missed: null });
+  for (const seq of [1, 2, 3]) socket.event('project:1', seq);
+  const { recovered, missed } = await late.ready;
+  await settled();
+  assert.deepEqual([recovered, missed, got], [false, null, [1, 2, 3]]);
+});
+
+test('a place in a log that is no more is answered with all of the one there is', async () => {
+  const world = await World.connected();
+  await world.subscribe('project:1', {}, { seq: 2 });
+  const got = [];
+  const late = world.hub.subscribe('project:1', ({ seq }) => got.push(seq), { since: { seq: 70, epoch: 'old' } });
+  await settled();
+  const event = (seq) => ({ type: 'n', room: 'project:1', seq });
+  assert.deepEqual(world.socket.answer('history', { events: [event(1), event(2)], seq: 2, epoch: 'e1', more: false }).since, { seq: 0 });
+  const { recovered, missed, replayed } = await late.ready;
+  await settled();
+  assert.deepEqual([recovered, missed, replayed, got], [false, null, 2, [1, 2]]);
 });
 
 test('events of rooms that were joined without asking are told, until somebody subscribes', async () => {
@@ -823,7 +893,7 @@ test('a session goes on behind the last event of each room, and nothing comes tw
       session_id: 's1',
       resume: { token: 'another' },
       locks: [],
-      results: [standing('user:ann', { seq: 5, epoch: 'u', replayed: 3 }), standing('project:1', { seq: 13, replayed: 2 })],
+      results: [standing('user:ann', { seq: 5, epoch: 'u', replayed: 3 }), standing('session:s1'), standing('project:1', { seq: 13, replayed: 2 })],
     },
     'resumed',
   );
@@ -1025,6 +1095,53 @@ test('what is handled is acknowledged, once it is', async () => {
   assert.equal(world.socket.sent.length, 0);
 });
 
+// ---- from within ----
+
+test('a handler may close the connection, whenever it is called', async () => {
+  for (const when of ['recovered', 'event', 'lost', 'connecting', 'connected']) {
+    const world = await World.connected();
+    const room = await world.subscribe('project:1');
+    await world.subscribe('project:2');
+    const { lock } = await locked(world);
+    room.subscription.on('recovered', () => when === 'recovered' && world.hub.close());
+    world.hub.subscribe('project:1', () => when === 'event' && world.hub.close());
+    lock.on('lost', () => when === 'lost' && world.hub.close());
+    await settled();
+    world.hub.on('state', ({ state }) => state === when && world.hub.close());
+    world.socket.hangUp();
+    await world.comeBack();
+    const { socket } = world;
+    if (when !== 'connecting') {
+      socket.greet();
+      socket.event('project:1', 1);
+      const results = [standing('project:1'), standing('project:2')];
+      socket.answer('resume', { session_id: 's1', resume: {}, locks: [], results }, 'resumed');
+    }
+    await settled();
+    assert.deepEqual([world.hub.state, world.sockets.length], ['closed', when === 'connecting' ? 1 : 2], when);
+    assert.ok(socket.closed);
+    assert.deepEqual(world.errors, []);
+    if (when === 'connecting' || when === 'connected') continue;
+    world.hub.connect();
+    await settled();
+    world.socket.greet();
+    world.socket.refuse('resume', 'not_found');
+    const asked = world.socket.sent.map(({ data }) => data.room);
+    assert.deepEqual(asked, ['project:1', 'project:2'], `${when}: everything comes back when it is opened again`);
+  }
+});
+
+test('whoever is told that it is closed may open it again', async () => {
+  const world = await World.connected();
+  let back;
+  world.hub.on('state', ({ state }) => state === 'closed' && (back = world.hub.connect()));
+  world.socket.hangUp(4500);
+  await settled();
+  world.socket.greet();
+  world.socket.refuse('resume', 'not_found');
+  assert.equal((await back).session_id, 's2');
+});
+
 // ---- history ----
 
 test('history is read page by page, as far as somebody reads', async () => {
@@ -1097,6 +1214,11 @@ test('a lock is lost when the hub says so, whichever way', async () => {
       await world.subscribe('quote:1');
       world.socket.event('quote:1', 1, 'lock.released', { field: 'premium', token: 6, reason: 'old' });
       world.socket.event('quote:1', 2, 'lock.released', { field: 'premium', token: 7, reason: 'forced' });
+    }, 'forced'],
+    [async (world) => {
+      const details = { room: 'quote:1', field: 'premium', token: 7 };
+      world.socket.say({ type: 'error', data: { code: 'lock_lost', message: 'an operator has freed this lock', details } });
+      assert.deepEqual(world.errors, []);
     }, 'forced'],
     [async (world) => world.resume(), 'session_ended'],
     [async (world) => {
@@ -1171,6 +1293,21 @@ test('a lock that is granted to somebody who has given up is given back', async 
   controller.abort();
   await given_up;
   world.socket.say({ type: 'lock.acquired', ref: id, data: granted() });
+  assert.equal(world.socket.take('lock.release').data.token, 7);
+});
+
+test('a lock that was asked for, and given up while it was away, is given back as well', async () => {
+  const world = await World.connected();
+  const controller = new AbortController();
+  const given_up = failure(world.hub.lock('quote:1', 'premium', { signal: controller.signal }));
+  world.socket.take('lock.acquire');
+  world.socket.hangUp();
+  controller.abort();
+  await given_up;
+  await world.comeBack();
+  world.socket.greet();
+  world.socket.answer('resume', { session_id: 's1', resume: {}, locks: [], results: [] }, 'resumed');
+  world.socket.answer('lock.acquire', granted(), 'lock.acquired');
   assert.equal(world.socket.take('lock.release').data.token, 7);
 });
 

@@ -50,6 +50,19 @@ body_has '^# TYPE ringhub_'
 body_has '^ringhub_[a-z_]*connections'
 body_has_not "$HUB_TOKEN"
 
+ask 'the browser client' 200 "$url/ringhub.js"
+head_has '^content-type: text/javascript; charset=utf-8'
+head_has '^cache-control: no-cache'
+head_has '^x-content-type-options: nosniff'
+head_has '^access-control-allow-origin: \*'
+body_has '^export class Ringhub '
+etag=$(tr -d '\r' <"$work/head" | sed -n 's/^etag: //Ip')
+ask 'the browser client that is known' 304 --header "If-None-Match: $etag" "$url/ringhub.js"
+ask 'the browser client of another version' 200 --header 'If-None-Match: "another"' "$url/ringhub.js"
+ask 'the browser client by HEAD' 200 --head "$url/ringhub.js"
+head_has '^content-length: [1-9]'
+ask 'the browser client by POST' 405 --data x "$url/ringhub.js"
+
 publish() { printf '{"room":"project:curl","type":"note.added","data":%s}' "$1"; }
 ask 'publish' 200 "${admin[@]}" "${json[@]}" --data "$(publish '{"n":1}')" "$url/api/v1/publish"
 body_has '"seq": ?1\b'

@@ -22,15 +22,15 @@ const USUAL = {
 
 const MEMBER = [
   'websocket:connect', 'websocket:subscribe', 'websocket:publish', 'project:*:read', 'project:*:write', 'agent:*:monitor',
-  'agent:*:write', 'quote:*:read', 'quote:*:write', 'user:*:write', 'session:*:write',
+  'agent:*:write', 'quote:*:read', 'quote:*:write', 'user:*:write', 'session:*:write', 'client:*:write',
 ];
 
 /** A JWT as a deployment's login service would mint it. */
-export function token(sub = 'alice', { permissions = MEMBER, ttl_s = 600 } = {}) {
+export function token(sub = 'alice', { permissions = MEMBER, ttl_s = 600, secret = SECRET } = {}) {
   const now = Math.floor(Date.now() / 1000);
   const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
   const text = `${part({ alg: 'HS256', typ: 'JWT' })}.${part({ sub, iat: now, exp: now + ttl_s, permissions })}`;
-  return `${text}.${createHmac('sha256', SECRET).update(text).digest('base64url')}`;
+  return `${text}.${createHmac('sha256', secret).update(text).digest('base64url')}`;
 }
 
 /** A token that may do everything. */
@@ -58,12 +58,16 @@ export async function until(condition, what) {
   }
 }
 
+// Hubs that run: none outlives its tests, however they end.
+const running = new Set();
+process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
+
 /** A running hub. */
 export class Hub {
-  static async start(settings = {}) {
+  static async start(settings = {}, { port } = {}) {
     const hub = new Hub();
     hub.settings = { ...USUAL, ...settings };
-    hub.port = await freePort();
+    hub.port = port ?? (await freePort());
     await hub.again();
     return hub;
   }
@@ -75,6 +79,7 @@ export class Hub {
     const command = ['serve', '--listen', `127.0.0.1:${this.port}`, '--shards', '2', ...settings];
     this.log = '';
     this.process = spawn(process.env.HUB_BIN, command, { env: environment, stdio: ['ignore', 'pipe', 'pipe'] });
+    running.add(this.process);
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on('data', (text) => (this.log += text));
     await until(async () => {
       assert.equal(this.process.exitCode, null, `the hub ended at start\n${this.log}`);
@@ -103,12 +108,19 @@ export class Hub {
     return this.api('POST', '/api/v1/publish', { room, type, data, ...more });
   }
 
+  /** How the API sees a connection; none where there is no such. */
+  async connection(client_id) {
+    const { connections } = await this.api('GET', `/api/v1/connections?search=${client_id}`);
+    return connections.find((one) => one.client_id === client_id);
+  }
+
   /** Ends it as an operator would, or all at once. */
   async stop(signal = 'SIGTERM') {
     if (this.process.exitCode === null && this.process.signalCode === null) {
       const ended = once(this.process, 'exit');
       this.process.kill(signal);
       const [status] = await ended;
+      running.delete(this.process);
       if (signal === 'SIGTERM') assert.equal(status, 0, this.log);
     }
     assert.ok(!this.log.includes('panicked at'), this.log);

@@ -2,10 +2,14 @@
 
 Every test of these clients can go through one of them: `pytest --through nginx`. TLS ends at the proxy, with certificates
 made for the run.
+
+Also a program: `proxies.py nginx -- COMMAND…` runs COMMAND beside a proxy that PROXY_URL leads to, with a hub expected at
+PROXIED_PORT, and with the certificates in the folder CERTIFICATES.
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import functools
@@ -15,6 +19,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +52,7 @@ NOT_THROUGH = {
     "test_streams_are_a_figure": (ALL, "figures are not to be had from outside"),
     "test_streams_stay_on_the_public_listener": (ALL, "it is about two listeners of the hub"),
     "test_a_request_of_http_1_0": (ALL, "it speaks no TLS; how a proxy speaks to the hub is its own affair"),
+    "test_a_client_of_asyncio_comes_back_to_a_hub": (ALL, "the hub that is started anew would be behind another proxy"),
     "test_frames_sent_along_with_the_upgrade": (("caddy",), "Caddy loses what comes ahead of the 101; no client may send it (RFC 6455, 4.1)"),
 }
 
@@ -194,3 +200,22 @@ class Behind(Hub):
         super().discard()
         if self.proxy:
             self.proxy.stop()
+
+
+def main() -> int:
+    """Runs a command beside a proxy, for the tests that are not Python and start their hubs themselves."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("proxy", choices=ALL)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    hub = free_port()
+    proxy = Proxy(options.proxy, hub)
+    environment = os.environ | {"PROXY_URL": f"https://127.0.0.1:{proxy.port}", "PROXIED_PORT": str(hub), "CERTIFICATES": str(certificates())}
+    try:
+        return subprocess.run(options.command, env=environment, check=False).returncode
+    finally:
+        proxy.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

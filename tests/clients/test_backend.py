@@ -62,6 +62,7 @@ def health(backend):
         page = backend.call("GET", path)
         assert page["status"] == "ok" and page["total"]["connections"] == 0, page
     assert b"ringhub_connections" in backend.call("GET", "/metrics")
+    assert b"export class Ringhub " in backend.call("GET", "/ringhub.js")
     assert backend.call("GET", "/api/v1/websocket/stats")["lately"]
     assert backend.call("GET", "/api/v1/alerts")["active"] == []
     assert backend.call("GET", "/api/v1/performance", query={"since": int(time.time()) - 60})["step_s"] == 10

@@ -214,3 +214,28 @@ fn of_sessions_resumed_in_one_breath_a_client_has_the_one_it_was_told_last() {
         }
     }
 }
+
+#[test]
+fn what_connections_leave_to_a_session_is_bounded_however_many_never_resume_it() {
+    let mut config = config();
+    config.limits.rooms_max = 8;
+    let mut node = Node::new(1, 1, Faults::none(), config);
+    let mut token = serde_json::Value::Null;
+    for turn in 0..10 {
+        let mut client = node.client(0, "session_id=shared");
+        token = client.messages[0]["data"]["resume"]["token"].clone();
+        let rooms: Vec<String> = (0..5).map(|number| format!("project:{turn}-{number}")).collect();
+        client.send("subscribe", json!({"rooms": rooms}));
+        node.settle();
+        client.link.reset();
+        node.settle();
+    }
+    let mut last = node.client(0, "");
+    let id = last.send("resume", json!({"session_id": "shared", "token": token}));
+    node.settle();
+    last.poll();
+    let results = last.answer(id).expect("an answer")["data"]["results"].as_array().expect("a list").clone();
+    // Each room that is left is answered, be it with an error: what was asked for last is among them.
+    assert!(results.len() <= 8 + 1, "{} rooms", results.len());
+    assert!(results.iter().any(|result| result["room"] == "project:9-4"), "{results:?}");
+}

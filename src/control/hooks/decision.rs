@@ -29,7 +29,7 @@ const ROOMS_MAX: usize = 100;
 const PERMISSIONS_MAX: usize = 1000;
 /// What a client is told at most.
 const MESSAGE_CHARS_MAX: usize = 200;
-/// When a client may come back that is refused for now, where the backend does not say.
+/// When a refused client may come back, where the backend does not say.
 const RETRY_AFTER_S: u32 = 5;
 
 #[derive(Serialize)]

@@ -160,8 +160,8 @@
 
 /**
  * @typedef {object} Options
- * @property {string | URL} [url] of the hub's `/ws`; `http:` and `https:` will do. By default beside this module, which is
- *     where a hub serves it
+ * @property {string | URL} [url] of the hub's `/ws`; `http:`, `https:` and, in pages, a path will do. By default beside this
+ *     module, which is where a hub serves it
  * @property {string | null | ((ask: { reason: 'connect' | 'expiring' | 'refused' }) => string | null | Promise<string | null>)} [token]
  *     a JWT, or what makes one. A function is asked again ahead of a token's end and after a refusal. None where a cookie says
  *     who one is
@@ -207,7 +207,6 @@
  * @property {string} type
  * @property {string} text
  * @property {boolean} repeats whether it may be sent again on the next connection
- * @property {boolean} own the client's own; it does not outlive the connection
  * @property {number} [first] when it was sent first
  * @property {number} [last] when it was sent last
  * @property {number} timeout_ms
@@ -237,17 +236,30 @@
  * @property {number} acked the last event that the hub was told of
  */
 
-const GIVEN_UP = [1002, 1003, 1007, 1008, 1009];
+// The hub closed since it did not like a message, and would not like it a second time.
+const DISLIKED = [1002, 1003, 1007, 1008, 1009];
+// The hub knows a key for five minutes; the way there takes a part of them.
 const KEY_AGE_MS = 270_000;
+// How long a connection has to hold for the pauses to become short again.
 const STABLE_MS = 5000;
+// A sign of life that somebody in front of the screen waits for.
 const PROBE_MS = 5000;
+// The client's own commands are answered by then, or the connection is worth nothing, however impatient its user is.
+const OWN_TIMEOUT_MS = 10_000;
+// Acks are gathered for so long: each says all that those before it have said.
 const ACK_MS = 500;
+// What the hub could not do is asked for again after this, and up to twice as long.
 const RETRY_MS = 1000;
+// Longer timers fire at once.
 const TIMER_MAX_MS = 2 ** 31 - 1;
-const BUFFERED_MAX = 1 << 18;
+// Bytes that may wait in the socket, so that a ping is not minutes behind, and how often to look when they are more.
+const BUFFERED_BYTES_MAX = 1 << 18;
 const BUFFER_LOOK_MS = 50;
+// Beyond so many different filters in one room the hub sends everything; the choice is made here anyway.
 const FILTERS_MAX = 8;
+// Rooms in one command; the hub takes 1000.
 const ROOMS_MAX = 500;
+// Events of one's own (`echo: false`) that a replay may still bring.
 const OWN_IDS_MAX = 1000;
 
 /**
@@ -576,6 +588,8 @@ export class Ringhub extends Emitter {
   #timers = {};
 
   #nextId = 1;
+  /** The client's own commands that wait, ahead of all others. @type {Command[]} */
+  #asks = [];
   /** @type {Command[]} */
   #queue = [];
   /** @type {Map<number, Command>} */
@@ -618,7 +632,7 @@ export class Ringhub extends Emitter {
       document,
       ...options.platform,
     };
-    const url = new URL(options.url ?? new URL('ws', import.meta.url));
+    const url = new URL(options.url ?? new URL('ws', import.meta.url), globalThis.location?.href);
     url.protocol = url.protocol.replace(/^http/, 'ws');
     if (!/^wss?:$/.test(url.protocol)) throw new TypeError('url is needed where this module does not come from a hub');
     if (!this.#options.WebSocket) throw new TypeError('WebSocket is needed where there is no global one');
@@ -672,6 +686,8 @@ export class Ringhub extends Emitter {
     const turn = ++this.#turn;
     const { WebSocket, connect_timeout_ms } = this.#options;
     this.#set('connecting');
+    // Whoever was told may have closed it.
+    if (turn !== this.#turn) return;
     this.#after('connect', connect_timeout_ms, () => this.#lost(1006, 'the hub did not greet in time'));
     try {
       const { now } = this.#platform;
@@ -717,7 +733,7 @@ export class Ringhub extends Emitter {
     if (seq !== undefined) return this.#event(message);
     if (type === 'connection_established') return this.#greeted(message);
     if (type === 'gap') return this.#gap(data);
-    if (type === 'error') return this.#report(new Refused(data));
+    if (type === 'error') return this.#complained(data);
     if (type === 'unsubscribed') return this.#expelled(data.room, data.reason);
     if (type === 'draining') {
       this.#hint = data.reconnect_after_ms;
@@ -727,6 +743,17 @@ export class Ringhub extends Emitter {
       this.#tell('expiring', data);
       this.refresh().catch((error) => this.#report(error));
     }
+  }
+
+  /**
+   * An error that answers nothing.
+   * @param {{ code: string, message: string, details?: Record<string, any> }} error
+   */
+  #complained(error) {
+    // An operator has freed a lock, which who is in the room is told too.
+    const { room, field, token } = error.details ?? {};
+    if (error.code === 'lock_lost' && field) this.#lockTold(room, { field, token, reason: 'forced' });
+    else this.#report(new Refused(error));
   }
 
   /** @param {{ timestamp: string, data: Session }} message */
@@ -753,7 +780,6 @@ export class Ringhub extends Emitter {
       // The session may be had later.
       if (isPassing(error.code)) return this.#lost(1006, error.message);
       this.#resuming = false;
-      for (const lock of this.#locks) this.#lockLost(lock, 'session_ended');
       this.#began(data);
     });
   }
@@ -763,7 +789,9 @@ export class Ringhub extends Emitter {
    * @param {Session} greeting
    */
   #began(greeting) {
+    const turn = this.#turn;
     this.#session = { ...greeting, resumed: false };
+    for (const lock of this.#locks) this.#lockLost(lock, 'session_ended');
     for (const room of this.#rooms.values()) room.auto = false;
     for (const name of greeting.rooms) {
       const room = this.#room(name);
@@ -776,7 +804,7 @@ export class Ringhub extends Emitter {
       room.held = [];
       if (room.joined) for (const event of held) this.#event(event);
     }
-    this.#connected();
+    this.#connected(turn);
   }
 
   /**
@@ -785,14 +813,18 @@ export class Ringhub extends Emitter {
    * @param {Session} greeting
    */
   #resumed(answer, greeting) {
+    const turn = this.#turn;
     this.#resuming = false;
     const resume = { ...greeting.resume, ...answer.resume };
     this.#session = { ...greeting, session_id: answer.session_id, resume, resumed: true };
     this.#session.rooms = greeting.rooms.map((name) => (name.startsWith('session:') ? `session:${answer.session_id}` : name));
+    for (const name of [...this.#session.rooms, ...answer.results.map(({ room }) => room)]) {
+      // What is new here was joined without asking, and with all its events.
+      if (!this.#rooms.has(name)) Object.assign(this.#room(name), { auto: true, selection: '{}' });
+    }
     for (const result of answer.results) {
-      if (!this.#rooms.has(result.room) && !result.error) this.#room(result.room).auto = true;
-      const room = this.#rooms.get(result.room);
-      if (!room) continue;
+      if (turn !== this.#turn) return;
+      const room = /** @type {Room} */ (this.#rooms.get(result.room));
       // Where the first answer never came, it is asked for again.
       if (room.epoch === undefined && room.subscriptions.size > 0) continue;
       this.#joined(room, result, { seq: room.seq, epoch: room.epoch }, []);
@@ -802,10 +834,13 @@ export class Ringhub extends Emitter {
       if (isHeld) this.#renew(lock);
       else this.#lockLost(lock, 'session_ended');
     }
-    this.#connected();
+    this.#connected(turn);
   }
 
-  #connected() {
+  /** @param {number} turn */
+  #connected(turn) {
+    // Whoever was told of an event, a loss or a recovery may have closed it.
+    if (turn !== this.#turn) return;
     this.#set('connected');
     for (const { resolve } of this.#waiters.splice(0)) resolve(/** @type {Session} */ (this.#session));
     this.#settle();
@@ -835,7 +870,7 @@ export class Ringhub extends Emitter {
     if (code === 4401 || code === 4403 || code === 4500 || (code === 4409 && session_id)) {
       return this.#end(new ConnectionClosed(reason || `the hub has closed the connection: ${code}`, code, reason));
     }
-    // Somebody else has it; taking it back would go on for ever.
+    // Somebody else has it; taking it back would go on for ever. Another one begins.
     if (code === 4409) this.#session = undefined;
     const hint = code === 1001 && /^\d+$/.test(reason) ? Number(reason) : this.#hint;
     this.#hint = undefined;
@@ -855,9 +890,10 @@ export class Ringhub extends Emitter {
     this.#drop(code ?? 1000, reason ?? '', true);
     this.#clear('reconnect');
     for (const [target, type, listener] of this.#pageListeners.splice(0)) target.removeEventListener(type, listener);
-    this.#set('closed', { code, reason, error });
     for (const command of this.#queue.splice(0)) this.#settleCommand(command, error);
     for (const { reject } of this.#waiters.splice(0)) reject(error);
+    // Last: whoever is told may call `connect`.
+    this.#set('closed', { code, reason, error });
   }
 
   /**
@@ -887,10 +923,11 @@ export class Ringhub extends Emitter {
     for (const command of this.#sent.values()) {
       clearTimeout(command.timer);
       const isYoung = now() - (command.first ?? 0) < KEY_AGE_MS;
-      if (command.repeats && isYoung && !GIVEN_UP.includes(code)) again.push(command);
+      if (command.repeats && isYoung && !DISLIKED.includes(code)) again.push(command);
       else this.#settleCommand(command, new ConnectionClosed('the connection ended before the answer came', code, reason));
     }
     this.#sent.clear();
+    this.#asks = [];
     this.#queue.unshift(...again);
   }
 
@@ -1038,7 +1075,7 @@ export class Ringhub extends Emitter {
       if (this.#queue.length >= this.#options.queue_max) return reject(new QueueFull(this.#options.queue_max));
       const id = this.#nextId++;
       const text = JSON.stringify({ type, id, data });
-      const command = Object.assign(more, { id, type, text, repeats, own: false, timeout_ms, resolve, reject });
+      const command = Object.assign(more, { id, type, text, repeats, timeout_ms, resolve, reject });
       if (signal) {
         const abort = () => this.#giveUp(command, signal.reason);
         signal.addEventListener('abort', abort);
@@ -1063,28 +1100,40 @@ export class Ringhub extends Emitter {
       else if (error instanceof Refused || type === 'auth.refresh') reject(error);
     };
     const text = JSON.stringify({ type, id, data });
-    this.#dispatch({ id, type, text, repeats: false, own: true, timeout_ms: this.#options.timeout_ms, resolve, reject: failed });
+    const timeout_ms = Math.max(OWN_TIMEOUT_MS, this.#options.timeout_ms);
+    /** @type {Command} */
+    const command = { id, type, text, repeats: false, timeout_ms, resolve, reject: failed };
+    // There may be hundreds of rooms. Of the others there are few, and they can't wait.
+    if (!type.endsWith('subscribe')) return this.#dispatch(command);
+    this.#asks.push(command);
+    this.#pump();
+  }
+
+  /**
+   * How long to wait until the hub takes another message.
+   * @returns {number} milliseconds
+   */
+  #wait() {
+    const { messages_per_s } = /** @type {Session} */ (this.#greeting).limits;
+    // A ping must not wait behind minutes of data.
+    if (this.#socket.bufferedAmount > BUFFERED_BYTES_MAX) return BUFFER_LOOK_MS;
+    if (messages_per_s === 0) return 0;
+    const now = this.#platform.now();
+    this.#budget = Math.min(messages_per_s, this.#budget + ((now - this.#budgetAt) * messages_per_s) / 1000);
+    this.#budgetAt = now;
+    return this.#budget < 1 ? Math.ceil(((1 - this.#budget) * 1000) / messages_per_s) : 0;
   }
 
   /** Sends what waits, as fast as the hub takes it. */
   #pump() {
     // Who subscribes and then publishes gets it.
     if (this.#isUnsettled) this.#settle();
-    if (this.#state !== 'connected' || this.#timers.pump) return;
-    const { messages_per_s, message_bytes_max } = /** @type {Session} */ (this.#greeting).limits;
-    while (this.#queue.length > 0) {
-      const now = this.#platform.now();
-      if (messages_per_s > 0) {
-        this.#budget = Math.min(messages_per_s, this.#budget + ((now - this.#budgetAt) * messages_per_s) / 1000);
-        this.#budgetAt = now;
-        if (this.#budget < 1) {
-          return this.#after('pump', Math.ceil(((1 - this.#budget) * 1000) / messages_per_s), () => this.#pump());
-        }
-      }
-      // A ping must not wait behind minutes of data.
-      if (this.#socket.bufferedAmount > BUFFERED_MAX) return this.#after('pump', BUFFER_LOOK_MS, () => this.#pump());
-      const command = /** @type {Command} */ (this.#queue.shift());
+    while (this.#state === 'connected' && !this.#timers.pump && this.#asks.length + this.#queue.length > 0) {
+      const wait_ms = this.#wait();
+      if (wait_ms > 0) return this.#after('pump', wait_ms, () => this.#pump());
+      const command = /** @type {Command} */ (this.#asks.shift() ?? this.#queue.shift());
       const { type, text } = command;
+      const { message_bytes_max } = /** @type {Session} */ (this.#greeting).limits;
       // The hub would close the connection.
       if (text.length * 3 > message_bytes_max && new TextEncoder().encode(text).length > message_bytes_max) {
         const message = `${type} has more than ${message_bytes_max} bytes`;
@@ -1118,15 +1167,14 @@ export class Ringhub extends Emitter {
    * @param {unknown} error
    */
   #giveUp(command, error) {
-    const waits = this.#queue.indexOf(command);
-    if (waits >= 0) this.#queue.splice(waits, 1);
     this.#settleCommand(command, error);
-    // A lock that is granted all the same has to be given back.
-    if (waits < 0 && command.locks) {
-      command.resolve = (lock) => this.#giveBack(lock);
+    if (command.locks && command.first !== undefined) {
+      // It may be granted all the same, and has to be given back then.
+      command.resolve = (lock) => this.#giveBack(lock).catch((error) => this.#report(error));
       command.reject = () => {};
       command.repeats = false;
     } else {
+      this.#queue = this.#queue.filter((one) => one !== command);
       this.#sent.delete(command.id);
     }
   }
@@ -1444,10 +1492,11 @@ export class Ringhub extends Emitter {
       room.selection = undefined;
     }
     const names = rooms.length === 1 ? { room: rooms[0].name } : { rooms: rooms.map((room) => room.name) };
+    const turn = this.#turn;
     const done = (/** @type {any[]} */ results) => {
       for (const result of results) {
         const room = rooms.find((room) => room.name === result.room);
-        if (!room) continue;
+        if (!room || turn !== this.#turn) continue;
         room.busy = false;
         room.selection = selection;
         this.#joined(room, result, since, waiting.get(room) ?? []);
@@ -1590,23 +1639,28 @@ export class Ringhub extends Emitter {
    * @param {Subscribed} answer
    */
   async #load(room, subscription, answer) {
-    const since = /** @type {Since} */ (subscription._options.since);
+    const asked = /** @type {Since} */ (subscription._options.since);
+    let isSame = !('seq' in asked) || (asked.epoch ?? answer.epoch) === answer.epoch;
+    /** @type {Since} */
+    let since = isSame ? asked : { seq: 0 };
+    /** @type {Event[]} */
     const past = [];
-    if (!('last' in since && since.last === 0)) {
-      for await (const event of this.history(room.name, { since, page: 1000 })) {
-        if (event.seq > subscription._from) break;
-        past.push(event);
+    for (let more = true; more; ) {
+      const page = await this.#request('history', { room: room.name, since, limit: 1000 }, { repeat: true });
+      if (subscription._phase !== 'loading') return;
+      // The log was lost meanwhile: what the next one has comes live, from its beginning.
+      if (page.epoch !== answer.epoch) {
+        isSame = false;
+        break;
       }
+      past.push(...page.events.filter((/** @type {Event} */ { seq }) => seq <= subscription._from));
+      const last = page.events.at(-1)?.seq ?? subscription._from;
+      since = { seq: last, epoch: page.epoch };
+      more = page.more && last < subscription._from;
     }
-    if (subscription._phase !== 'loading') return;
     const first = past[0]?.seq ?? answer.seq + 1;
-    if (answer.epoch !== room.epoch || ('seq' in since && (since.epoch ?? answer.epoch) !== answer.epoch)) {
-      answer.recovered = false;
-      answer.missed = null;
-    } else if ('seq' in since && first > since.seq + 1) {
-      answer.recovered = false;
-      answer.missed = first - since.seq - 1;
-    }
+    answer.missed = !isSame ? null : 'seq' in asked ? Math.max(0, first - asked.seq - 1) : 0;
+    answer.recovered = answer.missed === 0;
     const wanted = past.filter((event) => wants(subscription, event));
     answer.replayed = wanted.length;
     subscription._resolve(answer);
@@ -1630,7 +1684,7 @@ export class Ringhub extends Emitter {
     if (event.seq <= room.seq) return;
     room.seq = event.seq;
     if (this.#ownIds.delete(event.id)) return;
-    if (event.type === 'lock.released' || event.type === 'lock.expired') this.#lockTold(event);
+    if (event.type === 'lock.released' || event.type === 'lock.expired') this.#lockTold(event.room, event.data);
     if (room.subscriptions.size === 0) {
       this.#tell('event', event);
       return;
@@ -1640,8 +1694,9 @@ export class Ringhub extends Emitter {
     for (const subscription of [...room.subscriptions]) {
       if (event.seq <= subscription._from || !wants(subscription, event)) continue;
       if (subscription._phase === 'loading') subscription._held.push(event);
-      else if (subscription._phase === 'live') handled.push(this.#handle(subscription, event));
+      if (subscription._phase !== 'live') continue;
       acks ||= subscription._options.ack === true;
+      handled.push(this.#handle(subscription, event));
     }
     if (acks) this.#acknowledge(room, event.seq, handled);
   }
@@ -1700,6 +1755,8 @@ export class Ringhub extends Emitter {
     if (this.#state !== 'connected') return;
     for (const room of this.#rooms.values()) {
       if (room.handled <= room.acked || !room.joined) continue;
+      const wait_ms = this.#wait();
+      if (wait_ms > 0) return this.#after('acks', wait_ms, () => this.#flushAcks());
       room.acked = room.handled;
       this.#write(JSON.stringify({ type: 'ack', data: { room: room.name, seq: room.acked } }));
     }
@@ -1793,11 +1850,14 @@ export class Ringhub extends Emitter {
     return wasHeld;
   }
 
-  /** @param {Event} event */
-  #lockTold({ room, data }) {
+  /**
+   * A lock is over.
+   * @param {string} room
+   * @param {{ field: string, token: number, reason?: string }} told
+   */
+  #lockTold(room, { field, token, reason = 'expired' }) {
     for (const lock of this.#locks) {
-      const isThis = lock.room === room && lock.field === data.field && lock.token === data.token;
-      if (isThis) this.#lockLost(lock, data.reason ?? 'expired');
+      if (lock.room === room && lock.field === field && lock.token === token) this.#lockLost(lock, reason);
     }
   }
 
@@ -1813,7 +1873,7 @@ export class Ringhub extends Emitter {
   async #giveBack({ room, field, token }) {
     const what = fieldOf(room, field);
     if ([...this.#locks].some((lock) => fieldOf(lock.room, lock.field) === what)) return;
-    // One that was given up gives back itself.
+    // One more is on its way, and renews it. (One that was given up gives back what it gets.)
     if ([...this.#queue, ...this.#sent.values()].some(({ locks, repeats }) => locks === what && repeats)) return;
     try {
       await this.#request('lock.release', { room, field, token }, { repeat: true });

@@ -1,0 +1,306 @@
+//! What a connection of Socket.IO has beside a client's state, how a room's events become its packets, and which of its
+//! namespaces they go to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::connection::{Client, Connection, Phase};
+use super::polling::Polling;
+use crate::control::hooks::RequestTold;
+use crate::hub::batch::{Address, Batch};
+use crate::hub::outbox::Protocol;
+use crate::hub::rooms::RoomId;
+use crate::session::handshake::{EnginePath, Offered};
+use crate::session::socketio::{AnswerTo, Engine, Space, Spaces, Terms};
+use crate::wire::engineio::{Packet, PayloadWriter};
+use crate::wire::native::Reference;
+use crate::wire::outlet::Outlet;
+use crate::wire::socketio::{Header, Kind, event_payload, packet_frame, write_packet};
+
+/// About how many bytes a packet has beside an event's JSON: its type, namespace and name, and what stands around them.
+pub(super) const AROUND_BYTES: usize = 64;
+
+/// What a client may send while it is being let into a namespace.
+const HELD_BYTES_MAX: usize = 256 * 1024;
+
+/// Packets of a session that is in no namespace: more than a client has reason to send.
+const PACKETS_BEFORE_MAX: u8 = 100;
+
+/// The side of a connection that speaks Socket.IO.
+#[derive(Debug)]
+pub struct SocketIo {
+    /// The session of Engine.IO.
+    pub engine: Engine,
+    /// Its id.
+    pub sid: Box<str>,
+    /// At which path it was opened.
+    pub path: EnginePath,
+    /// Binary messages go as base64 in text frames.
+    pub base64: bool,
+    /// Packets that came while it was in no namespace.
+    packets_before: u8,
+    /// The namespaces that an embedding program serves and the client is in, with its id there; rooms' events don't go there.
+    pub handled: Vec<(Space, Arc<str>)>,
+    /// What the request for it said.
+    pub entry: Box<Entry>,
+    /// How it is polled; none on a WebSocket.
+    pub polling: Option<Box<Polling>>,
+    /// The namespace that it is being let into.
+    pub granting: Option<Box<Granting>>,
+    /// Packets that came meanwhile, each with its separator before it.
+    held: Vec<u8>,
+}
+
+/// What the request for a session of Engine.IO said: it holds for every namespace that is asked for.
+#[derive(Debug)]
+pub struct Entry {
+    /// Who the client is.
+    pub offered: Offered,
+    /// The address that it counts for.
+    pub peer: Option<IpAddr>,
+    /// What the backend is told, where it is asked.
+    pub told: Option<Box<RequestTold>>,
+    /// The id that the client wants to have.
+    pub client_id: Option<Box<str>>,
+    /// The session that it names.
+    pub session_id: Option<Box<str>>,
+}
+
+/// A client on its way into its first namespace.
+#[derive(Debug)]
+pub struct Granting {
+    /// Which.
+    pub space: Space,
+    /// What it brought along, as JSON.
+    pub auth: Box<[u8]>,
+    /// The session that it wants to take up, as it named it.
+    pub pid: Option<Box<str>>,
+    /// The rooms it was put into beyond those that everybody is in.
+    pub more_rooms: Vec<Box<str>>,
+    /// It is let in, and the session's home was asked for the session.
+    pub recovers: bool,
+}
+
+/// In which form a client of Socket.IO takes events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The namespaces that they go to.
+    pub spaces: Spaces,
+    /// It polls: packets have separators, not frames.
+    pub polls: bool,
+}
+
+impl Form {
+    /// Appends a batch's events but for those that a connection must not get.
+    pub fn write(self, out: &mut Vec<u8>, namespaces: &[Box<str>], batch: &Batch, without: Option<Address>) {
+        for event in batch.events.iter().filter(|event| without.is_none() || event.exclude != without) {
+            let payload = event_payload(batch.kind(event), batch.payload(event));
+            for space in self.spaces.iter() {
+                let namespace = namespaces.get(space.index()).map_or("/", |name| name);
+                let header = Header::new(Kind::Event, namespace);
+                if self.polls {
+                    write_packet(PayloadWriter::continued(out).begin_packet(), &header, &payload);
+                } else {
+                    packet_frame(out, &header, &payload);
+                }
+            }
+        }
+    }
+}
+
+/// To whom within a connection a message of the hub's goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Told {
+    /// Whoever sent a command.
+    Answer(AnswerTo),
+    /// Everybody in these namespaces.
+    Spaces(Spaces),
+}
+
+impl SocketIo {
+    /// A session as it begins.
+    pub fn new(engine: Engine, sid: Box<str>, path: EnginePath, base64: bool, entry: Entry) -> SocketIo {
+        SocketIo {
+            engine,
+            sid,
+            path,
+            base64,
+            packets_before: 0,
+            handled: Vec::new(),
+            entry: Box::new(entry),
+            polling: None,
+            granting: None,
+            held: Vec::new(),
+        }
+    }
+
+    /// The namespaces that what the hub says goes to.
+    pub fn spaces(&self) -> Spaces {
+        self.handled.iter().fold(self.engine.reached(), |spaces, (space, _)| spaces.without(*space))
+    }
+
+    /// The client's id in a namespace that an embedding program serves; none where the hub serves it.
+    pub fn handled_id(&self, space: Space) -> Option<&Arc<str>> {
+        self.handled.iter().find(|(one, _)| *one == space).map(|(_, id)| id)
+    }
+
+    /// Appends a message of the hub's, in each namespace that it goes to.
+    pub fn write(&self, to: Told, kind: &str, object: &[u8], terms: &Terms<'_>, outlet: &mut Outlet<'_>) {
+        let name = event_name(kind);
+        match to {
+            Told::Answer(to) => {
+                self.engine.answer(to, name, object, terms, outlet);
+            }
+            Told::Spaces(spaces) => {
+                for space in spaces.iter() {
+                    self.engine.event(space, name, object, terms, outlet);
+                }
+            }
+        }
+    }
+
+    /// Counts a packet that came while the client is in no namespace; false where there were too many.
+    pub fn count_before(&mut self) -> bool {
+        self.packets_before = self.packets_before.saturating_add(1);
+        self.packets_before <= PACKETS_BEFORE_MAX
+    }
+
+    /// It is in a namespace again.
+    pub fn count_anew(&mut self) {
+        self.packets_before = 0;
+    }
+
+    /// Keeps a packet until the client is let in or refused; false where there are too many.
+    pub fn hold(&mut self, packet: &Packet<'_>) -> bool {
+        let bytes = match packet {
+            Packet::Text { data, .. } => data.len(),
+            Packet::Binary(data) => data.len() * 4 / 3,
+        };
+        // One alone may be as large as messages are.
+        if !self.held.is_empty() && self.held.len() + bytes > HELD_BYTES_MAX {
+            return false;
+        }
+        let mut payload = PayloadWriter::continued(&mut self.held);
+        match packet {
+            Packet::Text { kind, data } => payload.text(*kind, data),
+            Packet::Binary(data) => payload.binary(data),
+        }
+        true
+    }
+
+    /// What was kept.
+    pub fn take_held(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Events of Socket.IO are named in two words with a dot, as the hub's types are; the greeting is the one that is not.
+fn event_name(kind: &str) -> &str {
+    match kind {
+        "connection_established" => "connection.established",
+        kind => kind,
+    }
+}
+
+/// Takes the packets for a connection.
+pub(super) fn outlet(protocol: Protocol, base64: bool, out: &mut Vec<u8>) -> Outlet<'_> {
+    match protocol {
+        Protocol::Polling => Outlet::Payload(PayloadWriter::continued(out)),
+        _ => Outlet::WebSocket { out, base64 },
+    }
+}
+
+/// The namespaces that subscribed to a room, where a client is in several.
+#[derive(Debug, Default)]
+pub struct RoomSpaces(Vec<(RoomId, Spaces)>);
+
+impl RoomSpaces {
+    fn of(&self, room: RoomId) -> Option<Spaces> {
+        self.0.iter().find(|(id, _)| *id == room).map(|(_, spaces)| *spaces)
+    }
+
+    /// A namespace has subscribed.
+    pub fn add(&mut self, room: RoomId, space: Space) {
+        match self.0.iter_mut().find(|(id, _)| *id == room) {
+            Some((_, spaces)) => *spaces = spaces.with(space),
+            None => self.0.push((room, Spaces::default().with(space))),
+        }
+    }
+
+    /// A namespace wants the room no more. Whether another one does.
+    pub fn remove(&mut self, room: RoomId, space: Space) -> bool {
+        let Some((_, spaces)) = self.0.iter_mut().find(|(id, _)| *id == room) else { return false };
+        let rest = spaces.without(space);
+        if !rest.is_empty() {
+            *spaces = rest;
+        }
+        !rest.is_empty()
+    }
+
+    /// The connection is in that room no more.
+    pub fn forget(&mut self, room: RoomId) {
+        self.0.retain(|(id, _)| *id != room);
+    }
+
+    /// The rooms that only one namespace wants.
+    pub fn only(&self, space: Space) -> Vec<RoomId> {
+        let alone = Spaces::default().with(space);
+        self.0.iter().filter(|(_, spaces)| *spaces == alone).map(|(id, _)| *id).collect()
+    }
+
+    /// Takes a namespace out of every room that others want, too.
+    pub fn leave(&mut self, space: Space) {
+        for (_, spaces) in &mut self.0 {
+            *spaces = spaces.without(space);
+        }
+    }
+}
+
+impl Client {
+    /// Which namespaces have subscribed to a room; none where that was not noted, since all get its events.
+    pub fn spaces_of(&self, room: RoomId) -> Option<Spaces> {
+        self.under_way.as_ref()?.spaces.as_ref()?.of(room)
+    }
+}
+
+impl Connection {
+    /// The namespaces of Socket.IO that a room's events go to.
+    pub fn spaces_of(&self, room: RoomId) -> Spaces {
+        let Some(socketio) = &self.socketio else { return Spaces::default() };
+        let spaces = socketio.spaces();
+        match &self.phase {
+            Phase::Open(client) => client.spaces_of(room).map_or(spaces, |subscribed| subscribed.and(spaces)),
+            _ => spaces,
+        }
+    }
+
+    /// Whether it is a session that is polled.
+    pub fn polls(&self) -> bool {
+        self.outbox.protocol() == Protocol::Polling
+    }
+
+    /// Whether a command with that reference is to be answered, where there is no error to tell.
+    pub fn wants_answer(&self, reference: Option<&Reference>) -> bool {
+        match self.outbox.protocol() {
+            Protocol::SocketIo | Protocol::Polling => {
+                reference.and_then(AnswerTo::of).is_some_and(|to| to.id.is_some())
+            }
+            Protocol::Native | Protocol::Stream => reference.is_some(),
+        }
+    }
+}
+
+/// The first event of each room that a client was not even sent, or may not have got.
+pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, u64)> {
+    let mut first: Vec<(Box<str>, u64)> = Vec::new();
+    let polling = connection.socketio.as_deref().and_then(|socketio| socketio.polling.as_deref());
+    let owed = polling.into_iter().flat_map(Polling::owed).map(|chunk| &chunk[..]);
+    for chunk in owed.chain(connection.outbox.waiting()) {
+        crate::wire::socketio::each_event(chunk, connection.polls(), |room, seq| {
+            if !first.iter().any(|(known, _)| **known == *room) {
+                first.push((room.into(), seq));
+            }
+        });
+    }
+    first
+}
