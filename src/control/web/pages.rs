@@ -31,7 +31,7 @@ macro_rules! files {
 }
 
 static DASHBOARD: LazyLock<Files> = files!("dashboard":
-    "index.html" "style.css" "address.js" "agents.js" "alerts.js" "app.js" "chart.js" "connection.js" "connections.js"
+    "index.html" "style.css" "address.js" "agents.js" "alerts.js" "app.js" "beside.js" "chart.js" "connection.js" "connections.js"
     "dialog.js" "dom.js" "facts.js" "feed.js" "figures.js" "format.js" "listing.js" "locks.js" "overview.js" "room.js"
     "rooms.js" "series.js" "session.js" "signin.js" "system.js" "table.js" "tail.js" "theme.js" "watch.js"
 );

@@ -5,7 +5,8 @@
  */
 
 import { connectionHref } from './address.js';
-import { h, show, write } from './dom.js';
+import { Beside } from './beside.js';
+import { h, write } from './dom.js';
 import { ago, bytes, count, json, many, plain } from './format.js';
 import { Connection } from './connection.js';
 import { Listing } from './listing.js';
@@ -37,14 +38,11 @@ const INTERVAL_MS = 2000;
 export class Connections {
   /** @param {import('./app.js').App} app */
   constructor(app) {
-    this._app = app;
     /** @type {ConnectionRow[]} */
     this._rows = [];
     this._total = 0;
     /** Whether the hub was asked to choose. */
     this._isAsked = false;
-    /** @type {Connection | undefined} */
-    this._connection = undefined;
     this._search = h('input', { type: 'search', 'aria-label': 'Search connections', placeholder: 'Client, user, room, metadata…', maxlength: 200, spellcheck: 'false', oninput: () => this._choose() });
     this._slow = h('input', { type: 'checkbox', onchange: () => this._choose() });
     this._status = h('p', { class: 'note' }, 'Loading…');
@@ -69,19 +67,9 @@ export class Connections {
         { name: 'metadata', title: 'Metadata', text: (row) => (Object.keys(row.metadata).length > 0 ? json(row.metadata, 120) : ''), isWide: true },
       ]),
     });
-    this._aside = h('div', { class: 'detail', hidden: true });
-    this.element = h(
-      'div',
-      { class: 'view split' },
-      h(
-        'div',
-        { class: 'list' },
-        h('div', { class: 'bar' }, h('h1', { tabindex: -1 }, 'Connections'), this._search, h('label', { class: 'check' }, this._slow, 'slow only')),
-        this._status,
-        this._table.element,
-      ),
-      this._aside,
-    );
+    const bar = h('div', { class: 'bar' }, h('h1', { tabindex: -1 }, 'Connections'), this._search, h('label', { class: 'check' }, this._slow, 'slow only'));
+    this._beside = new Beside([bar, this._status, this._table.element], this._table, (name) => new Connection(app, name));
+    this.element = this._beside.element;
     this._listing = new Listing({
       session: app.session,
       path: '/api/v1/connections',
@@ -100,17 +88,11 @@ export class Connections {
 
   /** @param {string | undefined} client_id of the connection to look at */
   show(client_id) {
-    this._connection?.close();
-    this._connection = client_id === undefined ? undefined : new Connection(this._app, client_id);
-    this._aside.replaceChildren(...(this._connection ? [this._connection.element] : []));
-    show(this._aside, this._connection !== undefined);
-    this._table.select(client_id);
-    this._connection?.focus();
+    this._beside.show(client_id);
   }
 
   close() {
-    this._connection?.close();
-    this._table.close();
+    this._beside.close();
   }
 
   /** Chooses from the rows that are here; where those are not all, the hub is asked. */

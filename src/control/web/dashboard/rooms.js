@@ -5,7 +5,8 @@
  */
 
 import { roomHref } from './address.js';
-import { h, show, write } from './dom.js';
+import { Beside } from './beside.js';
+import { h, write } from './dom.js';
 import { bytes, count, many, plain, rate, short } from './format.js';
 import { Listing } from './listing.js';
 import { Room } from './room.js';
@@ -34,11 +35,8 @@ const KINDS = ['project', 'user', 'agent', 'session', 'quote', 'analytics', 'wor
 export class Rooms {
   /** @param {import('./app.js').App} app */
   constructor(app) {
-    this._app = app;
     /** @type {Map<string, { seq: number, epoch: string, at: number, per_s: number | undefined }>} */
     this._before = new Map();
-    /** @type {Room | undefined} */
-    this._room = undefined;
     this._search = h('input', { type: 'search', 'aria-label': 'Search rooms', placeholder: 'Search rooms', maxlength: 200, spellcheck: 'false', oninput: () => this._ask() });
     this._kind = h('select', { 'aria-label': 'Kind', onchange: () => this._ask() }, h('option', { value: '' }, 'all kinds'));
     this._kinds = new Set();
@@ -60,19 +58,9 @@ export class Rooms {
         { name: 'shard', title: 'Shard', hint: 'The shard that is its home', text: (row) => String(row.shard), by: (row) => row.shard, isNumber: true, isWide: true, width: 5 },
       ]),
     });
-    this._aside = h('div', { class: 'detail', hidden: true });
-    this.element = h(
-      'div',
-      { class: 'view split' },
-      h(
-        'div',
-        { class: 'list' },
-        h('div', { class: 'bar' }, h('h1', { tabindex: -1 }, 'Rooms'), this._search, this._kind, h('label', { class: 'check' }, this._occupied, 'with members')),
-        this._status,
-        this._table.element,
-      ),
-      this._aside,
-    );
+    const bar = h('div', { class: 'bar' }, h('h1', { tabindex: -1 }, 'Rooms'), this._search, this._kind, h('label', { class: 'check' }, this._occupied, 'with members'));
+    this._beside = new Beside([bar, this._status, this._table.element], this._table, (name) => new Room(app, name));
+    this.element = this._beside.element;
     this._listing = new Listing({
       session: app.session,
       path: '/api/v1/rooms',
@@ -86,17 +74,11 @@ export class Rooms {
 
   /** @param {string | undefined} name of the room to look at */
   show(name) {
-    this._room?.close();
-    this._room = name === undefined ? undefined : new Room(this._app, name);
-    this._aside.replaceChildren(...(this._room ? [this._room.element] : []));
-    show(this._aside, this._room !== undefined);
-    this._table.select(name);
-    this._room?.focus();
+    this._beside.show(name);
   }
 
   close() {
-    this._room?.close();
-    this._table.close();
+    this._beside.close();
   }
 
   _ask() {
