@@ -173,6 +173,11 @@ impl Hub {
         self.to_every_shard(|| Request::Drain { over_ms: drain.seconds * 1000, spread_ms: drain.spread_ms });
     }
 
+    /// Whether it drains, or has ended.
+    pub fn is_draining(&self) -> bool {
+        self.inner.mesh.draining.load(Ordering::Relaxed)
+    }
+
     /// Waits until all shards have ended, after [`Hub::drain`] or because one failed; the rest is ended then.
     pub fn wait(&self) -> Result<(), Failed> {
         while !self.inner.watch.shards_ended() && !self.inner.failed.load(Ordering::Relaxed) {
@@ -194,7 +199,7 @@ impl Hub {
     /// Whether every shard gave a sign of life lately; one that has ended while the hub drains has done its part.
     pub fn is_alive(&self) -> bool {
         let watch = &self.inner.watch;
-        let draining = self.inner.mesh.draining.load(Ordering::Relaxed);
+        let draining = self.is_draining();
         let ended = if draining { watch.ended() } else { 0 };
         watch.answering() + ended >= watch.shards()
     }

@@ -97,7 +97,8 @@ fn run(hub: &Hub, gate: &Gate, stop: &AtomicBool) {
     let mut world = World::new(fastrand::Rng::with_seed(SEED));
     let mut members: Vec<Member> = fleet().into_iter().map(Member::new).collect();
     let mut backend = Backend { hub, unanswered: Vec::new() };
-    while !stop.load(Ordering::Relaxed) {
+    // A hub that drains is not kept waiting by somebody who reads slowly on purpose.
+    while !stop.load(Ordering::Relaxed) && !hub.is_draining() {
         let now_ms = began.elapsed().as_millis() as u64;
         for event in world.step(now_ms) {
             backend.publish(&event);
