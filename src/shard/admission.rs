@@ -255,6 +255,7 @@ impl State {
             refused: None,
             opening: None,
             early,
+            behind: Vec::new(),
         }));
         if let Some(peer) = peer {
             self.core.send_to_key(&peer, Message::ClaimPeer { peer, address });
@@ -360,6 +361,7 @@ impl State {
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
         if let (Some(id), Ok(state)) = (id, &outcome) {
+            self.core.joined_after(id, state.seq);
             let (room, mark) = (self.name_in_table(id, &room), Mark::EVERYTHING);
             let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
             self.core.recorder.change(conn, subscribed);
@@ -435,9 +437,13 @@ impl State {
             span,
             opening,
             early,
+            behind,
             ..
         } = *admission;
         let speaks_socketio = connection.socketio.is_some();
+        if let Some(socketio) = connection.socketio.as_deref_mut() {
+            socketio.identity = Some(admit.identity.clone());
+        }
         if !speaks_socketio {
             // A client of Socket.IO is answered when its session is known.
             connection.outbox.release();
@@ -463,7 +469,8 @@ impl State {
                         "the backend's metadata is left out"
                     );
                 }
-                let mut under_way = None;
+                let mut under_way =
+                    (!behind.is_empty()).then(|| Box::new(UnderWay { lags: behind, ..UnderWay::default() }));
                 if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
                     self.figures.streams.add(1);
                     let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);

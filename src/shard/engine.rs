@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::connection::{Connection, HeadBuffer, Phase};
 use super::report::Ending;
 use super::request::counted_address;
-use super::resume::{pid_text, read_pid};
+use super::recover::read_pid;
 use super::socketio::{Entry, Granting, SocketIo, outlet};
 use super::state::State;
 use crate::auth::Identity;
@@ -149,7 +149,10 @@ impl State {
                 Some(counted) => early = counted,
                 None => return false,
             },
-            Phase::Lobby if !socketio.count_before() => return self.engine_fails(conn, TOO_MUCH_BEFORE),
+            // Heartbeats go on for as long as the session does.
+            Phase::Lobby if is_message && socketio.handled.is_empty() && !socketio.count_before() => {
+                return self.engine_fails(conn, TOO_MUCH_BEFORE);
+            }
             Phase::Open(_) | Phase::Echo(_) | Phase::Lobby => {}
             _ => return true,
         }
@@ -209,14 +212,12 @@ impl State {
     }
 
     /// An event of a client: a command, or something for the program that serves its namespace.
-    fn emitted(&mut self, conn: ConnKey, emitted: Emitted<'_>, early: Early) -> bool {
+    fn emitted(&mut self, conn: ConnKey, mut emitted: Emitted<'_>, early: Early) -> bool {
+        let Some(socketio) = self.connections.get(conn).and_then(|one| one.socketio.as_deref()) else { return true };
+        emitted.to.visit = socketio.visit(emitted.to.space);
+        let is_handled = socketio.handled.has(emitted.to.space);
         // Taken out for the time of the call: the command borrows from it while it is carried out.
         let Some(mut scratch) = self.scratch.take() else { return true };
-        let is_handled = self
-            .connections
-            .get(conn)
-            .and_then(|one| one.socketio.as_ref())
-            .is_some_and(|all| all.handled.has(emitted.to.space));
         let outcome = if is_handled {
             self.handle_event(conn, emitted, &mut scratch)
         } else {
@@ -347,12 +348,13 @@ impl State {
             return self.tell_refused_namespace(conn, space, &refusal);
         }
         let socketio = self.connections.get(conn).and_then(|connection| connection.socketio.as_deref());
-        if !socketio.is_some_and(|socketio| socketio.engine.is_in(space)) {
+        let is_in = socketio.is_some_and(|socketio| socketio.engine.is_in(space));
+        if !is_in {
             self.divide_rooms(conn);
         }
+        let pid = self.further_pid(conn, space, brought.pid.as_deref(), is_in);
         let Some(client) = self.client_mut(conn) else { return };
         let client_id = client.session.client_id.clone();
-        let pid = self.pid_of(conn);
         self.with_engine(conn, |socketio, terms, outlet| {
             socketio.engine.grant(space, &client_id, pid.as_deref(), terms, outlet);
         });
@@ -364,50 +366,41 @@ impl State {
         let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else { return };
         let Some(granting) = socketio.granting.as_deref_mut() else { return };
         granting.more_rooms = more_rooms;
-        if let Some((session_id, token)) = granting.pid.as_deref().and_then(read_pid) {
+        if let Some(pid) = granting.pid.as_deref().and_then(read_pid) {
             granting.recovers = true;
-            self.recover(conn, &session_id, token);
+            self.recover(conn, &pid);
         } else {
             self.grant_first(conn, false);
+            self.let_go_of_held(conn);
         }
-    }
-
-    /// Whether a client waits for an earlier session of its own.
-    pub(super) fn recovers(&self, conn: ConnKey) -> bool {
-        let socketio = self.connections.get(conn).and_then(|connection| connection.socketio.as_deref());
-        socketio.and_then(|socketio| socketio.granting.as_deref()).is_some_and(|granting| granting.recovers)
     }
 
     /// The client is in its first namespace, with the session that it wanted to take up where it has `recovered` that.
     pub(super) fn grant_first(&mut self, conn: ConnKey, recovered: bool) {
-        let new_pid = self.pid_of(conn);
-        let Some(client) = self.client_mut(conn) else { return };
-        let client_id = client.session.client_id.clone();
         let Some(connection) = self.connections.get_mut(conn) else { return };
         connection.outbox.release();
         let Some(socketio) = connection.socketio.as_deref_mut() else { return };
         let Some(granting) = socketio.granting.take() else { return };
         socketio.count_anew();
         // A library takes the same id as the sign that it has missed nothing that was not sent again.
-        let pid = if recovered { granting.pid } else { new_pid.map(Into::into) };
-        let space = granting.space;
+        let pid = if recovered { granting.pid } else { self.next_pid(conn, granting.pid.as_deref()) };
+        let Some(client) = self.client_mut(conn) else { return };
+        let (client_id, space) = (client.session.client_id.clone(), granting.space);
         self.with_engine(conn, |socketio, terms, outlet| {
             socketio.engine.grant(space, &client_id, pid.as_deref(), terms, outlet);
         });
         self.greet_in(conn, space, &granting.more_rooms);
-        self.let_go_of_held(conn);
-    }
-
-    fn pid_of(&mut self, conn: ConnKey) -> Option<String> {
-        let resumes = self.settings.config.session.resume_window_s > 0;
-        let client = self.client_mut(conn)?;
-        resumes.then(|| pid_text(&client.session.session_id, &client.resume_token))
     }
 
     /// Takes up what came while the client was being let in.
     pub(super) fn let_go_of_held(&mut self, conn: ConnKey) {
         let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else { return };
-        let mut held = socketio.take_held();
+        let held = socketio.take_held();
+        self.take_up(conn, held);
+    }
+
+    /// Takes up packets that were kept.
+    pub(super) fn take_up(&mut self, conn: ConnKey, mut held: Vec<u8>) {
         // Each packet has a separator before it.
         let Some(packets) = held.get_mut(1..) else { return };
         let Ok(packets) = Payload::new(packets) else { return };
@@ -457,16 +450,26 @@ impl State {
     /// A client has left a namespace.
     fn namespace_left(&mut self, conn: ConnKey, space: Space) {
         let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else { return };
-        socketio.handled = socketio.handled.without(space);
+        let was_handled = socketio.handled.has(space);
+        socketio.left(space);
         let (is_in_none, has_client) = (socketio.engine.spaces().next().is_none(), !socketio.spaces().is_empty());
         let is_client = self.client_mut(conn).is_some();
-        if is_in_none || (is_client && !has_client) {
+        let is_last = is_in_none || (is_client && !has_client);
+        if is_last {
             self.figures.closes.add_code(1005);
             self.release(conn, Ending { code: None, reason: "left its namespace", by: ClosedBy::Client });
+            if let Some(connection) = self.connections.get_mut(conn) {
+                connection.outbox.drop_events();
+            }
             self.enter_lobby(conn);
-            self.look_after(conn);
         } else {
             self.leave_for(conn, space);
+        }
+        if !was_handled {
+            self.forget_packets(conn, space);
+        }
+        if is_last {
+            self.look_after(conn);
         }
         self.drain_local();
     }
@@ -502,10 +505,12 @@ impl State {
         let anonymous = self.settings.anonymous.clone();
         let Some(connection) = self.connections.get(conn) else { return ("".into(), anonymous) };
         let sid = || connection.socketio.as_ref().map_or_else(|| "".into(), |socketio| Arc::from(&*socketio.sid));
+        // It may have left the hub's namespaces, and still be in the program's.
+        let let_in = || connection.socketio.as_ref().and_then(|socketio| socketio.identity.clone());
         match &connection.phase {
             Phase::Open(client) => (client.session.client_id.clone(), client.session.identity.clone()),
             Phase::Echo(client) => (sid(), client.identity.clone()),
-            _ => (sid(), anonymous),
+            _ => (sid(), let_in().unwrap_or(anonymous)),
         }
     }
 
@@ -591,7 +596,7 @@ struct Brought {
 const TOO_MUCH_AHEAD: Failure =
     Failure { close_code: close::POLICY, reason: "too much was sent before the namespace was granted" };
 const TOO_MUCH_BEFORE: Failure =
-    Failure { close_code: close::POLICY, reason: "too many packets outside of a namespace" };
+    Failure { close_code: close::POLICY, reason: "too many messages outside of a namespace" };
 
 /// What tells ids of sessions from those of another node, and of another path.
 fn tag(path: EnginePath, hasher: &NameHasher) -> String {

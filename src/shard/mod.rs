@@ -19,6 +19,7 @@ mod members;
 pub mod mesh;
 mod polling;
 mod presence;
+mod recover;
 mod release;
 mod report;
 pub mod request;
@@ -47,7 +48,7 @@ use crate::session::handshake::Gate;
 use crate::session::socketio::{NAMESPACES_MAX, Terms};
 
 pub use engine::shard_of_sid;
-pub use run::Shard;
+pub use run::{LeftOver, Shard};
 pub use state::{Entropy, Start};
 
 /// What a shard goes by; replaced as a whole on reload.
