@@ -130,12 +130,6 @@ impl State {
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "CONN CAUGHT {conn:?} {room:?} {id:?} {after_seq} to {to_seq} {complete} pieces {}",
-                pieces.len()
-            );
-        }
         let (mut given, mut bytes) = (Vec::new(), 0);
         for piece in &pieces {
             let (first_seq, pushed) = match piece {

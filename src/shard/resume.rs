@@ -97,14 +97,6 @@ impl State {
             }
         }
         let namespaces = self.namespaces_of(conn).bits();
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "CONN KEPT {:?} {conn:?} unsent {unsent:?} lags {lags:?} rooms {:?} sending {:?}",
-                client.session.session_id,
-                rooms.iter().map(|k| (k.room.as_str(), &k.from, k.namespaces)).collect::<Vec<_>>(),
-                connection.map(|c| (c.outbox.is_sending(), c.outbox.bytes(), c.outbox.events_bytes()))
-            );
-        }
         Kept { rooms, metadata: client.session.metadata_object(), locks: Vec::new(), namespaces }
     }
 

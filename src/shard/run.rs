@@ -291,11 +291,6 @@ impl<D: Driver> Shard<D> {
                 if !connection.followed.is_none() {
                     latency.taken(&connection.followed, waiting - connection.outbox.events_bytes());
                 }
-                if std::env::var("DBG").is_ok() {
-                    let mut all = Vec::new();
-                    crate::wire::socketio::each_event(&chunk, false, |r, s| all.push((r.to_owned(), s)));
-                    eprintln!("CONN SEND {conn:?} {all:?} {}", chunk.len());
-                }
                 *sending += 1;
                 bytes += chunk.len() as u64;
                 connection.sent_bytes += chunk.len() as u64;

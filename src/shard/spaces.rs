@@ -230,21 +230,7 @@ impl State {
         let Connection { outbox, followed, .. } = connection;
         let polls = outbox.protocol() == Protocol::Polling;
         let namespace = space.name(&settings.engine_terms());
-        if std::env::var("DBG").is_ok() {
-            let mut all = Vec::new();
-            for c in outbox.waiting() {
-                crate::wire::socketio::each_event(c, polls, |r, s| all.push((r.to_owned(), s)));
-            }
-            eprintln!("CONN REWRITE {conn:?} {namespace} {all:?} {}", outbox.bytes());
-        }
         outbox.rewrite(core.memory(), |written, out| leave_out(written, polls, namespace, out));
-        if std::env::var("DBG").is_ok() {
-            let mut all = Vec::new();
-            for c in outbox.waiting() {
-                crate::wire::socketio::each_event(c, polls, |r, s| all.push((r.to_owned(), s)));
-            }
-            eprintln!("CONN REWRITTEN {conn:?} {namespace} {all:?} {}", outbox.bytes());
-        }
         latency.forget(followed);
         // It may have been all that was to be sent before more is read from a log.
         self.go_on(conn);

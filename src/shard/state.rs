@@ -393,26 +393,6 @@ impl State {
 
     /// Gives a connection up at once: its memberships and claims are given back, its socket is closed.
     pub fn abandon(&mut self, conn: ConnKey) {
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "CONN ABANDON {:?} {conn:?} {} {}",
-                self.me,
-                self.connections.get(conn).map_or("none".to_owned(), |c| format!(
-                    "{:?} {:?}",
-                    c.socketio.as_ref().map(|s| &s.sid),
-                    format!("{:?}", c.phase).chars().take(50).collect::<String>()
-                )),
-                std::backtrace::Backtrace::force_capture()
-                    .to_string()
-                    .lines()
-                    .filter(|l| l.contains("ringhub::shard::state")
-                        || l.contains("ringhub::shard::poll")
-                        || l.contains("ringhub::shard::time")
-                        || l.contains("ringhub::shard::web"))
-                    .take(6)
-                    .collect::<String>()
-            );
-        }
         self.release(conn, Ending::LOST);
         if let Some(Phase::Probe(probing)) = self.connections.get(conn).map(|connection| &connection.phase) {
             self.probe_ended(*probing);

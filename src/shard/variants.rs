@@ -152,14 +152,5 @@ fn queue_socketio(
     }
     let form = Form { spaces, polls: connection.outbox.protocol() == Protocol::Polling };
     let events = variants.for_socketio(form, conn, frames, batch)?;
-    let r = connection.outbox.push_events(&events, lane, bytes_max);
-    if std::env::var("DBG").is_ok() {
-        eprintln!(
-            "CONN PUSH {conn:?} {:?} {:?} {:?} {r:?}",
-            batch.room.as_str(),
-            batch.events.iter().map(|e| e.seq).collect::<Vec<_>>(),
-            form
-        );
-    }
-    r
+    connection.outbox.push_events(&events, lane, bytes_max)
 }

@@ -155,9 +155,6 @@ impl State {
             return;
         }
         self.figures.closes.add_code(code);
-        if std::env::var("DBG").is_ok() {
-            eprintln!("CONN CLOSE {:?} {conn:?} {code} {reason}", self.me);
-        }
         self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
         forget(&mut connection.outbox);
@@ -209,9 +206,6 @@ impl State {
 
     /// Answers the peer's close frame in kind (RFC 6455 §5.5.1): the same code, nothing where it gave none.
     fn close_answered(&mut self, conn: ConnKey, code: u16, reason: &str) {
-        if std::env::var("DBG").is_ok() {
-            eprintln!("CONN CLOSEANSWERED {:?} {conn:?} {code} {reason}", self.me);
-        }
         self.figures.closes.add_code(if code == 0 { 1005 } else { code });
         self.release(conn, Ending { code: (code != 0).then_some(code), reason, by: ClosedBy::Client });
         let Some(connection) = self.connections.get_mut(conn) else { return };

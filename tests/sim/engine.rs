@@ -163,9 +163,6 @@ impl EngineClient {
 
     /// Sends a packet of Engine.IO, or several as a payload.
     pub fn send(&mut self, node: &Node, text: &str) {
-        if std::env::var("DBG").is_ok() {
-            eprintln!("    {:?} sends {}", self.sid, text.chars().take(160).collect::<String>());
-        }
         if self.probe.as_ref().is_some_and(|(_, probing)| *probing == Probing::Answered) {
             return self.queue.push(text.to_owned());
         }

@@ -211,6 +211,7 @@ impl Node {
         }
     }
 
+    /// Nothing is left of anybody.
     pub fn assert_empty(&mut self) {
         self.pass(Duration::from_secs(3));
         // What rooms remember of their events goes with time.

@@ -491,13 +491,6 @@ impl Run {
         let bytes = self.rng.usize(..partial.len());
         let way = self.rng.u8(..4);
         let actor = &mut self.actors[who];
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "    CUT {who}: way {way} polling {} probe {}",
-                actor.client.is_polling(),
-                actor.client.probe_link().is_some()
-            );
-        }
         actor.gone = true;
         actor.client.reads = false;
         for link in actor.client.link().into_iter().chain(actor.client.probe_link()) {
@@ -579,9 +572,6 @@ impl Run {
                 // Who reads nothing is not even told.
                 let is_slow = self.closes_slow;
                 let is_late = self.pings_soon;
-                if std::env::var("DBG").is_ok() {
-                    eprintln!("    CLOSED {who}: {reason}");
-                }
                 assert!(actor.may_end || is_slow || is_late, "client {who} is closed: {reason}");
                 actor.gone = true;
             }
@@ -589,16 +579,6 @@ impl Run {
     }
 
     fn told(&mut self, who: usize, packet: &Packet) {
-        if std::env::var("DBG").is_ok_and(|of| of == who.to_string()) {
-            let mut p = packet.clone();
-            if p.kind != '0' {
-                p.payload = brief(p.object());
-            }
-            eprintln!(
-                "  {who}.{} told {} {} {:?} {}",
-                self.actors[who].connection, p.namespace, p.kind, p.id, p.payload
-            );
-        }
         let namespace = packet.namespace.as_str();
         let actor = &mut self.actors[who];
         let space = actor.spaces.get_mut(namespace).expect("a namespace");
@@ -639,31 +619,6 @@ impl Run {
     fn hear_out(&mut self, who: usize) {
         let Some((mut former, seen)) = self.actors[who].former.take() else { return };
         former.poll(&self.node);
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "    HEAR RAW {who}: {:?}",
-                former.link().map(|l| String::from_utf8_lossy(&l.undelivered())
-                    .chars()
-                    .take(700)
-                    .collect::<String>()
-                    .replace("xxxx", ""))
-            );
-            eprintln!(
-                "    HEAR {who}: {:?} polled {} {:?} undelivered {:?}",
-                former.sid,
-                former.has_polled,
-                former.packets.len() - seen,
-                former
-                    .undelivered()
-                    .iter()
-                    .map(|p| if p.kind == '2' {
-                        format!("{} {}", p.namespace, brief(p.object()))
-                    } else {
-                        String::new()
-                    })
-                    .collect::<Vec<_>>()
-            );
-        }
         let connection = self.actors[who].connection - 1;
         let is_event = |packet: &&Packet| packet.kind == '2' && packet.object()["seq"].is_u64();
         let is_gap = |packet: &Packet| packet.kind == '2' && packet.object()["type"] == "gap";
@@ -831,9 +786,13 @@ impl Run {
                 links.for_each(|link| link.set_read_budget(usize::MAX));
             }
             // What half-dead connections hold others would have to wait for.
-            self.former.iter().filter_map(EngineClient::link).for_each(SimClient::close);
-            let polling = self.former.iter_mut().filter(|former| former.is_polling() && former.closed.is_none());
-            polling.for_each(|former| former.finish(&self.node));
+            let unheard = self.actors.iter_mut().filter_map(|actor| actor.former.as_mut()).map(|(former, _)| former);
+            for former in self.former.iter_mut().chain(unheard) {
+                former.link().into_iter().for_each(SimClient::close);
+                if former.is_polling() && former.closed.is_none() {
+                    former.finish(&self.node);
+                }
+            }
             // Those who wait for memory look for it now and then.
             self.node.world.advance(Duration::from_millis(50));
             self.node.settle();
@@ -855,6 +814,7 @@ impl Run {
     /// At the end everybody has everything.
     fn check(&mut self) {
         self.rest();
+        let before: Vec<u32> = self.actors.iter().map(|actor| actor.connection).collect();
         self.publish_everywhere();
         self.rest();
         let truth = self.truth.lock().expect("one thread").clone();
@@ -866,7 +826,13 @@ impl Run {
                     let last = truth.range((room.clone(), 0)..=(room.clone(), u64::MAX)).last();
                     let last = last.map_or(0, |((_, seq), _)| *seq);
                     let how = if actor.client.is_polling() { "polls" } else { "has a WebSocket" };
-                    assert_eq!(membership.cursor, Some(last), "client {who}, which {how}, {namespace}, {room}");
+                    // Who was closed in this very moment, for being too slow, may have begun anew behind the last event.
+                    let has_all = membership.cursor.map_or(actor.connection > before[who], |cursor| cursor == last);
+                    assert!(
+                        has_all,
+                        "client {who}, which {how}, {namespace}, {room}: {:?} of {last}",
+                        membership.cursor
+                    );
                 }
             }
         }
