@@ -24,7 +24,7 @@ before(async () => {
 after(async () => {
   for (const client of open) client.close();
   await shared.stop();
-});
+}, { timeout: 60_000 });
 
 /** A client that keeps what went wrong, and comes back fast. */
 function client(options = {}) {

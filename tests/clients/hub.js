@@ -117,9 +117,12 @@ export class Hub {
   /** Ends it as an operator would, or all at once. */
   async stop(signal = 'SIGTERM') {
     if (this.process.exitCode === null && this.process.signalCode === null) {
-      const ended = once(this.process, 'exit');
+      const ended = once(this.process, 'exit', { signal: AbortSignal.timeout(WAIT_MS) });
       this.process.kill(signal);
-      const [status] = await ended;
+      const [status] = await ended.catch(() => {
+        this.process.kill('SIGKILL');
+        assert.fail(`the hub still runs ${WAIT_MS} ms after ${signal}\n${this.log}`);
+      });
       running.delete(this.process);
       if (signal === 'SIGTERM') assert.equal(status, 0, this.log);
     }

@@ -15,6 +15,7 @@ export function seeded(seed) {
 
 export class LossyProxy {
   pairs = new Set();
+  #sockets = new Set();
   /** How long a piece of what is sent waits, at most. */
   delay_ms = 0;
   /** Whether new connections are taken. */
@@ -44,8 +45,10 @@ export class LossyProxy {
     this.pairs.add(pair);
     for (const [from, to] of [[client, hub], [hub, client]]) {
       this.#pass(pair, from, to);
+      this.#sockets.add(from);
       from.on('error', () => {});
       from.on('close', () => {
+        this.#sockets.delete(from);
         this.pairs.delete(pair);
         // Whoever was frozen out does not hear of the other's end.
         if (!pair.frozen) to.destroy();
@@ -66,7 +69,7 @@ export class LossyProxy {
           if (from === pair.hub) await pair.stalled;
           if (this.delay_ms > 0) await new Promise((resolve) => setTimeout(resolve, this.random() * this.delay_ms));
           const passes = !pair.frozen && !(pair.isMute && from === pair.hub) && to.writable;
-          if (passes && !to.write(piece)) await once(to, 'drain');
+          if (passes && !to.write(piece)) await Promise.race([once(to, 'drain'), once(to, 'close')]);
         }
       }
     } catch {
@@ -124,6 +127,6 @@ export class LossyProxy {
 
   stop() {
     this.server.close();
-    this.cut();
+    for (const socket of this.#sockets) socket.destroy();
   }
 }
