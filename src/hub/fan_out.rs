@@ -36,6 +36,7 @@ impl Core {
 
     pub(super) fn begin_fan_out(&mut self, id: RoomId, batch: Arc<Batch>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
+        room.note_given(batch.events.last().map_or(0, |event| event.seq));
         for (list, selection, end) in room.members.groups() {
             let selected = batch.select(selection, &mut self.scratch, &self.memory);
             let noted = self.recorder.fan_out(&batch, Mark::of(Some(selection)), selected.as_deref());
@@ -164,6 +165,19 @@ impl Core {
         }
         self.rooms.forget_if_idle(id);
         None
+    }
+
+    /// A room's home has counted a new member, which gets what comes after that event.
+    pub fn joined_after(&mut self, id: RoomId, seq: u64) {
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.note_given(seq);
+        }
+    }
+
+    /// The last event that a member was given, or chose not to be given; none where that is not known. One that lags is not
+    /// looked at.
+    pub fn reached(&self, id: RoomId, conn: ConnKey) -> Option<u64> {
+        self.given_up_to(id, conn).or_else(|| self.rooms.get(id)?.given_seq())
     }
 
     /// What happens to a member of a room who reads too slowly.

@@ -286,6 +286,8 @@ pub struct Kept {
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// The locks it holds.
     pub locks: Vec<HeldLock>,
+    /// The namespaces of Socket.IO whose rooms are among them, a bit each; 0 where it had none.
+    pub namespaces: u32,
 }
 
 /// A room that a session was in.
@@ -299,6 +301,8 @@ pub struct KeptRoom {
     pub from: Since,
     /// The last event it said to have handled.
     pub acked: Option<u64>,
+    /// The namespaces of Socket.IO that had subscribed to it, a bit each; 0 where all of its client gets the room's events.
+    pub namespaces: u32,
 }
 
 impl Kept {
@@ -306,9 +310,14 @@ impl Kept {
     /// most `rooms_max` rooms, as a connection is, or it would grow with every connection that leaves it without resuming
     /// it; what the later one was in goes first.
     pub fn add_earlier(&mut self, earlier: Kept, rooms_max: usize) {
+        self.namespaces = of_either(self.namespaces, earlier.namespaces);
         for before in earlier.rooms {
             let has_place = self.rooms.len() < rooms_max;
-            match self.rooms.iter_mut().find(|kept| kept.room == before.room) {
+            let mut kept = self.rooms.iter_mut().find(|kept| kept.room == before.room);
+            if let Some(kept) = &mut kept {
+                kept.namespaces = of_either(kept.namespaces, before.namespaces);
+            }
+            match kept {
                 // What the later one did not say to have handled is owed since the earlier one went.
                 Some(kept) if kept.acked.is_none() => {
                     kept.from = before.from;
@@ -323,6 +332,11 @@ impl Kept {
             self.metadata = earlier.metadata;
         }
     }
+}
+
+/// Namespaces of the one or the other, where 0 stands for all that there are.
+fn of_either(one: u32, other: u32) -> u32 {
+    if one == 0 || other == 0 { 0 } else { one | other }
 }
 
 /// A session that a connection wants to take up.

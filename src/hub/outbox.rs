@@ -133,20 +133,31 @@ impl Outbox {
     /// Makes of all that waits what another protocol wants: `convert` appends a chunk's bytes as they are to be.
     pub fn convert(&mut self, protocol: Protocol, memory: &FrameMemory, convert: impl Fn(&[u8], &mut Vec<u8>)) {
         self.protocol = protocol;
+        self.rewrite(memory, convert);
+    }
+
+    /// Writes all that waits anew: `write` appends what is to be there in place of a chunk, which may be nothing.
+    pub fn rewrite(&mut self, memory: &FrameMemory, write: impl Fn(&[u8], &mut Vec<u8>)) {
         let mut answers = Vec::new();
-        convert(&self.answers, &mut answers);
+        write(&self.answers, &mut answers);
         self.answers = answers;
         self.events_bytes = 0;
         let urgent = self.urgent.as_deref_mut();
         for lane in urgent.into_iter().chain([&mut self.events]) {
-            let mut converted = Events::None;
+            let mut written = Events::None;
             while let Some(chunk) = lane.pop() {
                 let mut bytes = Vec::new();
-                convert(&chunk, &mut bytes);
+                write(&chunk, &mut bytes);
                 self.events_bytes += bytes.len();
-                converted.push(&memory.share(bytes));
+                if !bytes.is_empty() {
+                    written.push(&memory.share(bytes));
+                }
             }
-            *lane = converted;
+            *lane = written;
+        }
+        self.urgent.take_if(|urgent| urgent.is_empty());
+        if self.events.is_empty() {
+            self.marks.set(Marks::IN_LINE, false);
         }
     }
 
@@ -194,6 +205,10 @@ impl Outbox {
     /// Queues events. The bound is checked before, and holds strictly but for one chunk into an empty outbox, so that a
     /// message as large as the whole bound can be had at all.
     pub fn push_events(&mut self, chunk: &Bytes, lane: Lane, bytes_max: usize) -> Result<(), Full> {
+        // The answer to a client that has left the namespace it asked in is no bytes at all.
+        if chunk.is_empty() {
+            return Ok(());
+        }
         let queued = self.queued_bytes();
         if queued > 0 && queued + chunk.len() > bytes_max {
             return Err(Full);
@@ -222,6 +237,11 @@ impl Outbox {
     pub fn waiting(&self) -> impl Iterator<Item = &[u8]> {
         let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
         urgent.chain(self.events.iter()).map(|chunk| &chunk[..])
+    }
+
+    /// The answers that wait.
+    pub fn waiting_answers(&self) -> &[u8] {
+        &self.answers
     }
 
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
@@ -457,6 +477,15 @@ mod tests {
         outbox.sent();
         assert_eq!(drain(&mut outbox).len(), 1);
         assert_eq!(outbox.bytes(), 0);
+    }
+
+    #[test]
+    fn nothing_is_no_chunk() {
+        let mut outbox = Outbox::default();
+        push(&mut outbox, ORDINARY, "");
+        push(&mut outbox, URGENT, "");
+        assert!(!outbox.waits_in(ORDINARY) && !outbox.waits_in(URGENT));
+        assert_eq!(outbox.take_chunk(&FrameMemory::default()), None);
     }
 
     #[test]

@@ -27,9 +27,14 @@ pub struct Room {
     pub members: Members,
     /// Fan-outs under way for it.
     pub jobs: u32,
+    /// The last event that came to this shard's members, or that was there before they joined; [`UNKNOWN`] where it has a
+    /// number that does not fit into the place that is free here.
+    given_seq: u32,
     /// What only the home shard has.
     pub home: Option<Box<Home>>,
 }
+
+const UNKNOWN: u32 = u32::MAX;
 
 /// What a room's home knows.
 #[derive(Debug)]
@@ -67,6 +72,18 @@ pub struct Rare {
     pub presence: Option<Box<Presence>>,
     /// For rooms whose events go through the journal; `seq` is then the last number that the journal has.
     pub durable: Option<Box<Durable>>,
+}
+
+impl Room {
+    /// This shard's members have, or are about to be given, all up to this event.
+    pub fn note_given(&mut self, seq: u64) {
+        self.given_seq = u32::try_from(seq).unwrap_or(UNKNOWN);
+    }
+
+    /// The last event that this shard's members have, or are about to be given; none where that is not known.
+    pub fn given_seq(&self) -> Option<u64> {
+        (self.given_seq != UNKNOWN).then_some(u64::from(self.given_seq))
+    }
 }
 
 impl Home {
@@ -216,7 +233,7 @@ impl Rooms {
         if let Some(id) = self.find(name) {
             return id;
         }
-        let room = Room { name: name.clone(), members: Members::default(), jobs: 0, home: None };
+        let room = Room { name: name.clone(), members: Members::default(), jobs: 0, given_seq: UNKNOWN, home: None };
         let slot = match self.free.pop() {
             Some(slot) => {
                 if let Some(place) = self.slots.get_mut(slot as usize) {

@@ -340,11 +340,11 @@ mod tests {
         let socket = accepted(&mut driver);
         driver.send(CONN, socket, Bytes::from_static(b"abcdef"));
         assert_eq!(turn(&mut driver), []);
-        assert_eq!(client.read(), b"abc");
+        assert_eq!((client.read(), client.undelivered()), (b"abc".to_vec(), b"def".to_vec()));
         assert!(world.is_idle());
         client.set_read_budget(3);
         assert_eq!(turn(&mut driver), [Completion::Sent { conn: CONN, error: 0 }]);
-        assert_eq!(client.read(), b"def");
+        assert_eq!((client.read(), client.undelivered()), (b"def".to_vec(), Vec::new()));
     }
 
     #[test]
@@ -366,6 +366,7 @@ mod tests {
         );
         let end = ReceiveEnd::Error(libc::ECONNRESET);
         assert!(completions.contains(&Completion::ReceiveEnded { conn: CONN, end }));
+        assert_eq!(client.undelivered(), b"abc");
     }
 
     #[test]

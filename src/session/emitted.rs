@@ -57,28 +57,48 @@ pub struct Emitted<'t> {
 pub struct AnswerTo {
     /// In which namespace.
     pub space: Space,
+    /// During which of the client's visits to it. Who has left it and entered it again is not told what it asked before.
+    pub visit: Visit,
     /// To which acknowledgement; none where the client wants none: the answer is an event then.
     pub id: Option<u64>,
 }
 
-/// How many bits the acknowledgement id has in a reference; one more than the largest says that there is none.
+/// One of the visits of a client to a namespace. They are told apart as long as answers may be under way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Visit(u8);
+
+const VISIT_BITS: u32 = 4;
+
+impl Visit {
+    /// The one after this.
+    pub const fn next(self) -> Visit {
+        Visit((self.0 + 1) % (1 << VISIT_BITS))
+    }
+}
+
+/// How many bits the acknowledgement id has in a reference; one more than the largest says that there is none. Then come
+/// the namespace and the visit.
 const ID_BITS: u32 = 54;
-const _: () = assert!(ACKNOWLEDGEMENT_MAX + 1 < 1 << ID_BITS && (NAMESPACES_MAX as u64) << ID_BITS <= i64::MAX as u64);
+const SPACE_BITS: u32 = NAMESPACES_MAX.next_power_of_two().trailing_zeros();
+const VISIT_AT: u32 = ID_BITS + SPACE_BITS;
+const _: () = assert!(ACKNOWLEDGEMENT_MAX + 1 < 1 << ID_BITS && VISIT_AT + VISIT_BITS < i64::BITS);
 
 impl AnswerTo {
     /// As the reference that a command carries to wherever it is answered.
     pub fn reference(self) -> Reference {
         let id = self.id.map_or(0, |id| id.min(ACKNOWLEDGEMENT_MAX) + 1);
-        Reference::Number((u64::from(self.space.0) << ID_BITS | id) as i64)
+        let place = u64::from(self.visit.0) << VISIT_AT | u64::from(self.space.0) << ID_BITS;
+        Reference::Number((place | id) as i64)
     }
 
     /// What [`AnswerTo::reference`] made.
     pub fn of(reference: &Reference) -> Option<AnswerTo> {
         let Reference::Number(number) = reference else { return None };
         let number = u64::try_from(*number).ok()?;
-        let space = u8::try_from(number >> ID_BITS).ok().filter(|space| usize::from(*space) < NAMESPACES_MAX)?;
+        let visit = u8::try_from(number >> VISIT_AT).ok().filter(|visit| *visit < 1 << VISIT_BITS)?;
+        let space = (number >> ID_BITS & ((1 << SPACE_BITS) - 1)) as u8;
         let id = (number & ((1 << ID_BITS) - 1)).checked_sub(1);
-        Some(AnswerTo { space: Space(space), id })
+        Some(AnswerTo { space: Space(space), visit: Visit(visit), id })
     }
 }
 
@@ -179,12 +199,24 @@ mod tests {
     fn the_way_back_of_an_answer_survives_being_a_reference() {
         for space in [Space(0), Space(1), Space(NAMESPACES_MAX as u8 - 1)] {
             for id in [None, Some(0), Some(1), Some(ACKNOWLEDGEMENT_MAX)] {
-                let to = AnswerTo { space, id };
-                assert_eq!(AnswerTo::of(&to.reference()), Some(to));
+                for visit in [Visit::default(), Visit::default().next(), Visit(15)] {
+                    let to = AnswerTo { space, visit, id };
+                    assert_eq!(AnswerTo::of(&to.reference()), Some(to));
+                }
             }
         }
-        for reference in [Reference::Text("x".into()), Reference::Number(-1), Reference::Number(i64::MAX)] {
+        for reference in [Reference::Text("x".into()), Reference::Number(-1)] {
             assert_eq!(AnswerTo::of(&reference), None);
         }
+    }
+
+    #[test]
+    fn a_visit_differs_from_those_around_it() {
+        let visits: Vec<Visit> =
+            std::iter::successors(Some(Visit::default()), |visit| Some(visit.next())).take(16).collect();
+        for (place, visit) in visits.iter().enumerate() {
+            assert!(!visits[..place].contains(visit));
+        }
+        assert_eq!(visits[15].next(), visits[0]);
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Answers and events go to an [`Outlet`]: the engine is the same on a WebSocket and on polls.
 
-pub use super::emitted::{AnswerTo, Asked, Content, Credentials, Emitted};
+pub use super::emitted::{AnswerTo, Asked, Content, Credentials, Emitted, Visit};
 use super::heartbeat::{Beat, Heartbeat};
 use crate::ring::Now;
 use crate::wire::codes::close;
@@ -84,6 +84,16 @@ impl Spaces {
     /// What is in both.
     pub const fn and(self, other: Spaces) -> Spaces {
         Spaces(self.0 & other.0)
+    }
+
+    /// A bit for each.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Spaces::bits`] gave.
+    pub const fn of_bits(bits: u32) -> Spaces {
+        Spaces(bits)
     }
 
     /// Each of them.
@@ -427,7 +437,10 @@ fn find(namespace: &str, terms: &Terms<'_>) -> Option<Space> {
 
 fn heard<'t>(kind: Kind, space: Space, id: Option<u64>, content: Content<'t>) -> Result<Heard<'t>, Failure> {
     match (kind, id) {
-        (Kind::Event | Kind::BinaryEvent, id) => Ok(Heard::Emitted(Emitted { to: AnswerTo { space, id }, content })),
+        (Kind::Event | Kind::BinaryEvent, id) => {
+            let to = AnswerTo { space, visit: Visit::default(), id };
+            Ok(Heard::Emitted(Emitted { to, content }))
+        }
         (Kind::Ack | Kind::BinaryAck, Some(id)) => Ok(Heard::Acknowledged { space, id, content }),
         _ => Err(Malformed::Acknowledgement.into()),
     }
@@ -691,11 +704,12 @@ mod tests {
                 engine.answer(to, "subscribed", object, terms, outlet);
             })
         };
-        assert_eq!(answer(AnswerTo { space, id: Some(12) }), r#"43/ws,12[{"type":"subscribed"}]"#);
-        assert_eq!(answer(AnswerTo { space, id: None }), r#"42/ws,["subscribed",{"type":"subscribed"}]"#);
+        let visit = Visit::default();
+        assert_eq!(answer(AnswerTo { space, visit, id: Some(12) }), r#"43/ws,12[{"type":"subscribed"}]"#);
+        assert_eq!(answer(AnswerTo { space, visit, id: None }), r#"42/ws,["subscribed",{"type":"subscribed"}]"#);
         let elsewhere = Space(0);
-        assert_eq!(answer(AnswerTo { space: elsewhere, id: Some(1) }), "", "not where the client is not");
-        assert_eq!(answer(AnswerTo { space: elsewhere, id: None }), "");
+        assert_eq!(answer(AnswerTo { space: elsewhere, visit, id: Some(1) }), "", "not where the client is not");
+        assert_eq!(answer(AnswerTo { space: elsewhere, visit, id: None }), "");
     }
 
     #[test]

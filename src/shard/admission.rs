@@ -2,18 +2,15 @@
 //! the rooms that everybody is in (or those of the stream) are joined, and only then is the upgrade answered. So the first message after it can be
 //! the greeting, and no event is missed between the greeting and the memberships it lists.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::approval::request_told;
-use super::connection::{Admission, Claims, Client, Closing, EchoClient, HeadBuffer, Phase, RoomList, UnderWay};
+use super::connection::{Admission, Claims, Client, Closing, EchoClient, Phase, RoomList, UnderWay};
 use super::report::Ending;
-use super::request::counted_address;
 use super::resume::token_text;
-use super::state::{Action, State};
+use super::state::State;
 use super::stream::retry_ms;
-use crate::control::ConnectionOrigin;
 use crate::control::hooks::RequestTold;
 use crate::control::telemetry::Span;
 use crate::hub::message::{ClaimKind, ClaimRefused, Join, JoinClaim, JoinRefused, Joined, Message, Ticket};
@@ -22,12 +19,9 @@ use crate::hub::presence::Turn;
 use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
 use crate::session::Session;
-use crate::session::handshake::{Admit, Endpoint, Request, SUBPROTOCOL};
+use crate::session::handshake::{Admit, Endpoint, SUBPROTOCOL};
 use crate::session::heartbeat::Heartbeat;
 use crate::wire::envelope;
-use crate::wire::forwarded;
-use crate::wire::http::{Head, parse_head};
-use crate::wire::proxy;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
 
@@ -40,136 +34,6 @@ pub(super) const CLIENT_GONE: u16 = 499;
 type Beside = (Option<Box<RequestTold>>, Option<Box<Span>>);
 
 impl State {
-    /// More of a request's head.
-    pub fn head(&mut self, conn: ConnKey, bytes: &mut [u8]) {
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        let Phase::Head(head) = &mut connection.phase else { return };
-        let mut head = std::mem::take(head.as_mut());
-        // Usually the whole head comes at once and is read where it is.
-        let mut gathered = std::mem::take(&mut head.bytes);
-        let all: &mut [u8] = if gathered.is_empty() {
-            bytes
-        } else {
-            gathered.extend_from_slice(bytes);
-            &mut gathered
-        };
-        let skip = match self.proxy_header(&mut head, all) {
-            Ok(Some(skip)) => skip,
-            Ok(None) => {
-                head.bytes = all.to_vec();
-                self.keep_head(conn, head);
-                return;
-            }
-            Err(refusal) => return self.refuse(conn, &refusal),
-        };
-        let all = all.get_mut(skip..).unwrap_or_default();
-        let settings = self.settings.clone();
-        let parsed = match parse_head(all, settings.config.limits.header_bytes_max) {
-            Ok(Some(parsed)) => parsed,
-            Ok(None) => {
-                head.bytes = all.to_vec();
-                self.keep_head(conn, head);
-                return;
-            }
-            Err(refusal) => return self.refuse(conn, &refusal),
-        };
-        let head_bytes = parsed.bytes;
-        let mut span = self.admission_span(&parsed);
-        let decision = settings.gate().decide(&parsed, self.now);
-        match decision {
-            Ok(Request::Admit(admit)) => {
-                let early = all.get(head_bytes..).unwrap_or_default().to_vec();
-                let head = self.head_from(&parsed, head.origin);
-                let beside = (self.told_of(&parsed, &head), span.take());
-                self.admit(conn, *admit, counted_address(&head.origin), beside, early);
-            }
-            Ok(Request::Engine(asked)) => {
-                let head = self.head_from(&parsed, head.origin);
-                let told = self.told_of(&parsed, &head);
-                drop(parsed);
-                self.open_engine(conn, *asked, &head, told, all.get_mut(head_bytes..).unwrap_or_default());
-            }
-            Ok(Request::Probe(asked)) => {
-                drop(parsed);
-                match self.shard_of_probe(&asked) {
-                    Some(shard) => {
-                        head.bytes = all.to_vec();
-                        head.to_shard = Some(shard);
-                        self.hand_over(conn, head);
-                    }
-                    None => self.open_probe(conn, asked, all.get_mut(head_bytes..).unwrap_or_default()),
-                }
-            }
-            Ok(Request::EngineRefused(error)) => self.refuse_engine(conn, error),
-            Ok(Request::HandOver) => {
-                head.bytes = all.to_vec();
-                self.hand_over(conn, head);
-            }
-            Err(refusal) => {
-                self.end_span(span, refusal.code, refusal.status);
-                self.refuse(conn, &refusal);
-            }
-        }
-    }
-
-    /// A request's head with its client's address, as far as proxies that are trusted tell it. Of this request only: a proxy
-    /// may send those of other clients over the same connection.
-    pub(super) fn head_from(&self, parsed: &Head<'_>, origin: ConnectionOrigin) -> HeadBuffer {
-        let proxies = &self.settings.config.listen.trusted_proxies;
-        let peer = origin.peer.map(|peer| peer.ip());
-        let mut client = origin.client;
-        if client.is_none() && proxies.trusts(peer) {
-            // A peer on a unix socket has no address: one that no client can have stands for it.
-            let start = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            let trusts = |address: IpAddr| address.is_unspecified() || proxies.trusts(Some(address));
-            let told = forwarded::client_address(parsed, start, trusts);
-            client = (!told.is_unspecified()).then_some(told);
-        }
-        HeadBuffer { origin: ConnectionOrigin { client, ..origin }, ..HeadBuffer::default() }
-    }
-
-    /// What the backend is told of a request, where it is asked.
-    pub(super) fn told_of(&self, parsed: &Head<'_>, head: &HeadBuffer) -> Option<Box<RequestTold>> {
-        self.hooks.desk.is_some().then(|| request_told(parsed, head, &self.settings.config))
-    }
-
-    fn keep_head(&mut self, conn: ConnKey, head: HeadBuffer) {
-        if let Some(connection) = self.connections.get_mut(conn) {
-            connection.phase = Phase::Head(Box::new(head));
-        }
-    }
-
-    /// Reads the PROXY header where one is due; how many bytes it took, none where it is incomplete.
-    fn proxy_header(&mut self, head: &mut HeadBuffer, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-        if !head.proxy_header {
-            return Ok(Some(0));
-        }
-        match proxy::parse(bytes) {
-            proxy::Proxy::Incomplete => Ok(None),
-            proxy::Proxy::Header { source, bytes } => {
-                head.proxy_header = false;
-                // LOCAL and UNKNOWN say nothing about a client: the proxy speaks for itself.
-                if let Some(source) = source {
-                    head.origin.client = Some(source.ip());
-                }
-                Ok(Some(bytes))
-            }
-            proxy::Proxy::Invalid(_) => Err(Refusal::bad_request("a PROXY header was expected from this proxy")),
-        }
-    }
-
-    fn hand_over(&mut self, conn: ConnKey, head: HeadBuffer) {
-        if self.inbox.is_none() && head.to_shard.is_none() {
-            return self.refuse(conn, &Refusal::not_found());
-        }
-        let due_ms = self.now_ms() + 5_000;
-        let Some(connection) = self.connections.get_mut(conn) else { return };
-        connection.phase = Phase::HandOver(Box::new(head));
-        connection.due_ms = due_ms;
-        self.timers.schedule(conn, &mut connection.alarm, due_ms);
-        self.actions.push(Action::CancelReceive(conn, connection.socket));
-    }
-
     /// Answers a request with a refusal and ends the connection.
     pub fn refuse(&mut self, conn: ConnKey, refusal: &Refusal) {
         let label = if refusal.status == 503 { "capacity" } else { refusal.code };
@@ -255,6 +119,7 @@ impl State {
             refused: None,
             opening: None,
             early,
+            behind: Vec::new(),
         }));
         if let Some(peer) = peer {
             self.core.send_to_key(&peer, Message::ClaimPeer { peer, address });
@@ -360,6 +225,7 @@ impl State {
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
         if let (Some(id), Ok(state)) = (id, &outcome) {
+            self.core.joined_after(id, state.seq);
             let (room, mark) = (self.name_in_table(id, &room), Mark::EVERYTHING);
             let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
             self.core.recorder.change(conn, subscribed);
@@ -435,9 +301,13 @@ impl State {
             span,
             opening,
             early,
+            behind,
             ..
         } = *admission;
         let speaks_socketio = connection.socketio.is_some();
+        if let Some(socketio) = connection.socketio.as_deref_mut() {
+            socketio.identity = Some(admit.identity.clone());
+        }
         if !speaks_socketio {
             // A client of Socket.IO is answered when its session is known.
             connection.outbox.release();
@@ -463,7 +333,8 @@ impl State {
                         "the backend's metadata is left out"
                     );
                 }
-                let mut under_way = None;
+                let mut under_way =
+                    (!behind.is_empty()).then(|| Box::new(UnderWay { lags: behind, ..UnderWay::default() }));
                 if let (Some(asked), Some(opening)) = (&admit.stream, opening) {
                     self.figures.streams.add(1);
                     let gaps = opening.write(out, asked, retry_ms(conn), self.core.ids(), now.unix_ms);
@@ -510,7 +381,9 @@ impl State {
         self.presence_entered_all(conn);
         self.withdrawn_at_admission(conn);
         self.report_opened(conn);
-        self.look_after(conn);
+        if !matches!(admit.endpoint, Endpoint::SocketIo(_)) {
+            self.look_after(conn);
+        }
         match admit.endpoint {
             Endpoint::SocketIo(_) => return self.namespace_open(conn, more_rooms),
             Endpoint::Handled(_) => return self.handled_open(conn),

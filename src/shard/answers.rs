@@ -13,6 +13,9 @@ use crate::wire::envelope;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::{Reference, Refused};
 
+/// The type of the greeting.
+pub(super) const GREETING: &str = "connection_established";
+
 impl State {
     /// Sends a message of the hub to one connection; `write` appends its data.
     pub fn tell(
@@ -25,6 +28,11 @@ impl State {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if !matches!(connection.phase, Phase::Open(_)) {
+            return;
+        }
+        let is_asked_for = reference.is_none() || connection.wants_answer(reference);
+        if connection.socketio.is_some() && !is_asked_for && !matches!(kind, "error" | GREETING) {
+            // What a native client is answered in any case, it has no acknowledgement for.
             return;
         }
         envelope::begin(&mut self.payload, kind, &stamp, connection.shown(reference));

@@ -86,11 +86,11 @@ impl State {
         let selection = Selection::compile(wanted, self.settings.config.limits.filter_conditions_max)?.map(Arc::new);
         match rooms {
             Rooms::One(room) => {
-                self.join(conn, &room, Wish { selection, since, acked: None }, Ticket::Single(reference))
+                self.join(conn, &room, Wish { selection, since, ..Wish::default() }, Ticket::Single(reference))
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Subscribe(Vec::new()))?;
-                let wish = Wish { selection, since, acked: None };
+                let wish = Wish { selection, since, ..Wish::default() };
                 for room in rooms {
                     if let Err(refused) = self.join(conn, &room, wish.clone(), Ticket::Part(part)) {
                         self.count_refused(conn, refused.code);
@@ -107,6 +107,7 @@ impl State {
         let (kind, name) = known_room(&settings.config, room)?;
         let room = self.core.hasher().room(room);
         let known = self.core.rooms().find(&room);
+        let by = self.asker(conn, &ticket).visit();
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
         client.session.may_join(kind, name)?;
         let joining =
@@ -117,7 +118,7 @@ impl State {
             return Err(Refused::because(ErrorCode::RoomLimit, format!("a connection is in at most {limit} rooms")));
         }
         let Wish { selection, since, .. } = wish.clone();
-        client.under_way().memberships.push(Membership { room: room.clone(), join: Some(wish) });
+        client.under_way().memberships.push(Membership { room: room.clone(), join: Some(wish), by });
         let address = self.address(conn);
         let join = Join { room: room.clone(), address, claim: JoinClaim::None, selection, since, ticket };
         self.core.send_home(&room, Message::Join(Box::new(join)));
@@ -130,7 +131,9 @@ impl State {
                 if self.leave(conn, &room, Ticket::Single(reference.clone()))? {
                     return Ok(());
                 }
-                self.tell_unsubscribed(conn, &room, reference.as_ref());
+                let lane = self.core.rules().lane(&room);
+                let write = |payload: &mut Vec<u8>| write_room(payload, &room);
+                self.tell_behind_events(conn, Some(lane), "unsubscribed", reference.as_ref(), write);
             }
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Unsubscribe(Vec::new()))?;
@@ -156,15 +159,12 @@ impl State {
         let under_way = client.under_way.as_ref();
         // Also behind a leave that is under way: until that is done, events may still come.
         let is_under_way = under_way.is_some_and(|all| all.memberships.iter().any(|one| one.room == room));
-        let is_member = known.filter(|id| client.rooms.contains(id));
-        if !is_under_way && is_member.is_none() {
+        if !is_under_way && !known.is_some_and(|id| client.rooms.contains(&id)) {
             return Ok(false);
         }
-        if is_member.is_some_and(|id| self.stays_for_others(conn, id, &ticket)) {
-            return Ok(false);
-        }
+        let by = self.asker(conn, &ticket).visit();
         let Some(client) = self.client_mut(conn) else { return Ok(true) };
-        client.under_way().memberships.push(Membership { room: room.clone(), join: None });
+        client.under_way().memberships.push(Membership { room: room.clone(), join: None, by });
         let address = self.address(conn);
         self.core.send_home(&room.clone(), Message::Leaving { room, address, ticket });
         Ok(true)

@@ -25,6 +25,7 @@ use crate::ring::{ConnKey, Socket};
 use crate::session::Session;
 use crate::session::handshake::Admit;
 use crate::session::heartbeat::Heartbeat;
+use crate::session::socketio::{Space, Spaces, Visit};
 use crate::wire::native::{Reference, Since};
 use crate::wire::refusal::Refusal;
 use crate::wire::ws::Decoder;
@@ -144,6 +145,8 @@ pub struct Admission {
     pub opening: Option<Box<Opening>>,
     /// What the client sent ahead of our answer.
     pub early: Vec<u8>,
+    /// Rooms whose events were too many to wait for our answer.
+    pub behind: Vec<Lag>,
 }
 
 /// The rooms of a connection: four, which is one more than everybody is in, take no memory of their own.
@@ -215,8 +218,6 @@ pub struct UnderWay {
     pub memberships: Vec<Membership>,
     /// Commands with several parts.
     pub gathers: Vec<Gather>,
-    /// The last part's number.
-    pub last_part: u32,
     /// Rooms whose events it can't take at the moment.
     pub lags: Vec<Lag>,
     /// How far it is in its rooms, where it is a stream: that stays under way until it ends.
@@ -232,6 +233,8 @@ pub struct Membership {
     pub room: RoomName,
     /// What is wanted of it; none for a leave.
     pub join: Option<Wish>,
+    /// The namespace that asked for it; none where clients have no namespaces, or the hub does it by itself.
+    pub by: Option<(Space, Visit)>,
 }
 
 /// What a connection wants of a room that it joins.
@@ -243,6 +246,9 @@ pub struct Wish {
     pub since: Option<Since>,
     /// The last event that its session said to have handled.
     pub acked: Option<u64>,
+    /// The namespaces of Socket.IO that its session had subscribed with; none where all of a client gets the room's events,
+    /// or they will be known by who asked.
+    pub namespaces: Option<Spaces>,
 }
 
 impl Membership {

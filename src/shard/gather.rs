@@ -16,13 +16,14 @@ impl State {
         kind: GatherKind,
     ) -> Result<u32, Refused> {
         let waiting = u32::try_from(parts).unwrap_or(u32::MAX);
+        // Never the number of a command that an earlier client of the connection had under way.
+        self.last_part = self.last_part.wrapping_add(1);
+        let part = self.last_part;
         let Some(client) = self.client_mut(conn) else { return Ok(0) };
         let under_way = client.under_way();
         if under_way.gathers.len() >= GATHERS_MAX {
             return Err(Refused::new(ErrorCode::Unavailable, "too many commands of this connection are under way"));
         }
-        under_way.last_part += 1;
-        let part = under_way.last_part;
         under_way.gathers.push(Gather { part, reference, waiting, kind });
         if waiting == 0 {
             self.gather_complete(conn, part);

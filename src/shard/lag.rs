@@ -8,7 +8,6 @@ use bytes::Bytes;
 
 use super::connection::{Lag, LagWaits, Phase};
 use super::state::State;
-use super::stream::write_gap;
 use super::variants::{self, Variants};
 use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
@@ -18,15 +17,27 @@ use crate::hub::recorder::What;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
-use crate::wire::envelope;
+use crate::wire::envelope::{self, write_gap};
 use crate::wire::native::Refused;
 
 impl State {
-    /// A connection could not take a batch of a room; `after_seq` is the last event before it.
-    pub fn fell_behind(&mut self, conn: ConnKey, room: RoomId, after_seq: u64) {
-        if self.core.policy_of(room) == Policy::Disconnect {
-            return self.close_slow(conn);
+    /// Connections could not take a batch of a room; with each the last event before it.
+    pub fn fell_behind(&mut self, slow: &[(ConnKey, RoomId, u64)]) {
+        let mut closed = Vec::new();
+        for (conn, room, after_seq) in slow {
+            // Who is being let in has had no time to read.
+            if self.core.policy_of(*room) == Policy::Disconnect && self.client_mut(*conn).is_some() {
+                self.note_lag(*conn, *room, *after_seq, LagWaits::Outbox);
+                closed.push(*conn);
+            } else {
+                self.reads_on(*conn, *room, *after_seq);
+            }
         }
+        // One may be too slow for several rooms: where it would go on in each, should it come back, is noted before.
+        closed.into_iter().for_each(|conn| self.close_slow(conn));
+    }
+
+    fn reads_on(&mut self, conn: ConnKey, room: RoomId, after_seq: u64) {
         self.lag_begins(conn, room, after_seq, LagWaits::Outbox, false);
         // Where the shard's memory is full, a connection may be put off that has nothing to wait for.
         if self.connections.get(conn).is_some_and(|connection| connection.outbox.is_empty()) {
@@ -36,17 +47,28 @@ impl State {
 
     /// `is_replay` where it was asked for, and nothing that came live was held back.
     pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits, is_replay: bool) {
-        let Some(client) = self.client_mut(conn) else { return };
-        let lags = &mut client.under_way().lags;
-        // A batch behind the one that did not fit changes nothing: it is read from the log as well.
-        if !lags.iter().any(|lag| lag.room == room) {
-            lags.push(Lag { room, after_seq, waits });
+        if self.note_lag(conn, room, after_seq, waits) {
             self.core.park(room, conn);
             self.figures.slow_readers.add(1);
             if let Some(room) = self.core.rooms().get(room).map(|room| room.name.clone()) {
                 self.core.recorder.change(conn, What::FellBehind { room, after_seq, is_replay });
             }
         }
+    }
+
+    /// False where it lags in that room already: a batch behind the one that did not fit changes nothing, it is read from the
+    /// log as well.
+    pub(super) fn note_lag(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) -> bool {
+        let lags = match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
+            Some(Phase::Open(client)) => &mut client.under_way().lags,
+            Some(Phase::Admission(admission)) => &mut admission.behind,
+            _ => return false,
+        };
+        let is_new = !lags.iter().any(|lag| lag.room == room);
+        if is_new {
+            lags.push(Lag { room, after_seq, waits });
+        }
+        is_new
     }
 
     /// Asks a home for what the connection missed: one room at a time, urgent ones before others, and of these the one that
@@ -147,7 +169,7 @@ impl State {
     }
 
     /// Asks for the next part where nothing is to be sent, and so nothing will report that it was.
-    fn go_on(&mut self, conn: ConnKey) {
+    pub(super) fn go_on(&mut self, conn: ConnKey) {
         if self
             .connections
             .get(conn)
@@ -158,10 +180,11 @@ impl State {
     }
 
     /// Holds the events that come before the live ones back until a command with several parts is answered: they are read
-    /// from the log then.
-    pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], part: u32) {
-        if let Some(event) = batches.first().and_then(|batch| batch.events.first()) {
-            self.lag_begins(conn, room, event.seq.saturating_sub(1), LagWaits::Answer(part), true);
+    /// from the log then, from the first on that is there, or all `after` one.
+    pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], after: Option<u64>, part: u32) {
+        let first = batches.first().and_then(|batch| batch.events.first());
+        if let Some(after_seq) = after.or(first.map(|event| event.seq.saturating_sub(1))) {
+            self.lag_begins(conn, room, after_seq, LagWaits::Answer(part), true);
         }
     }
 

@@ -2,7 +2,8 @@
 
 use super::answers::{write_room, write_room_error, write_subscribed};
 use super::commands::write_sent;
-use super::connection::{Client, LagWaits, Phase};
+use super::connection::{Client, LagWaits, Phase, Wish};
+use super::spaces::Asker;
 use super::state::State;
 use super::variants::{self, Variants};
 use super::withdraw::may_stay;
@@ -11,16 +12,17 @@ use crate::hub::batch::Address;
 use crate::hub::core::epoch_text;
 use crate::hub::message::{
     ClaimKind, ClientRequest, Direct, JoinRefused, Joined, Message, NO_CONNECTION, Publish, Published, ResumeAsked,
-    Ticket,
+    RoomState, Ticket,
 };
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
 use crate::hub::recorder::{Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
+use crate::session::socketio::{Space, Visit};
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::json::{write_string, write_u64};
-use crate::wire::native::Refused;
+use crate::wire::native::{Refused, Since};
 use crate::wire::refusal::Refusal;
 
 impl State {
@@ -106,13 +108,24 @@ impl State {
         }
         let Joined { room, selection, ticket, outcome, replay, resume_token, .. } = joined;
         let settings = self.settings.clone();
+        let asker = self.asker(conn, &ticket);
         let Some(client) = self.client_mut(conn) else {
             if outcome.is_ok() {
                 self.undo_join(conn, room);
             }
             return;
         };
-        let acked = membership_answered(client, &room, true);
+        let wish = membership_answered(client, &room, true, asker.visit()).unwrap_or_default();
+        if let Asker::Left(_) | Asker::Gone = asker {
+            // Nobody is there any more whose room it would be, though the connection is. Its place is given back.
+            if outcome.is_ok() {
+                self.leave_home(room.clone(), conn);
+            }
+            if let Ticket::Part(part) = ticket {
+                self.gathered(conn, part, |results| write_room(results, room.as_str()));
+            }
+            return;
+        }
         // It may have lost the permission while the home was asked.
         let may_stay = may_stay(client, &settings.config, room.as_str());
         let is_own = room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
@@ -131,12 +144,12 @@ impl State {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
             }
         };
-        if let (Ok((id, _)), Some(seq), Some(client)) = (&outcome, acked, self.client_mut(conn)) {
+        if let (Ok((id, _)), Some(seq), Some(client)) = (&outcome, wish.acked, self.client_mut(conn)) {
             client.acked(*id, seq);
         }
         match &outcome {
             Ok((id, _)) => {
-                self.note_subscribed(conn, *id, &ticket);
+                self.note_subscribed(conn, *id, asker.visit(), wish.namespaces);
                 self.presence_entered(conn, &room);
             }
             Err(_) => self.presence_refused(conn, &room),
@@ -152,7 +165,11 @@ impl State {
             }
             (Ticket::Single(reference), Err(refused)) => self.refuse_command(conn, reference.as_ref(), &refused),
             (Ticket::Part(part), Ok((id, state))) => {
-                self.hold_replay(conn, id, &replay, part);
+                // A library's session goes on where it was. That something is missing there it is told where that would
+                // have been, since all else may be lost with one more connection.
+                let is_library = asker == Asker::Client && self.speaks_socketio(conn);
+                let after_seq = wish.since.filter(|_| is_library).and_then(|since| goes_on_after(&since, &state));
+                self.hold_replay(conn, id, &replay, after_seq, part);
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
             }
             (Ticket::Part(part), Err(refused)) => {
@@ -208,6 +225,7 @@ impl State {
         }
         match self.core.add_member(room, conn, selection) {
             Some(id) => {
+                self.core.joined_after(id, after_seq);
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
@@ -225,7 +243,7 @@ impl State {
             None => {
                 self.leave_home(room.clone(), conn);
                 if let (Some(id), Some(client)) = (before, self.client_mut(conn)) {
-                    client.forget_lag(id);
+                    client.forget_room(id);
                 }
                 if let Some(before) = selected_before {
                     let why = "too many different filters";
@@ -255,7 +273,8 @@ impl State {
         if connection.outbox.mark_dirty() {
             dirty.push(conn);
         }
-        if rest_after.is_some() && core.policy_of(id) == Policy::Disconnect {
+        if let Some(after_seq) = rest_after.filter(|_| core.policy_of(id) == Policy::Disconnect) {
+            self.note_lag(conn, id, after_seq, LagWaits::Outbox);
             self.close_slow(conn);
         }
         rest_after
@@ -263,22 +282,20 @@ impl State {
 
     /// A newer connection holds the session. This one may be open, or about to be.
     fn taken_over(&mut self, conn: ConnKey, room: RoomName, successor: Option<(Address, Box<ResumeAsked>)>) {
-        let session_of =
-            |client: &mut Client| room.as_str().strip_prefix("session:") == Some(&client.session.session_id);
-        let holds_another = self.client_mut(conn).is_some_and(|client| !session_of(client));
+        let session = room.as_str().strip_prefix("session:").unwrap_or_default().to_owned();
         if let Some((successor, asked)) = successor {
             self.hand_down(conn, room, successor, asked);
         }
-        if holds_another {
-            return;
+        match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
+            Some(Phase::Open(client)) if *client.session.session_id == *session => {
+                self.close(conn, close::TAKEN_OVER, "taken over by a newer connection");
+            }
+            Some(Phase::Admission(admission)) if *admission.session_id == *session => {
+                admission.refused.get_or_insert(Refusal::session_taken_over());
+            }
+            // It holds another session by now, or none.
+            _ => {}
         }
-        if let Some(connection) = self.connections.get_mut(conn)
-            && let Phase::Admission(admission) = &mut connection.phase
-        {
-            admission.refused.get_or_insert(Refusal::session_taken_over());
-            return;
-        }
-        self.close(conn, close::TAKEN_OVER, "taken over by a newer connection");
     }
 
     fn undo_join(&mut self, conn: ConnKey, room: RoomName) {
@@ -291,9 +308,13 @@ impl State {
 
     fn left(&mut self, conn: ConnKey, room: RoomName, ticket: Ticket) {
         let id = self.core.rooms().find(&room);
+        let asker = self.asker(conn, &ticket);
         let Some(client) = self.client_mut(conn) else { return };
-        membership_answered(client, &room, false);
-        if let Some(id) = id {
+        membership_answered(client, &room, false, asker.visit());
+        let is_asked = matches!(asker, Asker::Client | Asker::Visitor(_));
+        if let Some(id) = id.filter(|id| is_asked && !self.stays_for_others(conn, *id, asker.visit()))
+            && let Some(client) = self.client_mut(conn)
+        {
             client.forget_room(id);
             self.note_leaving(conn, &room, id);
             let before = self.core.mark_of(id, conn);
@@ -395,14 +416,25 @@ impl State {
     }
 }
 
-/// Takes the oldest join or leave of a room off the list of those under way. The last of its events that the session said
-/// to have handled before.
-fn membership_answered(client: &mut Client, room: &RoomName, joins: bool) -> Option<u64> {
+/// The event behind which a room's events go on for a session that was taken up; none where it is not known, or none follow.
+fn goes_on_after(since: &Since, state: &RoomState) -> Option<u64> {
+    match (since, state.missed) {
+        (_, Some(0)) => None,
+        (Since::Seq { seq, .. }, Some(_)) => Some(*seq),
+        // The log has another life. All of it is new.
+        (_, None) => Some(0),
+        (_, Some(_)) => None,
+    }
+}
+
+/// Takes the oldest join or leave of a room, of those that had the same asker, off the list of those under way. What was
+/// wanted of the room.
+fn membership_answered(client: &mut Client, room: &RoomName, joins: bool, by: Option<(Space, Visit)>) -> Option<Wish> {
     let memberships = &mut client.under_way.as_mut()?.memberships;
-    let place = memberships.iter().position(|one| one.joins() == joins && one.room == *room)?;
+    let place = memberships.iter().position(|one| one.joins() == joins && one.room == *room && one.by == by)?;
     let membership = memberships.remove(place);
     client.tidy();
-    membership.join?.acked
+    membership.join
 }
 
 fn write_published(payload: &mut Vec<u8>, room: &str, published: &Published) {

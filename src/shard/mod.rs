@@ -10,6 +10,8 @@ mod connection;
 mod count;
 mod engine;
 mod gather;
+mod handled;
+mod head;
 mod inspect;
 mod journal;
 mod lag;
@@ -17,8 +19,10 @@ mod latency;
 mod locks;
 mod members;
 pub mod mesh;
+mod namespaces;
 mod polling;
 mod presence;
+mod recover;
 mod release;
 mod report;
 pub mod request;
@@ -47,7 +51,7 @@ use crate::session::handshake::Gate;
 use crate::session::socketio::{NAMESPACES_MAX, Terms};
 
 pub use engine::{NotHere, shard_of_sid};
-pub use run::Shard;
+pub use run::{LeftOver, Shard};
 pub use state::{Entropy, Start};
 
 /// What a shard goes by; replaced as a whole on reload.

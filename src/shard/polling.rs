@@ -30,6 +30,9 @@ use crate::wire::ws;
 /// How long a client may take from its probe to the upgrade.
 const UPGRADE_MS: u64 = 10_000;
 
+/// Packets in the answer to one poll: python-engineio takes no more by default.
+const PACKETS_PER_POLL_MAX: usize = 16;
+
 /// How a session is polled.
 #[derive(Debug, Default)]
 pub struct Polling {
@@ -38,7 +41,7 @@ pub struct Polling {
     /// What the last poll was given. That its client has got it is known when it polls again: a client that has gone
     /// meanwhile is owed it.
     given: Option<Bytes>,
-    /// What a poll could not take because its client had gone away by then.
+    /// What a poll could not take: because its client had gone away by then, or because it was too many packets.
     unsent: Option<Bytes>,
     /// The WebSocket that it may go on with.
     probe: Option<ConnKey>,
@@ -53,7 +56,7 @@ impl Polling {
     }
 }
 
-/// A WebSocket on its way to a session.
+/// A WebSocket on its way to a session. Once the client has gone over to it the session has no other one to live on.
 #[derive(Debug, Clone, Copy)]
 pub struct Probing {
     /// The session.
@@ -64,13 +67,6 @@ pub struct Probing {
     upgraded: bool,
     /// Nothing more is received from it here.
     receive_ended: bool,
-}
-
-impl Probing {
-    /// The session that it is for.
-    pub const fn session(self) -> ConnKey {
-        self.session
-    }
 }
 
 impl State {
@@ -181,9 +177,11 @@ impl State {
         if again.is_none() && !followed.is_none() {
             latency.taken(followed, waiting - outbox.events_bytes());
         }
-        match poll.try_resolve(Ok(EngineAnswer::Payload(engineio::begin_payload(chunk.clone())))) {
+        let (now, later) = engineio::split_payload(&chunk, PACKETS_PER_POLL_MAX);
+        match poll.try_resolve(Ok(EngineAnswer::Payload(engineio::begin_payload(now.clone())))) {
             Ok(()) => {
-                polling.given = Some(chunk.clone());
+                polling.given = Some(now);
+                polling.unsent = (!later.is_empty()).then_some(later);
                 figures.bytes_sent.add(chunk.len() as u64);
                 *sent_bytes += chunk.len() as u64;
                 *sending += 1;
@@ -362,17 +360,20 @@ impl State {
     fn upgrade(&mut self, conn: ConnKey, probing: Probing) {
         let State { connections, core, actions, .. } = self;
         let Some(polled) = connections.get_mut(probing.session) else { return };
-        let Some(polling) = polled.socketio.as_deref_mut().and_then(|socketio| socketio.polling.take()) else { return };
+        let Some(socketio) = polled.socketio.as_deref_mut() else { return };
+        let base64 = socketio.base64;
+        let Some(polling) = socketio.polling.take() else { return };
         self.figures.polled.sub(1);
         let Polling { poll, unsent, .. } = *polling;
         if let Some(poll) = poll {
             poll.resolve(Ok(EngineAnswer::Payload(Bytes::from_static(b"6"))));
         }
-        polled.outbox.convert(Protocol::SocketIo, core.memory(), engineio::payload_to_frames);
+        let to_frames = |packets: &[u8], out: &mut Vec<u8>| engineio::payload_to_frames(packets, base64, out);
+        polled.outbox.convert(Protocol::SocketIo, core.memory(), to_frames);
         if let Some(unsent) = unsent {
             // It goes before all that waits.
             let mut first = Vec::new();
-            engineio::payload_to_frames(&unsent, &mut first);
+            to_frames(&unsent, &mut first);
             polled.outbox.answers().splice(0..0, first);
         }
         polled.outbox.hold();
@@ -387,13 +388,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         let Phase::Probe(probing) = &mut connection.phase else { return };
         if !cancelled || !probing.upgraded {
-            // The client has gone, and with it its session if that was to go on here.
-            let lost = probing.upgraded.then_some(probing.session);
-            self.abandon(conn);
-            if let Some(session) = lost {
-                self.figures.closes.add("abnormal");
-                self.abandon(session);
-            }
+            self.probe_lost(conn);
             return;
         }
         probing.receive_ended = true;
@@ -415,7 +410,11 @@ impl State {
         connection.socket = socket;
         connection.decoder = from.decoder;
         connection.receiving = true;
-        connection.outbox.release();
+        // While its client is being let into a namespace, events wait for the answer to that.
+        let is_being_let_in = connection.socketio.as_deref().is_some_and(|socketio| socketio.granting.is_some());
+        if !is_being_let_in {
+            connection.outbox.release();
+        }
         self.actions.push(Action::Receive(to, socket));
         if let Phase::Closing(super::connection::Closing::Flushing) = connection.phase
             && connection.outbox.is_empty()
@@ -426,8 +425,20 @@ impl State {
         true
     }
 
-    /// A WebSocket is given up that was to become a session's: that goes on polling.
-    pub(super) fn probe_ended(&mut self, session: ConnKey) {
+    /// The client has gone, or its socket has failed.
+    pub(super) fn probe_lost(&mut self, conn: ConnKey) {
+        if let Some(Phase::Probe(Probing { upgraded: true, .. })) = self.connections.get(conn).map(|one| &one.phase) {
+            self.figures.closes.add("abnormal");
+        }
+        self.abandon(conn);
+    }
+
+    /// A WebSocket ends that was to become a session's. That goes on polling, or ends as well where its client had gone over
+    /// to the WebSocket.
+    pub(super) fn probe_ended(&mut self, Probing { session, upgraded, .. }: Probing) {
+        if upgraded {
+            return self.abandon(session);
+        }
         let polled = self.connections.get_mut(session).and_then(|one| one.socketio.as_deref_mut());
         if let Some(polling) = polled.and_then(|socketio| socketio.polling.as_deref_mut()) {
             polling.probe = None;

@@ -16,10 +16,12 @@ use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeTo
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Change, Turn};
 use crate::hub::recorder::What;
+use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
+use crate::session::socketio::Spaces;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
-use crate::wire::native::{Reference, Refused, Since, is_client_id};
+use crate::wire::native::{Reference, Refused, Since};
 
 impl State {
     /// What a session can be resumed with; none where there is nothing, or nobody who may.
@@ -33,7 +35,7 @@ impl State {
         Some(Box::new(self.kept(client, conn)))
     }
 
-    fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
+    pub(super) fn kept(&self, client: &Client, conn: ConnKey) -> Kept {
         let under_way = client.under_way.as_deref();
         let lags = under_way.map_or(&[][..], |under_way| &under_way.lags);
         // Clients of Socket.IO say nothing of how far they are; what was not even written is known to be owed.
@@ -43,36 +45,59 @@ impl State {
         let acks = client.acks.as_ref().map_or(&[][..], |acks| &acks.0);
         let memberships = under_way.map_or(&[][..], |under_way| &under_way.memberships);
         let now = || Since::Time(self.now.unix_ms);
+        // Nor do they say where to go on.
+        let given = |id| self.core.reached(id, conn).filter(|_| connection.is_some());
         let mut rooms = Vec::new();
         for id in &client.rooms {
             let Some(room) = self.core.rooms().get(*id).map(|room| room.name.clone()) else { continue };
+            let Some(namespaces) = self.namespaces_in(client, conn, *id) else { continue };
             let acked = acks.iter().find(|(one, _)| one == id).map(|(_, seq)| *seq);
             // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
             let unsent = unsent.iter().find(|(name, _)| **name == *room.as_str()).map(|(_, seq)| seq.saturating_sub(1));
-            let reached = acked.or(unsent).or(lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq));
+            let lags_after = lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq);
+            let reached = acked.or(unsent).or(lags_after).or_else(|| given(*id));
             let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch: None });
-            rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked });
+            rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked, namespaces });
         }
-        for Membership { room, join } in memberships {
+        for Membership { room, join, by } in memberships {
             let place = rooms.iter().position(|kept| kept.room == *room);
+            let by = by.map(|visit| (visit, self.is_visiting(conn, visit)));
             match (join, place) {
+                // Asked for by a namespace that was left since.
+                (_, _) if by.is_some_and(|(_, is_there)| !is_there) => {}
                 // Where it is in the room already, it has the events until now.
                 (Some(wish), Some(place)) => {
                     if let Some(kept) = rooms.get_mut(place) {
                         kept.selection = wish.selection.clone();
+                        if let (Some(((space, _), _)), true) = (by, kept.namespaces != 0) {
+                            kept.namespaces = Spaces::of_bits(kept.namespaces).with(space).bits();
+                        }
                     }
                 }
-                (Some(Wish { selection, since, acked }), None) => {
+                (Some(Wish { selection, since, acked, namespaces }), None) => {
                     let (selection, from) = (selection.clone(), since.clone().unwrap_or_else(now));
-                    rooms.push(KeptRoom { room: room.clone(), selection, from, acked: *acked });
+                    let asked = by.map(|((space, _), _)| Spaces::default().with(space)).or(*namespaces);
+                    let (acked, namespaces) = (*acked, asked.map_or(0, Spaces::bits));
+                    // Otherwise it was left again before it was joined.
+                    if asked.is_none_or(|asked| !asked.is_empty()) {
+                        rooms.push(KeptRoom { room: room.clone(), selection, from, acked, namespaces });
+                    }
                 }
                 (None, Some(place)) => {
-                    rooms.swap_remove(place);
+                    let rest = rooms
+                        .get(place)
+                        .zip(by)
+                        .map_or(0, |(kept, ((space, _), _))| Spaces::of_bits(kept.namespaces).without(space).bits());
+                    match rooms.get_mut(place).filter(|_| rest != 0) {
+                        Some(kept) => kept.namespaces = rest,
+                        None => drop(rooms.swap_remove(place)),
+                    }
                 }
                 (None, None) => {}
             }
         }
-        Kept { rooms, metadata: client.session.metadata_object(), locks: Vec::new() }
+        let namespaces = self.namespaces_of(conn).bits();
+        Kept { rooms, metadata: client.session.metadata_object(), locks: Vec::new(), namespaces }
     }
 
     /// All events of a room up to one are handled.
@@ -107,23 +132,6 @@ impl State {
         Ok(())
     }
 
-    /// A client of Socket.IO takes up the session whose private id it brought, before it is let into its namespace.
-    pub(super) fn recover(&mut self, conn: ConnKey, session_id: &str, token: ResumeToken) {
-        let address = self.address(conn);
-        let room = self.core.hasher().room(&format!("session:{session_id}"));
-        let Some(client) = self.client_mut(conn) else { return };
-        let asked = ResumeAsked {
-            reference: None,
-            session_id: session_id.into(),
-            cursors: Vec::new(),
-            turn: Turn::default(),
-            withdrawn: None,
-        };
-        let identity = client.session.identity.clone();
-        let resume = Resume { room: room.clone(), address, identity, token, asked };
-        self.core.send_home(&room, Message::Resume(Box::new(resume)));
-    }
-
     /// A session is taken up by another connection, which gets what this one had, by way of the session's home.
     pub fn hand_down(&mut self, conn: ConnKey, room: RoomName, successor: Address, mut asked: Box<ResumeAsked>) {
         let holds_it = self.client_mut(conn).is_some_and(|client| *client.session.session_id == *asked.session_id);
@@ -141,15 +149,17 @@ impl State {
     pub fn resumed(&mut self, resumed: Resumed) {
         let Resumed { address, asked, outcome } = resumed;
         let conn = address.conn;
+        if asked.reference.is_none() && self.recovers(conn) {
+            return self.recovered(conn, asked, outcome);
+        }
         let ResumeAsked { reference, session_id, cursors, turn, withdrawn } = asked;
-        let recovers = self.recovers(conn);
         let kept = match outcome {
             Ok(kept) => kept,
-            // It has a session of its own.
-            Err(_) if recovers => return self.grant_first(conn, false),
             Err(refused) => return self.refuse_command(conn, reference.as_ref(), &refused),
         };
-        let gathers = self.client_mut(conn).map(|client| client.under_way.as_ref().map_or(0, |all| all.gathers.len()));
+        let has_left = self.has_left(conn, reference.as_ref());
+        let gathers = self.client_mut(conn).filter(|_| !has_left);
+        let gathers = gathers.map(|client| client.under_way.as_ref().map_or(0, |all| all.gathers.len()));
         if gathers.is_none_or(|gathers| gathers >= GATHERS_MAX) {
             // Gone while the session was being given to it, or too busy: what it had is kept for the next one.
             if gathers.is_some() {
@@ -158,7 +168,7 @@ impl State {
             }
             return self.took_up(&session_id, address, Some(Box::new(kept)));
         }
-        let Kept { rooms, metadata, locks } = kept;
+        let Kept { rooms, metadata, locks, .. } = kept;
         let wanted = wanted(rooms, cursors, &session_id);
         let part = match self.gather(conn, reference.clone(), wanted.len(), GatherKind::Resume(Vec::new())) {
             Ok(part) => part,
@@ -172,9 +182,11 @@ impl State {
         self.inherit_withdrawn(conn, withdrawn);
         self.inherit_locks(conn, locks);
         self.took_up(&session_id, address, None);
-        if recovers {
-            self.grant_first(conn, true);
-        }
+        self.join_wanted(conn, part, wanted);
+    }
+
+    /// Joins the rooms of a session that a connection has taken up.
+    pub(super) fn join_wanted(&mut self, conn: ConnKey, part: u32, wanted: Vec<(String, Wish)>) {
         for (room, wish) in wanted {
             if let Err(refused) = self.join(conn, &room, wish, Ticket::Part(part)) {
                 self.count_refused(conn, refused.code);
@@ -185,7 +197,7 @@ impl State {
     }
 
     /// Tells a session's home that it has arrived or is given back, so that the next one may have it.
-    fn took_up(&mut self, session_id: &str, address: Address, given_back: Option<Box<Kept>>) {
+    pub(super) fn took_up(&mut self, session_id: &str, address: Address, given_back: Option<Box<Kept>>) {
         let room = self.core.hasher().room(&format!("session:{session_id}"));
         self.core.send_home(&room.clone(), Message::TookUp { room, address, given_back });
     }
@@ -208,8 +220,7 @@ impl State {
             // One object: the brace that opens the results goes.
             payload.remove(from);
         };
-        let speaks_socketio = self.connections.get(conn).is_some_and(|connection| connection.socketio.is_some());
-        if reference.is_none() && speaks_socketio {
+        if reference.is_none() && self.speaks_socketio(conn) {
             // A library has taken its session up by itself: what was missed for good is told by an event.
             self.tell_in_order(conn, None, "resumed", None, write);
         } else {
@@ -219,7 +230,7 @@ impl State {
     }
 
     /// Gives a connection a session with its metadata: most of the time another one than it came with, which ends.
-    fn change_session(&mut self, conn: ConnKey, session_id: &str, turn: Turn, metadata: Map<String, Value>) {
+    pub(super) fn change_session(&mut self, conn: ConnKey, session_id: &str, turn: Turn, metadata: Map<String, Value>) {
         let settings = self.settings.clone();
         let Some(client) = self.client_mut(conn) else { return };
         let before = client.session.session_id.clone();
@@ -245,29 +256,34 @@ impl State {
     fn end_session(&mut self, conn: ConnKey, session_id: &str) {
         let address = self.address(conn);
         let before = self.core.hasher().room(&format!("session:{session_id}"));
-        if let Some(id) = self.core.rooms().find(&before)
-            && let Some(client) = self.client_mut(conn)
-        {
-            client.forget_room(id);
-            self.note_leaving(conn, &before, id);
-            let selected = self.core.mark_of(id, conn);
-            if self.core.remove_member(id, conn) {
-                let (room, why) = (before.clone(), "took up another session");
-                self.core.recorder.change(conn, What::Unsubscribed { room, before: selected, why });
-                self.figures.subscriptions.sub(1);
-                self.leave_home(before.clone(), conn);
-            }
+        if let Some(id) = self.core.rooms().find(&before) {
+            self.leave_at_once(conn, &before, id);
         }
         self.core.send_home(&before.clone(), Message::ReleaseSession { room: before, address, kept: None });
+    }
+
+    /// A connection that takes up another session is in a room of the one before no more.
+    pub(super) fn leave_at_once(&mut self, conn: ConnKey, room: &RoomName, id: RoomId) {
+        let Some(client) = self.client_mut(conn) else { return };
+        client.forget_room(id);
+        self.note_leaving(conn, room, id);
+        let before = self.core.mark_of(id, conn);
+        if self.core.remove_member(id, conn) {
+            let why = "took up another session";
+            self.core.recorder.change(conn, What::Unsubscribed { room: room.clone(), before, why });
+            self.figures.subscriptions.sub(1);
+            self.leave_home(room.clone(), conn);
+        }
     }
 }
 
 /// The rooms that a session's next connection joins: every one that it was in, every other one that the client has a cursor
 /// of, and its own.
-fn wanted(rooms: Vec<KeptRoom>, cursors: Vec<(Box<str>, Since)>, session_id: &str) -> Vec<(String, Wish)> {
+pub(super) fn wanted(rooms: Vec<KeptRoom>, cursors: Vec<(Box<str>, Since)>, session_id: &str) -> Vec<(String, Wish)> {
     let wish = |kept: KeptRoom| {
-        let KeptRoom { room, selection, from, acked } = kept;
-        (room.as_str().to_owned(), Wish { selection, since: Some(from), acked })
+        let KeptRoom { room, selection, from, acked, namespaces } = kept;
+        let namespaces = (namespaces != 0).then(|| Spaces::of_bits(namespaces));
+        (room.as_str().to_owned(), Wish { selection, since: Some(from), acked, namespaces })
     };
     let mut wanted: Vec<_> = rooms.into_iter().map(wish).collect();
     for (room, cursor) in cursors {
@@ -289,19 +305,8 @@ pub(super) fn token_text(token: &ResumeToken) -> String {
     format!("{:032x}", u128::from_be_bytes(*token))
 }
 
-/// The private id by which a client of Socket.IO takes its session up: the session's id and its token.
-pub(super) fn pid_text(session_id: &str, token: &ResumeToken) -> String {
-    format!("{session_id}.{}", token_text(token))
-}
-
-/// What [`pid_text`] made.
-pub(super) fn read_pid(pid: &str) -> Option<(Box<str>, ResumeToken)> {
-    let (session_id, token) = pid.rsplit_once('.')?;
-    is_client_id(session_id).then_some(())?;
-    Some((session_id.into(), parse_token(token)?))
-}
-
-fn parse_token(text: &str) -> Option<ResumeToken> {
+/// What [`token_text`] made.
+pub(super) fn parse_token(text: &str) -> Option<ResumeToken> {
     let is_token = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_token.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
 }

@@ -48,6 +48,21 @@ pub struct Shard<D: Driver> {
     idle_us: u64,
 }
 
+/// What a shard holds for clients beside their connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeftOver {
+    /// Ids of sessions of Engine.IO.
+    pub engines: usize,
+    /// Claims of connections that have gone.
+    pub orphans: usize,
+    /// Client ids.
+    pub clients: usize,
+    /// Users.
+    pub users: usize,
+    /// Addresses.
+    pub peers: usize,
+}
+
 impl<D: Driver> Shard<D> {
     /// A shard; it listens once [`Shard::listen`] was called and works when [`Shard::turn`] is.
     pub fn new(driver: D, start: Start) -> Shard<D> {
@@ -59,6 +74,13 @@ impl<D: Driver> Shard<D> {
     /// Accepts connections from a listening socket.
     pub fn listen(&mut self, listener: u16, socket: OwnedFd) {
         self.driver.listen(listener, socket);
+    }
+
+    /// What is left of clients; for tests, which look for leaks with it.
+    pub fn left_over(&self) -> LeftOver {
+        let State { engines, orphans, core, .. } = &self.state;
+        let (clients, users, peers) = core.directory().len();
+        LeftOver { engines: engines.len(), orphans: orphans.len(), clients, users, peers }
     }
 
     /// Turns until a drain or stop is over.
@@ -226,13 +248,15 @@ impl<D: Driver> Shard<D> {
             // What is urgent has its own reserve.
             let is_behind = connection.is_behind && lane == Lane::Ordinary;
             let (way, events) = ((lane, bounds.of(lane)), (bytes, room, batch));
+            let before = connection.outbox.events_bytes();
             if lags || is_behind || variants::queue((conn, &mut *connection), way, events, &mut variants).is_err() {
                 connection.is_behind = true;
                 slow.push((conn, room, batch.events.first().map_or(0, |event| event.seq - 1)));
                 return;
             }
-            if latency.is_chosen() {
-                let waiting = connection.outbox.events_bytes();
+            let waiting = connection.outbox.events_bytes();
+            // Nothing is delivered where none of a connection's namespaces wants the room any more.
+            if waiting > before && latency.is_chosen() {
                 latency.follow(&mut connection.followed, conn, waiting, batch.received_us, batch.events.len());
             }
             if connection.outbox.mark_dirty() {
@@ -240,12 +264,13 @@ impl<D: Driver> Shard<D> {
             }
         });
         let mut slow = std::mem::take(&mut self.state.slow);
-        for (conn, room, after_seq) in slow.drain(..) {
-            if let Some(connection) = self.state.connections.get_mut(conn) {
+        for (conn, _, _) in &slow {
+            if let Some(connection) = self.state.connections.get_mut(*conn) {
                 connection.is_behind = false;
             }
-            self.state.fell_behind(conn, room, after_seq);
         }
+        self.state.fell_behind(&slow);
+        slow.clear();
         self.state.slow = slow;
         self.state.drain_local();
     }

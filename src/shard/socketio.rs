@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::connection::{Client, Connection, Phase};
 use super::polling::Polling;
+use crate::auth::Identity;
 use crate::control::hooks::RequestTold;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::outbox::Protocol;
 use crate::hub::rooms::RoomId;
 use crate::session::handshake::{EnginePath, Offered};
-use crate::session::socketio::{AnswerTo, Engine, Space, Spaces, Terms};
-use crate::wire::engineio::{Packet, PayloadWriter};
+use crate::session::socketio::{AnswerTo, Engine, NAMESPACES_MAX, Space, Spaces, Terms, Visit};
+use crate::wire::engineio::{Packet, PacketKind, PayloadWriter, SEPARATOR};
 use crate::wire::native::Reference;
 use crate::wire::outlet::Outlet;
 use crate::wire::socketio::{Header, Kind, event_payload, packet_frame, write_packet};
@@ -23,8 +24,8 @@ pub(super) const AROUND_BYTES: usize = 64;
 /// What a client may send while it is being let into a namespace.
 const HELD_BYTES_MAX: usize = 256 * 1024;
 
-/// Packets of a session that is in no namespace: more than a client has reason to send.
-const PACKETS_BEFORE_MAX: u8 = 100;
+/// Messages of a session that is in no namespace: more than a client has reason to send.
+const MESSAGES_BEFORE_MAX: u8 = 100;
 
 /// The side of a connection that speaks Socket.IO.
 #[derive(Debug)]
@@ -37,10 +38,16 @@ pub struct SocketIo {
     pub path: EnginePath,
     /// Binary messages go as base64 in text frames.
     pub base64: bool,
-    /// Packets that came while it was in no namespace.
-    packets_before: u8,
+    /// Messages that came while it was in no namespace.
+    messages_before: u8,
     /// The namespaces that an embedding program serves and the client is in, with its id there; rooms' events don't go there.
     pub handled: Vec<(Space, Arc<str>)>,
+    /// Which of the client's visits to each namespace is the present one, or will be the next.
+    visits: [Visit; NAMESPACES_MAX],
+    /// The namespace that the client has left last.
+    last_left: Spaces,
+    /// Who was let in last.
+    pub identity: Option<Arc<Identity>>,
     /// What the request for it said.
     pub entry: Box<Entry>,
     /// How it is polled; none on a WebSocket.
@@ -49,6 +56,10 @@ pub struct SocketIo {
     pub granting: Option<Box<Granting>>,
     /// Packets that came meanwhile, each with its separator before it.
     held: Vec<u8>,
+    /// While the rooms of a session that was taken up are about to be joined: the namespaces that those are of.
+    pub recovers: Spaces,
+    /// Those of them that the client is in again, and had not left for its library.
+    pub recovered: Spaces,
 }
 
 /// What the request for a session of Engine.IO said: it holds for every namespace that is asked for.
@@ -125,12 +136,17 @@ impl SocketIo {
             sid,
             path,
             base64,
-            packets_before: 0,
+            messages_before: 0,
             handled: Vec::new(),
+            visits: [Visit::default(); NAMESPACES_MAX],
+            last_left: Spaces::default(),
+            identity: None,
             entry: Box::new(entry),
             polling: None,
             granting: None,
             held: Vec::new(),
+            recovers: Spaces::default(),
+            recovered: Spaces::default(),
         }
     }
 
@@ -144,10 +160,16 @@ impl SocketIo {
         self.handled.iter().find(|(one, _)| *one == space).map(|(_, id)| id)
     }
 
+    /// The same, or the one that was left last.
+    pub fn spaces_or_last(&self) -> Spaces {
+        Some(self.spaces()).filter(|spaces| !spaces.is_empty()).unwrap_or(self.last_left)
+    }
+
     /// Appends a message of the hub's, in each namespace that it goes to.
     pub fn write(&self, to: Told, kind: &str, object: &[u8], terms: &Terms<'_>, outlet: &mut Outlet<'_>) {
         let name = event_name(kind);
         match to {
+            Told::Answer(to) if to.visit != self.visit(to.space) => {}
             Told::Answer(to) => {
                 self.engine.answer(to, name, object, terms, outlet);
             }
@@ -159,15 +181,34 @@ impl SocketIo {
         }
     }
 
-    /// Counts a packet that came while the client is in no namespace; false where there were too many.
+    /// The present visit to a namespace, or the next.
+    pub fn visit(&self, space: Space) -> Visit {
+        self.visits.get(space.index()).copied().unwrap_or_default()
+    }
+
+    /// Whether that visit to a namespace is not over.
+    pub fn is_visiting(&self, (space, visit): (Space, Visit)) -> bool {
+        self.engine.is_in(space) && self.visit(space) == visit
+    }
+
+    /// The client has left a namespace.
+    pub fn left(&mut self, space: Space) {
+        self.handled.retain(|(one, _)| *one != space);
+        self.last_left = Spaces::default().with(space);
+        if let Some(visit) = self.visits.get_mut(space.index()) {
+            *visit = visit.next();
+        }
+    }
+
+    /// Counts a message that came while the client is in no namespace; false where there were too many.
     pub fn count_before(&mut self) -> bool {
-        self.packets_before = self.packets_before.saturating_add(1);
-        self.packets_before <= PACKETS_BEFORE_MAX
+        self.messages_before = self.messages_before.saturating_add(1);
+        self.messages_before <= MESSAGES_BEFORE_MAX
     }
 
     /// It is in a namespace again.
     pub fn count_anew(&mut self) {
-        self.packets_before = 0;
+        self.messages_before = 0;
     }
 
     /// Keeps a packet until the client is let in or refused; false where there are too many.
@@ -191,6 +232,20 @@ impl SocketIo {
     /// What was kept.
     pub fn take_held(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.held)
+    }
+
+    /// The CONNECTs for other namespaces that were the first to be kept: a library asks for all of its namespaces in one
+    /// breath, before it sends anything else.
+    pub fn take_held_connects(&mut self) -> Vec<u8> {
+        let mut bytes = 0;
+        while let Some(rest) = self.held.get(bytes..)
+            && rest.starts_with(&[SEPARATOR, PacketKind::Message as u8, Kind::Connect as u8])
+        {
+            let packet = rest.get(1..).unwrap_or_default();
+            bytes += 1 + memchr::memchr(SEPARATOR, packet).unwrap_or(packet.len());
+        }
+        let rest = self.held.split_off(bytes);
+        std::mem::replace(&mut self.held, rest)
     }
 }
 
@@ -219,6 +274,12 @@ impl RoomSpaces {
         self.0.iter().find(|(id, _)| *id == room).map(|(_, spaces)| *spaces)
     }
 
+    /// These namespaces have.
+    pub fn put(&mut self, room: RoomId, spaces: Spaces) {
+        self.forget(room);
+        self.0.push((room, spaces));
+    }
+
     /// A namespace has subscribed.
     pub fn add(&mut self, room: RoomId, space: Space) {
         match self.0.iter_mut().find(|(id, _)| *id == room) {
@@ -227,14 +288,16 @@ impl RoomSpaces {
         }
     }
 
-    /// A namespace wants the room no more. Whether another one does.
-    pub fn remove(&mut self, room: RoomId, space: Space) -> bool {
-        let Some((_, spaces)) = self.0.iter_mut().find(|(id, _)| *id == room) else { return false };
-        let rest = spaces.without(space);
-        if !rest.is_empty() {
-            *spaces = rest;
+    /// A namespace wants the room no more.
+    pub fn remove(&mut self, room: RoomId, space: Space) {
+        for (_, spaces) in self.0.iter_mut().filter(|(id, _)| *id == room) {
+            *spaces = spaces.without(space);
         }
-        !rest.is_empty()
+    }
+
+    /// Whether a room is noted, and some namespace wants it.
+    pub fn is_wanted(&self, room: RoomId) -> bool {
+        self.of(room).is_some_and(|spaces| !spaces.is_empty())
     }
 
     /// The connection is in that room no more.
@@ -248,7 +311,7 @@ impl RoomSpaces {
         self.0.iter().filter(|(_, spaces)| *spaces == alone).map(|(id, _)| *id).collect()
     }
 
-    /// Takes a namespace out of every room that others want, too.
+    /// Takes a namespace out of every room.
     pub fn leave(&mut self, space: Space) {
         for (_, spaces) in &mut self.0 {
             *spaces = spaces.without(space);
@@ -295,7 +358,9 @@ pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, u64)> {
     let mut first: Vec<(Box<str>, u64)> = Vec::new();
     let polling = connection.socketio.as_deref().and_then(|socketio| socketio.polling.as_deref());
     let owed = polling.into_iter().flat_map(Polling::owed).map(|chunk| &chunk[..]);
-    for chunk in owed.chain(connection.outbox.waiting()) {
+    // What a poll could not take goes with the answers once its session has a WebSocket.
+    let waiting = std::iter::once(connection.outbox.waiting_answers()).chain(connection.outbox.waiting());
+    for chunk in owed.chain(waiting) {
         crate::wire::socketio::each_event(chunk, connection.polls(), |room, seq| {
             if !first.iter().any(|(known, _)| **known == *room) {
                 first.push((room.into(), seq));

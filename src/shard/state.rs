@@ -124,6 +124,8 @@ pub(super) struct State {
     pub orphans: Vec<Orphan>,
     /// The number of the last question to a home about what a slow reader missed.
     pub catch_ups: u64,
+    /// The number that the last command with several parts has.
+    pub last_part: u32,
     pub latency: Latency,
     /// Connections with a chunk at the driver.
     pub sending: usize,
@@ -178,6 +180,7 @@ impl State {
             has_backlog: false,
             orphans: Vec::new(),
             catch_ups: 0,
+            last_part: 0,
             latency: Latency::default(),
             sending: 0,
         }
@@ -317,8 +320,10 @@ impl State {
     pub fn sent(&mut self, conn: ConnKey, error: i32) {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if error != 0 {
-            if matches!(connection.phase, Phase::Open(_) | Phase::Echo(_)) {
-                self.figures.closes.add("abnormal");
+            match connection.phase {
+                Phase::Probe(_) => return self.probe_lost(conn),
+                Phase::Open(_) | Phase::Echo(_) => self.figures.closes.add("abnormal"),
+                _ => {}
             }
             self.abandon(conn);
             return;
@@ -390,7 +395,7 @@ impl State {
     pub fn abandon(&mut self, conn: ConnKey) {
         self.release(conn, Ending::LOST);
         if let Some(Phase::Probe(probing)) = self.connections.get(conn).map(|connection| &connection.phase) {
-            self.probe_ended(probing.session());
+            self.probe_ended(*probing);
         }
         if let Some(mut connection) = self.connections.remove(conn) {
             self.forget_polled(&mut connection);

@@ -24,8 +24,7 @@ use crate::ring::ConnKey;
 use crate::session::handshake::Admit;
 use crate::session::stream::{Begins, StreamAsked};
 use crate::wire::codes::{ErrorCode, close};
-use crate::wire::envelope;
-use crate::wire::json::{write_string, write_u64};
+use crate::wire::envelope::{self, write_gap};
 use crate::wire::refusal::Refusal;
 use crate::wire::sse::{self, AroundSeq, Mark};
 
@@ -238,23 +237,6 @@ impl Opening {
         let lags = lags.collect();
         (Stream { rooms: self.rooms.into_iter().map(|room| (room.id, room.mark)).collect() }, lags)
     }
-}
-
-/// What `gap` says. A number is null where it can't be known.
-pub(super) fn write_gap(payload: &mut Vec<u8>, room: &str, from_seq: Option<u64>, to_seq: Option<u64>, reason: &str) {
-    let write_seq = |payload: &mut Vec<u8>, seq: Option<u64>| match seq {
-        Some(seq) => write_u64(payload, seq),
-        None => payload.extend_from_slice(b"null"),
-    };
-    payload.extend_from_slice(b"{\"room\":");
-    write_string(payload, room);
-    payload.extend_from_slice(b",\"from_seq\":");
-    write_seq(payload, from_seq);
-    payload.extend_from_slice(b",\"to_seq\":");
-    write_seq(payload, to_seq);
-    payload.extend_from_slice(b",\"reason\":");
-    write_string(payload, reason);
-    payload.push(b'}');
 }
 
 /// After how long this client is to come back should its stream break.

@@ -4,7 +4,7 @@ use super::connection::{Client, Closing, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
-use crate::hub::outbox::Protocol;
+use crate::hub::outbox::{Outbox, Protocol};
 use crate::ring::ConnKey;
 use crate::wire::codes::close;
 use crate::wire::engineio::Packet;
@@ -146,13 +146,18 @@ impl State {
 
     /// Closes a connection from our side: the close frame goes before any event that waits. A stream is told by an event.
     pub fn close(&mut self, conn: ConnKey, code: u16, reason: &str) {
+        self.close_with(conn, code, reason, Outbox::drop_events);
+    }
+
+    /// Likewise; `forget` drops what waits and is not to be sent. What the client is owed is noted before that.
+    fn close_with(&mut self, conn: ConnKey, code: u16, reason: &str, forget: fn(&mut Outbox)) {
         if !self.is_open(conn) {
             return;
         }
         self.figures.closes.add_code(code);
         self.release(conn, Ending { code: Some(code), reason, by: ClosedBy::Hub });
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        connection.outbox.drop_events();
+        forget(&mut connection.outbox);
         match connection.outbox.protocol() {
             Protocol::Native => {
                 ws::close_frame(code, reason, connection.outbox.answers());
@@ -188,14 +193,14 @@ impl State {
         if !self.is_open(conn) {
             return;
         }
-        if let Some(connection) = self.connections.get_mut(conn) {
-            match connection.outbox.protocol() {
-                Protocol::Native | Protocol::SocketIo | Protocol::Polling => connection.outbox.clear(),
+        if let Some(connection) = self.connections.get(conn) {
+            let forget = match connection.outbox.protocol() {
+                Protocol::Native | Protocol::SocketIo | Protocol::Polling => Outbox::clear,
                 // The answer's head may be among what waits, and nothing can be told without it.
-                Protocol::Stream => connection.outbox.drop_events(),
-            }
+                Protocol::Stream => Outbox::drop_events,
+            };
             self.figures.slow_closes.add(1);
-            self.close(conn, close::TOO_SLOW, "too slow");
+            self.close_with(conn, close::TOO_SLOW, "too slow", forget);
         }
     }
 
@@ -206,6 +211,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         // Nothing may follow a close frame (RFC 6455 §5.5.1).
         connection.outbox.drop_events();
+        connection.outbox.release();
         let out = connection.outbox.answers();
         if code == 0 {
             ws::control_frame(Opcode::Close, &[], out);
@@ -218,7 +224,7 @@ impl State {
     /// From here on the outbox is emptied and the connection ends.
     pub fn finish(&mut self, conn: ConnKey, closing: Closing) {
         if let Some(Phase::Probe(probing)) = self.connections.get(conn).map(|connection| &connection.phase) {
-            self.probe_ended(probing.session());
+            self.probe_ended(*probing);
         }
         // A peer that doesn't read what is left, or doesn't answer a close, is cut off.
         let due_ms = self.now_ms() + self.settings.config.limits.close_wait_s * 1000;

@@ -208,13 +208,19 @@ pub fn begin_payload(continued: Bytes) -> Bytes {
     continued.slice(usize::from(starts)..)
 }
 
-/// Appends packets of a payload, each with its separator before it, as the frames of a WebSocket. They are the hub's own, so
-/// that what is no packet does not occur; it is left out.
-pub fn payload_to_frames(continued: &[u8], out: &mut Vec<u8>) {
+/// The first packets of a payload, each with its separator before it, and the others.
+pub fn split_payload(continued: &Bytes, packets_max: usize) -> (Bytes, Bytes) {
+    let end = memchr::memchr_iter(SEPARATOR, continued).nth(packets_max).unwrap_or(continued.len());
+    (continued.slice(..end), continued.slice(end..))
+}
+
+/// Appends packets of a payload, each with its separator before it, as the frames of a WebSocket, whose client may have asked
+/// for `base64`. They are the hub's own, so that what is no packet does not occur; it is left out.
+pub fn payload_to_frames(continued: &[u8], base64: bool, out: &mut Vec<u8>) {
     let mut packets = continued.to_vec();
     for packet in packets.split_mut(|byte| *byte == SEPARATOR).filter(|packet| !packet.is_empty()) {
         match packet.split_first_mut() {
-            Some((&mut BINARY, data)) => {
+            Some((&mut BINARY, data)) if !base64 => {
                 if let Some(data) = base64::decode_in_place(data) {
                     ws::binary_frame(data, out);
                 }

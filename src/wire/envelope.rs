@@ -46,6 +46,8 @@ const TIMESTAMP: &[u8] = br#"","timestamp":""#;
 const ROOM: &[u8] = br#"","room":""#;
 const SEQ: &[u8] = br#"","seq":"#;
 const DATA: &[u8] = br#","data":"#;
+const GAP_ROOM: &[u8] = br#"{"room":"#;
+const GAP_FROM: &[u8] = br#","from_seq":"#;
 
 /// Appends an event as a whole text frame; every native subscriber gets these bytes.
 pub fn write_event(out: &mut Vec<u8>, stamp: &Stamp, event: &Event<'_>) -> Spliced {
@@ -84,6 +86,35 @@ pub fn place_of(payload: &[u8]) -> Option<(&str, u64)> {
     let rest = rest.strip_prefix(TIMESTAMP)?.get(24..)?.strip_prefix(ROOM)?;
     let (room, rest) = rest.split_at_checked(memchr::memchr(b'"', rest)?)?;
     let rest = rest.strip_prefix(SEQ)?;
+    let (seq, _) = rest.split_at_checked(memchr::memchr(b',', rest)?)?;
+    Some((std::str::from_utf8(room).ok()?, std::str::from_utf8(seq).ok()?.parse().ok()?))
+}
+
+/// Appends what `gap` says. A number is null where it can't be known.
+pub fn write_gap(payload: &mut Vec<u8>, room: &str, from_seq: Option<u64>, to_seq: Option<u64>, reason: &str) {
+    let write_seq = |payload: &mut Vec<u8>, seq: Option<u64>| match seq {
+        Some(seq) => write_u64(payload, seq),
+        None => payload.extend_from_slice(b"null"),
+    };
+    payload.extend_from_slice(GAP_ROOM);
+    write_string(payload, room);
+    payload.extend_from_slice(GAP_FROM);
+    write_seq(payload, from_seq);
+    payload.extend_from_slice(b",\"to_seq\":");
+    write_seq(payload, to_seq);
+    payload.extend_from_slice(b",\"reason\":");
+    write_string(payload, reason);
+    payload.push(b'}');
+}
+
+/// The room of a gap and the first event that is missing, by its payload as [`begin`] and [`write_gap`] write it; none for
+/// anything else, and where the event can't be known.
+pub fn gap_of(payload: &[u8]) -> Option<(&str, u64)> {
+    let rest = payload.strip_prefix(HEAD)?.strip_prefix(b"gap")?.strip_prefix(ID)?.get(36..)?;
+    let rest = rest.strip_prefix(TIMESTAMP)?.get(24..)?.strip_prefix(b"\"")?.strip_prefix(DATA)?;
+    let rest = rest.strip_prefix(GAP_ROOM)?.strip_prefix(b"\"")?;
+    let (room, rest) = rest.split_at_checked(memchr::memchr(b'"', rest)?)?;
+    let rest = rest.strip_prefix(b"\"")?.strip_prefix(GAP_FROM)?;
     let (seq, _) = rest.split_at_checked(memchr::memchr(b',', rest)?)?;
     Some((std::str::from_utf8(room).ok()?, std::str::from_utf8(seq).ok()?.parse().ok()?))
 }

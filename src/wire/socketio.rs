@@ -322,23 +322,64 @@ pub fn packet_frame(out: &mut Vec<u8>, header: &Header<'_>, payload: &[&[u8]]) {
 }
 
 /// Goes through what the hub has written for a client, frames or packets with their separators, and tells the room and number
-/// of each event in it.
+/// of each event in it, or the first one of each gap.
 pub fn each_event(written: &[u8], polls: bool, mut tell: impl FnMut(&str, u64)) {
-    let mut tell_of = |packet: &[u8]| {
+    for (_, packet) in Written::new(written, polls) {
         let place = memchr::memmem::find(packet, envelope::HEAD).filter(|_| packet.starts_with(b"42"));
-        if let Some((room, seq)) = place.and_then(|place| envelope::place_of(packet.get(place..)?)) {
+        let object = place.and_then(|place| packet.get(place..)).unwrap_or_default();
+        if let Some((room, seq)) = envelope::place_of(object).or_else(|| envelope::gap_of(object)) {
             tell(room, seq);
         }
-    };
-    if polls {
-        return written.split(|byte| *byte == engineio::SEPARATOR).for_each(tell_of);
     }
-    let mut rest = written;
-    while let Some(bytes) = ws::frame_bytes(rest) {
-        let (frame, behind) = rest.split_at(bytes.min(rest.len()));
-        let header_bytes = ws::header_bytes_of(frame);
-        tell_of(frame.get(header_bytes..).unwrap_or_default());
-        rest = behind;
+}
+
+/// Appends what the hub has written for a client, without a namespace's events and answers.
+pub fn leave_out(written: &[u8], polls: bool, namespace: &str, out: &mut Vec<u8>) {
+    for (whole, packet) in Written::new(written, polls) {
+        let is_of = match packet {
+            [b'4', b'2' | b'3', rest @ ..] if namespace == MAIN_NAMESPACE => !rest.starts_with(b"/"),
+            [b'4', b'2' | b'3', rest @ ..] => {
+                rest.strip_prefix(namespace.as_bytes()).is_some_and(|rest| rest.starts_with(b","))
+            }
+            _ => false,
+        };
+        if !is_of {
+            out.extend_from_slice(whole);
+        }
+    }
+}
+
+/// The packets of Engine.IO that the hub has written, each with the frame or separator that it stands in.
+struct Written<'w> {
+    rest: &'w [u8],
+    polls: bool,
+}
+
+impl<'w> Written<'w> {
+    fn new(written: &'w [u8], polls: bool) -> Written<'w> {
+        Written { rest: written, polls }
+    }
+}
+
+impl<'w> Iterator for Written<'w> {
+    type Item = (&'w [u8], &'w [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = *self.rest.first()?;
+        let (bytes, header_bytes) = if self.polls {
+            let header_bytes = usize::from(first == engineio::SEPARATOR);
+            let packet = self.rest.get(header_bytes..).unwrap_or_default();
+            (header_bytes + memchr::memchr(engineio::SEPARATOR, packet).unwrap_or(packet.len()), header_bytes)
+        } else {
+            // What is no frame is the answer to the handshake. It is not looked into.
+            match ws::frame_bytes(self.rest) {
+                Some(bytes) => (bytes, ws::header_bytes_of(self.rest)),
+                None => (self.rest.len(), self.rest.len()),
+            }
+        };
+        let (whole, rest) = self.rest.split_at(bytes.min(self.rest.len()));
+        self.rest = rest;
+        Some((whole, whole.get(header_bytes..).unwrap_or_default()))
     }
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from dataclasses import dataclass
 
 from hub import Hub
-from peer import BINARY, CLOSE, TEXT, Answer, Bare, request, upgrade_request
+from peer import BINARY, CLOSE, TEXT, WAIT_S, Answer, Bare, request, upgrade_request
 
 SEPARATOR = "\x1e"
 
@@ -80,8 +81,10 @@ class Polling:
     async def take(self, count: int) -> list[str]:
         """The next `count` packets, over as many polls as it takes."""
         taken = []
-        while len(taken) < count:
-            taken += await self.packets()
+        # A session that lives on pings has no end of its own.
+        async with asyncio.timeout(WAIT_S):
+            while len(taken) < count:
+                taken += await self.packets()
         assert len(taken) == count, taken
         return taken
 
@@ -120,12 +123,13 @@ class Socket:
     async def take(self, count: int = 1) -> list[str | bytes]:
         """The next packets, pings aside, which are answered."""
         taken = []
-        while len(taken) < count:
-            packet = await self.next()
-            if packet == "2":
-                await self.send("3")
-            else:
-                taken.append(packet)
+        async with asyncio.timeout(WAIT_S):
+            while len(taken) < count:
+                packet = await self.next()
+                if packet == "2":
+                    await self.send("3")
+                else:
+                    taken.append(packet)
         return taken
 
     async def one(self) -> str | bytes:
@@ -134,9 +138,10 @@ class Socket:
 
     async def closed(self) -> int | None:
         """Answers pings until the server closes; the code it gives."""
-        while (frame := await self.bare.frame()).opcode != CLOSE:
-            if frame.payload == b"2":
-                await self.send("3")
+        async with asyncio.timeout(WAIT_S):
+            while (frame := await self.bare.frame()).opcode != CLOSE:
+                if frame.payload == b"2":
+                    await self.send("3")
         code, _ = frame.close()
         with contextlib.suppress(OSError):
             await self.bare.send(CLOSE, frame.payload)

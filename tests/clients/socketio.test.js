@@ -503,15 +503,6 @@ for (const mode of Object.keys(MODES)) {
   });
 }
 
-test('a recovered client has its id again', async () => {
-  const client = await Client.join();
-  const { id } = client.socket;
-  cutOff(client);
-  await client.greeted(2);
-  assert.equal(client.socket.recovered, true);
-  assert.deepEqual([client.socket.id, client.greeting.client_id], [id, id]);
-});
-
 test('what a client has not acknowledged comes again, although it was written to the connection that broke', async () => {
   const room = freshRoom();
   const client = await Client.join();
@@ -528,14 +519,6 @@ test('what a client has not acknowledged comes again, although it was written to
   await client.greeted(2);
   assert.equal(client.socket.recovered, true);
   assert.deepEqual(seqs(await client.events(room, 18)), upTo(18, 3));
-});
-
-test('a client that goes on its own accord is not recovered', async () => {
-  const client = await Client.join();
-  client.socket.disconnect();
-  client.socket.connect();
-  await client.greeted(2);
-  assert.equal(client.socket.recovered, false);
 });
 
 test('a session is resumed by the command, with cursors', async () => {

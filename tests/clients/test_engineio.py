@@ -256,20 +256,6 @@ async def test_two_polls_at_once_close_the_session(hub):
     await session.check_gone()
 
 
-async def test_two_posts_at_once_close_the_session(hub):
-    """Until a POST has been seen with another one on its way: that it has arrived is not to be seen from outside."""
-    for _ in range(50):
-        session = await Polling.open(hub, ENGINE)
-        slow = http("POST", session.target, b"4slow")
-        async with await Bare.dial(hub) as bare:
-            await bare.say(slow[:-1])
-            answer = await session.post("4quick")
-            if answer.status == 400:
-                return await session.check_gone()
-            assert answer.body == b"ok"
-    pytest.fail("a second POST was always taken")
-
-
 async def test_a_poll_that_is_given_up_closes_the_session(hub):
     session = await Polling.open(hub, ENGINE)
     async with await Bare.dial(hub) as bare:

@@ -5,13 +5,25 @@ use serde_json::{Value, json};
 
 use crate::node::Node;
 
-pub struct Client {
-    pub link: SimClient,
+/// What comes over a link: the answer to the handshake, then frames.
+#[derive(Debug, Default, Clone)]
+pub struct Incoming {
     unread: Vec<u8>,
     /// The handshake's answer.
     pub status: Option<u16>,
     /// What came instead of an upgrade.
     pub body: Vec<u8>,
+    /// The hub's close frame.
+    pub close: Option<(u16, String)>,
+}
+
+pub struct Client {
+    pub link: SimClient,
+    /// The handshake's answer.
+    pub status: Option<u16>,
+    /// What came instead of an upgrade.
+    pub body: Vec<u8>,
+    incoming: Incoming,
     /// Messages, oldest first.
     pub messages: Vec<Value>,
     /// Frames that are no text: opcode and payload.
@@ -58,9 +70,9 @@ impl Client {
     pub fn raw(link: SimClient) -> Client {
         Client {
             link,
-            unread: Vec::new(),
             status: None,
             body: Vec::new(),
+            incoming: Incoming::default(),
             messages: Vec::new(),
             frames: Vec::new(),
             close: None,
@@ -83,30 +95,56 @@ impl Client {
 
     /// Reads what has arrived.
     pub fn poll(&mut self) {
-        self.unread.extend(self.link.read());
+        for (opcode, payload) in self.incoming.take(self.link.read()) {
+            match opcode {
+                1 => self.messages.push(serde_json::from_slice(&payload).expect("messages are JSON")),
+                _ => self.frames.push((opcode, payload)),
+            }
+        }
+        self.status = self.incoming.status;
+        self.body.append(&mut self.incoming.body);
+        self.close.clone_from(&self.incoming.close);
+    }
+
+    /// The answer to a command.
+    pub fn answer(&self, id: u64) -> Option<&Value> {
+        self.messages.iter().find(|message| message["ref"] == id)
+    }
+
+    /// The numbers of a room's events, in the order they came.
+    pub fn seqs(&self, room: &str) -> Vec<u64> {
+        let events = self.messages.iter().filter(|message| message["room"] == room);
+        events.filter_map(|event| event["seq"].as_u64()).collect()
+    }
+}
+
+impl Incoming {
+    /// Takes what has arrived; the frames that are whole by now, opcode and payload, without the hub's close frame.
+    pub fn take(&mut self, bytes: Vec<u8>) -> Vec<(u8, Vec<u8>)> {
+        self.unread.extend(bytes);
         if self.status.is_none() {
-            let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") else { return };
+            let Some(end) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") else { return Vec::new() };
             let head = String::from_utf8(self.unread.drain(..end + 4).collect()).expect("a head is ASCII");
             let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
             self.status = Some(status.unwrap_or_else(|| panic!("no status in {head:?}")));
         }
         if self.status != Some(101) {
             self.body.append(&mut self.unread);
-            return;
+            return Vec::new();
         }
+        let mut frames = Vec::new();
         while let Some((opcode, payload)) = self.next_frame() {
             let text = String::from_utf8_lossy(&payload);
             assert!(self.close.is_none(), "after the close frame {:?} comes {opcode} {text}", self.close);
-            match opcode {
-                1 => self.messages.push(serde_json::from_slice(&payload).expect("messages are JSON")),
-                8 => {
-                    let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                    let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
-                    self.close = Some((code, reason));
-                }
-                _ => self.frames.push((opcode, payload)),
+            if opcode == 8 {
+                let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
+                self.close = Some((code, reason));
+            } else {
+                frames.push((opcode, payload));
             }
         }
+        frames
     }
 
     fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
@@ -122,16 +160,5 @@ impl Client {
         }
         let payload = self.unread.drain(..at + length).skip(at).collect();
         Some((first & 0x0f, payload))
-    }
-
-    /// The answer to a command.
-    pub fn answer(&self, id: u64) -> Option<&Value> {
-        self.messages.iter().find(|message| message["ref"] == id)
-    }
-
-    /// The numbers of a room's events, in the order they came.
-    pub fn seqs(&self, room: &str) -> Vec<u64> {
-        let events = self.messages.iter().filter(|message| message["room"] == room);
-        events.filter_map(|event| event["seq"].as_u64()).collect()
     }
 }

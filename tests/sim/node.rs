@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastrand::Rng;
 use ringhub::config::Config;
 use ringhub::control::hooks::{Desk, Feed, ShardHooks};
 use ringhub::control::journal::Link;
@@ -16,7 +17,7 @@ use ringhub::ring::Driver;
 use ringhub::ring::sim::{Faults, SimDriver, SimWorld};
 use ringhub::shard::mesh::Mesh;
 use ringhub::shard::request::Request;
-use ringhub::shard::{Entropy, Settings, Shard, Start};
+use ringhub::shard::{Entropy, LeftOver, Settings, Shard, Start};
 
 use crate::client::Client;
 
@@ -42,6 +43,12 @@ pub fn config() -> Config {
     // Rooms are forgotten within the time that tests let pass.
     config.history.age_s = 1;
     config
+}
+
+/// Bytes that are as good as unguessable ones: tokens and ids of sessions made of them differ.
+fn entropy(seed: u64) -> Entropy {
+    let mut rng = Rng::with_seed(seed);
+    Entropy(Box::new(move |bytes| rng.fill(bytes)))
 }
 
 /// Those of the rooms that have their home on one shard.
@@ -88,7 +95,7 @@ impl Node {
                 hooks: hooks.clone(),
                 hasher: hasher.clone(),
                 seed: [seed ^ u64::from(me), seed.rotate_left(17) ^ u64::from(me)],
-                entropy: Entropy(Box::new(|bytes| bytes.fill(7))),
+                entropy: entropy(seed ^ u64::from(me)),
             };
             Some(Shard::new(driver, start))
         });
@@ -186,6 +193,22 @@ impl Node {
     /// The times that each shard has measured.
     pub fn times(&self) -> Vec<ShardTimes> {
         self.figures.iter().map(|figures| figures.times()).collect()
+    }
+
+    /// Clients of Socket.IO whose connection broke are gone when nobody takes their sessions up, and leave nothing.
+    pub fn assert_no_sessions(&mut self) {
+        let config = Config::default();
+        // Those that poll are noticed by their heartbeat only, which is the hub's to begin.
+        let silent_ms = config.socketio.ping_interval_ms + config.socketio.ping_timeout_ms;
+        self.pass(Duration::from_millis(2 * silent_ms));
+        self.pass(Duration::from_secs(config.limits.close_wait_s));
+        // What is kept of sessions goes with time.
+        self.world.advance(Duration::from_secs(3600));
+        self.pass(Duration::from_secs(2));
+        for (place, shard) in self.shards.iter().enumerate() {
+            let Some(shard) = shard else { continue };
+            assert_eq!(shard.left_over(), LeftOver::default(), "what shard {place} still has");
+        }
     }
 
     /// Nothing is left of anybody.

@@ -126,6 +126,15 @@ impl SimClient {
         self.world.borrow_mut().link(self.index).place == Place::Detached
     }
 
+    /// Bytes that a shard has handed over for the client, and that have not arrived or never will.
+    pub fn undelivered(&self) -> Vec<u8> {
+        let mut world = self.world.borrow_mut();
+        let link = world.link(self.index);
+        let mut bytes = link.lost.clone();
+        bytes.extend_from_slice(link.sending.as_deref().unwrap_or_default());
+        bytes
+    }
+
     /// Bytes written that no shard has received.
     pub fn unreceived(&self) -> usize {
         self.world.borrow_mut().link(self.index).upward.len()

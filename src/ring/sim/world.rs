@@ -52,6 +52,8 @@ pub(super) struct Link {
     conn: Option<ConnKey>,
     pub(super) receive: Receive,
     pub(super) sending: Option<Bytes>,
+    /// What was being sent to the client when that failed, as far as it had not arrived.
+    pub(super) lost: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -140,6 +142,7 @@ impl World {
             conn: None,
             receive: Receive::Idle,
             sending: None,
+            lost: Vec::new(),
         });
         index
     }
@@ -232,7 +235,7 @@ impl World {
         }
         link.place = place;
         link.receive = Receive::Idle;
-        link.sending = None;
+        link.lose_chunk();
         if place == Place::Closed {
             link.server_finished = true;
             link.upward.clear();
@@ -311,7 +314,16 @@ impl World {
                 return None;
             }
         }
-        link.sending = None;
+        link.lose_chunk();
         Some(Completion::Sent { conn, error })
+    }
+}
+
+impl Link {
+    /// What of its chunk has not arrived will not arrive any more.
+    fn lose_chunk(&mut self) {
+        if let Some(chunk) = self.sending.take() {
+            self.lost.extend_from_slice(&chunk);
+        }
     }
 }
