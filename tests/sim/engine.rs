@@ -57,6 +57,8 @@ pub struct EngineClient {
     pub reads: bool,
     /// It polls, or did so before.
     pub has_polled: bool,
+    /// Bytes of the answers to its polls.
+    pub polled_bytes: usize,
     /// Whether it goes over to a WebSocket that it has tried.
     pub upgrades: bool,
     is_finished: bool,
@@ -117,6 +119,7 @@ impl EngineClient {
             closed: None,
             reads: true,
             has_polled: false,
+            polled_bytes: 0,
             upgrades: true,
             is_finished: false,
             transport,
@@ -343,6 +346,7 @@ impl EngineClient {
     }
 
     fn payload(&mut self, node: &Node, payload: &[u8]) {
+        self.polled_bytes += payload.len();
         let text = std::str::from_utf8(payload).expect("text");
         text.split('\u{1e}').for_each(|packet| self.packet(node, packet));
     }

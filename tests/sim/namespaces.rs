@@ -119,33 +119,45 @@ fn what_a_namespace_asked_for_before_it_was_left_is_not_for_the_next_visit() {
 
 #[test]
 fn what_waits_for_a_namespace_when_it_is_left_is_not_for_the_next_visit() {
-    for stays in [true, false] {
+    for (stays, polls) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut node = node(config());
-        let mut client = connect(&mut node, 0);
+        let mut client = if polls { EngineClient::poll_at(&node, 0, "") } else { connect(&mut node, 0) };
+        client.settle(&mut node);
         client.let_in(&mut node, "/ws", NONE);
         if stays {
             client.let_in(&mut node, "/", NONE);
         }
         client.ask(&mut node, "/ws", "subscribe", &json!({"room": "project:1"}));
-        let link = client.link().expect("a WebSocket").clone();
-        link.set_read_budget(0);
-        for _ in 0..3 {
+        client.abandon_poll(&node);
+        client.reads = false;
+        client.link().into_iter().for_each(|link| link.set_read_budget(0));
+        for _ in 0..10 {
             publish(&mut node, "project:1", &mut client);
             publish(&mut node, "global", &mut client);
         }
+        if polls {
+            // The answer to one poll is not all of it.
+            client.reads = true;
+            client.poll(&node);
+            client.reads = false;
+            client.settle(&mut node);
+        }
+        let before = client.packets.len();
         client.emit(&node, "/ws", Some(1), "ping", NONE);
         client.leave(&node, "/ws");
         client.enter(&node, "/ws", NONE);
         node.settle();
-        link.set_read_budget(usize::MAX);
+        client.reads = true;
+        client.link().into_iter().for_each(|link| link.set_read_budget(usize::MAX));
         client.settle(&mut node);
         // What was with the kernel had left the hub.
-        let left = client.packets.iter().rposition(|packet| packet.kind == '0').expect("granted");
-        let behind: Vec<&Packet> =
-            client.packets[left + 1..].iter().filter(|packet| packet.namespace == "/ws").collect();
-        assert_eq!(behind.len(), 1, "the greeting: {behind:?}");
+        let entered = client.packets.iter().rposition(|packet| packet.kind == '0').expect("granted");
+        let behind = if polls { before } else { entered };
+        let behind: Vec<&Packet> = client.packets[behind..].iter().filter(|packet| packet.namespace == "/ws").collect();
+        assert_eq!(behind.len(), 2, "the grant and the greeting: {behind:?}");
         let seqs = client.seqs("/", "global");
-        assert_eq!(seqs, if stays { vec![1, 2, 3] } else { vec![] });
+        assert_eq!(seqs, if stays { (1..=10).collect() } else { vec![] }, "polls: {polls}");
+        client.finish(&node);
         end(node, &[&client]);
     }
 }

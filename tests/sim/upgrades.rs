@@ -148,6 +148,38 @@ fn a_poll_that_nobody_waits_for_any_more_takes_nothing_with_it() {
 }
 
 #[test]
+fn what_is_too_much_for_one_poll_comes_with_the_next_ones_to_the_last_word() {
+    let mut node = node(1, config());
+    let mut client = EngineClient::poll_at(&node, 0, "");
+    client.let_in(&mut node, "/", &json!({"session_id": "shared"}));
+    client.abandon_poll(&node);
+    client.reads = false;
+    client.settle(&mut node);
+    let (sent_before, read_before) = (node.figures().bytes_sent, client.polled_bytes);
+    for id in 0..40 {
+        client.emit(&node, "/", Some(id), "ping", NONE);
+    }
+    node.settle();
+    let mut other = EngineClient::connect(&node, 0, "");
+    let link = other.link().expect("a WebSocket").clone();
+    link.set_read_budget(0);
+    other.enter(&node, "/", &json!({"session_id": "shared"}));
+    node.settle();
+    let sent = node.figures().bytes_sent - sent_before;
+    client.reads = true;
+    client.settle(&mut node);
+    let acknowledged: Vec<u64> = client.packets.iter().filter_map(|packet| packet.id).collect();
+    assert_eq!(acknowledged, (0..40).collect::<Vec<_>>());
+    assert_eq!(client.packets.last().map(|packet| packet.kind), Some('1'), "it was taken over");
+    // Each answer counts for what it is, with the separator before it.
+    let (answers, read) = (3, client.polled_bytes - read_before);
+    assert_eq!(node.figures().bytes_sent - sent_before - sent, (read + answers) as u64);
+    link.close();
+    node.assert_no_sessions();
+    node.assert_empty();
+}
+
+#[test]
 fn a_session_that_is_polled_twice_at_once_ends() {
     let mut node = node(1, config());
     let mut client = EngineClient::poll_at(&node, 0, "");
