@@ -13,6 +13,12 @@ export function seeded(seed) {
   };
 }
 
+/** The other side gets a reset. A socket that has said its end can't any more: Node would not close it at all then. */
+function reset(socket) {
+  if (socket.writableEnded) socket.destroy();
+  else socket.resetAndDestroy();
+}
+
 export class LossyProxy {
   pairs = new Set();
   #sockets = new Set();
@@ -37,7 +43,7 @@ export class LossyProxy {
 
   #accept(client, port) {
     this.accepted++;
-    if (this.refuses) return client.resetAndDestroy();
+    if (this.refuses) return reset(client);
     const hub = connect({ port, host: '127.0.0.1', noDelay: true, allowHalfOpen: true });
     const pair = { client, hub, frozen: false, isMute: false, stalled: undefined };
     client.allowHalfOpen = true;
@@ -83,8 +89,8 @@ export class LossyProxy {
   /** As if a cable were pulled and the kernel had noticed: both sides get a reset. */
   cut() {
     for (const { client, hub } of this.pairs) {
-      client.resetAndDestroy();
-      hub.resetAndDestroy();
+      reset(client);
+      reset(hub);
     }
   }
 
@@ -111,8 +117,8 @@ export class LossyProxy {
     for (const pair of this.pairs) {
       pair.isMute = true;
       setTimeout(() => {
-        pair.client.resetAndDestroy();
-        pair.hub.resetAndDestroy();
+        reset(pair.client);
+        reset(pair.hub);
       }, 5);
     }
   }
