@@ -40,6 +40,7 @@ pub use net::{IpNet, Listen, TrustedProxies};
 pub use options::*;
 pub use problem::{ConfigError, Origin, Problem};
 pub use table::{OptionDef, Reload, Rule};
+pub(crate) use validate::{is_engine_path, is_namespace};
 
 /// Most shards a node can have; the mesh has a queue for each pair of them.
 pub const SHARDS_MAX: usize = 64;

@@ -113,7 +113,7 @@ options! {
     /// Socket.IO (protocol 5 over Engine.IO 4), for clients that speak it.
     socketio: SocketIoConfig {
         /// The path that sessions are opened at; empty serves none.
-        path: String = "/socket.io/".to_owned(), Rule::Any, "", Restart;
+        path: Option<String> = Some("/socket.io/".to_owned()), Rule::Any, "", Restart;
         /// The namespaces that clients may be in; each begins with a slash.
         namespaces: Vec<String> = vec!["/".to_owned(), "/ws".to_owned()], Rule::Any, "", Restart;
         /// Largest message of a client, and largest body of a poll's POST; 0 for `limits.message_bytes_max`.

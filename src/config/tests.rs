@@ -267,6 +267,60 @@ fn origins_must_be_able_to_match() {
 }
 
 #[test]
+fn socketio_has_a_path_of_its_own_or_none() {
+    for right in ["", "/socket.io/", "/socket.io", "/a/b/c", "/%20", "/ws2/", "/api2", "/a:b*c"] {
+        let config = set(&[&format!("socketio.path={right}")]);
+        assert_eq!(config.expect(right).socketio.path.unwrap_or_default(), right);
+    }
+    let taken = ["/ws", "/ws/a", "/api/v1/x", "/metrics/", "/events", "/echo", "/ringhub.js", "/webhooks/x", "/live"];
+    let odd = ["/", "//", "socket.io", "/a b", "/a?b", "/a#b", "/{a}", "/é", "/a\"b"];
+    // A segment that begins like this is no text to those who look for the route.
+    let special = ["/:a", "/a/:b/", "/*", "/a/*b"];
+    for wrong in taken.into_iter().chain(odd).chain(special) {
+        let complaint = complaint(set(&[&format!("socketio.path={wrong}")]));
+        assert!(complaint.contains("socketio.path") && complaint.contains("expected a path of its own"), "{complaint}");
+    }
+}
+
+#[test]
+fn the_namespaces_of_socketio_can_be_written_and_told_apart() {
+    let set = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+        file(&format!("socketio.namespaces = [{}]", names.join(",")))
+    };
+    let longest = format!("/{}", "a".repeat(127));
+    for right in [&["/"][..], &["/ws", "/é", "/a b"], &[&longest], &[]] {
+        assert_eq!(set(right).expect("valid").socketio.namespaces, right);
+    }
+    for wrong in [&["ws"][..], &["/a,b"], &["/a\tb"], &["/a", "/b", "/a"], &[&format!("{longest}a")]] {
+        let complaint = complaint(set(wrong));
+        assert!(complaint.contains("socketio.namespaces") && complaint.contains("begins with a slash"), "{complaint}");
+    }
+    let many: Vec<String> = (0..=super::NAMESPACES_MAX).map(|number| format!("/{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(set(&many[1..]).is_ok());
+    assert!(complaint(set(&many)).contains("at most"));
+}
+
+#[test]
+fn a_cookie_of_socketio_has_a_name_or_there_is_none() {
+    let cookie = |name: &str| set(&[&format!("socketio.cookie={name}")]).map(|config| config.socketio.cookie);
+    assert_eq!(cookie("io"), Ok(Some("io".to_owned())));
+    assert_eq!(cookie("A-b_c.9"), Ok(Some("A-b_c.9".to_owned())));
+    assert_eq!(cookie(""), Ok(None), "not one without a name");
+    for wrong in ["a b", "a;b", "a=b", "é", "a\tb"] {
+        assert!(cookie(wrong).is_err(), "{wrong}");
+    }
+    // Its message says where: a bound of messages is the client's bound, unless it has one of its own.
+    let bytes =
+        |payload: &str| set(&[&format!("socketio.payload_bytes_max={payload}"), "limits.message_bytes_max=2000"]);
+    assert_eq!(
+        ["0", "5000"].map(|payload| bytes(payload).map(|config| config.engine_bytes_max())),
+        [Ok(2000), Ok(5000)]
+    );
+}
+
+#[test]
 fn a_reload_keeps_what_needs_a_restart_and_names_it() {
     let running = set(&["shards.count=2", "auth.enabled=false"]).expect("valid");
     let new = set(&["shards.count=4", "limits.rooms_max=5", "auth.enabled=false"]).expect("valid");

@@ -47,19 +47,14 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             report(key, format!("{pattern:?}: expected SCHEME://HOST[:PORT], SCHEME://*.HOST[:PORT] or *"));
         }
     }
-    let path = &config.socketio.path;
-    let is_path = path.starts_with('/')
-        && path.len() > 1
-        && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"{}".contains(&b));
-    if !path.is_empty() && (!is_path || is_taken(path)) {
+    if let Some(path) = &config.socketio.path
+        && !is_engine_path(path)
+    {
         report("socketio.path", format!("{path:?}: expected a path of its own, such as /socket.io/"));
     }
     let namespaces = &config.socketio.namespaces;
     for (place, name) in namespaces.iter().enumerate() {
-        let is_name = name.starts_with('/')
-            && name.len() <= NAMESPACE_BYTES_MAX
-            && !name.bytes().any(|byte| byte == b',' || byte.is_ascii_control());
-        if !is_name || namespaces.iter().take(place).any(|other| other == name) {
+        if !is_namespace(name) || namespaces.iter().take(place).any(|other| other == name) {
             let message = format!("{name:?}: expected a name that begins with a slash, without commas, once");
             report("socketio.namespaces", message);
         }
@@ -129,6 +124,21 @@ fn demo(config: &Config) -> Vec<&'static str> {
         ),
     ];
     lacks.into_iter().filter(|(is_so, _)| *is_so).map(|(_, message)| message).collect()
+}
+
+/// Whether sessions of Engine.IO can be opened at a path: it is one, and nothing else is there.
+pub fn is_engine_path(path: &str) -> bool {
+    let is_path = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"{}".contains(&b));
+    // The router takes such segments for those of other versions of it, and refuses them.
+    let is_plain = path.split('/').all(|segment| !segment.starts_with([':', '*']));
+    is_path && is_plain && !is_taken(path)
+}
+
+/// Whether a namespace of Socket.IO can have that name.
+pub fn is_namespace(name: &str) -> bool {
+    name.starts_with('/')
+        && name.len() <= NAMESPACE_BYTES_MAX
+        && !name.bytes().any(|byte| byte == b',' || byte.is_ascii_control())
 }
 
 /// Whether something else is served there.

@@ -507,6 +507,72 @@ mod tests {
         assert_eq!(outbox.bytes(), 60);
     }
 
+    #[test]
+    fn what_waits_is_written_anew_each_lane_in_its_order_and_the_rest_is_left_alone() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        push(&mut outbox, ORDINARY, "sending ");
+        assert!(outbox.take_chunk(&memory).is_some());
+        outbox.answers().extend_from_slice(b"answer ");
+        for (lane, text) in [(ORDINARY, "one "), (URGENT, "two "), (ORDINARY, "gone "), (ORDINARY, "three ")] {
+            push(&mut outbox, lane, text);
+        }
+        outbox.convert(Protocol::SocketIo, &memory, |chunk, out| {
+            if !chunk.starts_with(b"gone") {
+                out.push(b'<');
+                out.extend_from_slice(chunk);
+            }
+        });
+        assert_eq!(outbox.protocol(), Protocol::SocketIo);
+        assert_eq!((outbox.events_bytes(), outbox.queued_bytes(), outbox.bytes()), (17, 25, 33));
+        assert!(outbox.is_sending() && outbox.waits_in(URGENT) && outbox.waits_in(ORDINARY));
+        outbox.sent();
+        assert_eq!(drain(&mut outbox), [b"<answer <two <one <three ".to_vec()]);
+        assert!(outbox.is_empty());
+        drop(outbox);
+        assert_eq!(memory.bytes(), 0, "what was written anew is counted, and no more once it is gone");
+    }
+
+    #[test]
+    fn of_what_is_written_anew_as_nothing_no_trace_is_left() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        outbox.answers().extend_from_slice(b"answer");
+        push(&mut outbox, ORDINARY, "1");
+        push(&mut outbox, URGENT, "2");
+        outbox.fall_in_line();
+        outbox.hold();
+        outbox.rewrite(&memory, |_, _| {});
+        assert!(outbox.is_held(), "that is not about what waits");
+        outbox.release();
+        assert!(outbox.is_empty() && !outbox.waits_in(URGENT) && !outbox.waits_in(ORDINARY));
+        // There is no line any more.
+        push(&mut outbox, ORDINARY, "4 ");
+        push(&mut outbox, URGENT, "3 ");
+        assert_eq!(drain(&mut outbox), [b"3 4 ".to_vec()]);
+        // One is as long as there is something in it.
+        push(&mut outbox, ORDINARY, "5 ");
+        outbox.fall_in_line();
+        outbox.rewrite(&memory, |chunk, out| out.extend_from_slice(chunk));
+        push(&mut outbox, URGENT, "6 ");
+        assert_eq!(drain(&mut outbox), [b"5 6 ".to_vec()]);
+    }
+
+    #[test]
+    fn a_held_outbox_is_not_empty_and_keeps_what_it_has() {
+        let mut outbox = Outbox::default();
+        outbox.hold();
+        assert!(!outbox.is_empty(), "something goes first");
+        push(&mut outbox, ORDINARY, "event ");
+        outbox.becomes(Protocol::Polling);
+        outbox.drop_events();
+        assert!(outbox.is_held() && outbox.protocol() == Protocol::Polling);
+        push(&mut outbox, URGENT, "later");
+        outbox.release();
+        assert_eq!(drain(&mut outbox), [b"later".to_vec()]);
+        assert!(outbox.is_empty());
+    }
+
     fn push(outbox: &mut Outbox, lane: Lane, text: &'static str) {
         assert_eq!(outbox.push_events(&Bytes::from_static(text.as_bytes()), lane, usize::MAX), Ok(()));
     }

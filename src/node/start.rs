@@ -39,6 +39,9 @@ pub enum StartError {
     /// The keys can't be read or used.
     #[error("auth: {0}")]
     Keys(#[from] AuthSetupError),
+    /// What the embedding program serves.
+    #[error("what the program serves: {0}")]
+    Handlers(String),
     /// A listener's address can't be had.
     #[error("can't listen on {address}: {error}{}", hint(.error))]
     Listen {
@@ -86,6 +89,7 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, StartError> {
+    handlers.check(&config).map_err(StartError::Handlers)?;
     host::raise_open_files()?;
     draw_secret(&mut config)?;
     let shards = config.shard_count() as u16;
@@ -224,8 +228,7 @@ fn control_options(settings: &Settings, store: Option<Store>) -> control::Option
     let config = &settings.config;
     let socketio = &config.socketio;
     let messages = settings.handlers.messages.as_ref().map(|(path, _)| path.to_string());
-    let engine_paths =
-        [Some(socketio.path.clone()), messages].into_iter().flatten().filter(|path| !path.is_empty()).collect();
+    let engine_paths = socketio.path.iter().cloned().chain(messages).collect();
     control::Options {
         internal: config.listen.internal.clone(),
         internal_connections_max: HTTP_CONNECTIONS_MAX,

@@ -7,8 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::socketio::{Space, Terms};
+use super::socketio::{NAMESPACES_MAX, Space, Terms};
 use crate::auth::Identity;
+use crate::config::{Config, is_engine_path, is_namespace};
 use crate::wire::outlet::Outlet;
 use crate::wire::socketio::{ATTACHMENTS_MAX, Attachments, Header, Kind};
 
@@ -48,6 +49,29 @@ impl fmt::Debug for Handlers {
 }
 
 impl Handlers {
+    /// Why that can't be served beside what is configured, if it can't.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), String> {
+        if let Some((path, _)) = &self.messages {
+            let bare = path.trim_end_matches('/');
+            let is_configured = config.socketio.path.as_deref().is_some_and(|one| one.trim_end_matches('/') == bare);
+            if is_configured || !is_engine_path(path) {
+                return Err(format!("{path:?}: expected a path of its own"));
+            }
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for (name, _) in &self.namespaces {
+            if !is_namespace(name) || names.contains(&&**name) {
+                return Err(format!("{name:?}: expected a name that begins with a slash, without commas, once"));
+            }
+            names.push(name);
+        }
+        names.retain(|name| !config.socketio.namespaces.iter().any(|configured| configured == name));
+        if config.socketio.namespaces.len() + names.len() > NAMESPACES_MAX {
+            return Err(format!("at most {NAMESPACES_MAX} namespaces, those that are configured included"));
+        }
+        Ok(())
+    }
+
     /// The handler of a namespace.
     pub fn namespace(&self, name: &str) -> Option<&Arc<dyn NamespaceHandler>> {
         self.namespaces.iter().find(|(known, _)| **known == *name).map(|(_, handler)| handler)
@@ -168,5 +192,86 @@ impl Caller<'_, '_> {
         let header = Header { kind, attachments: count, namespace: self.space.name(self.terms), id };
         self.outlet.socketio(&header, &[first, arguments.json, b"]"]);
         attachments.for_each(|data| self.outlet.binary(data));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::socketio::Spaces;
+    use super::*;
+    use crate::wire::engineio::PayloadWriter;
+
+    struct Silent;
+
+    impl MessageHandler for Silent {
+        fn text(&self, _: &mut MessageCaller<'_, '_>, _: &str) {}
+
+        fn binary(&self, _: &mut MessageCaller<'_, '_>, _: &[u8]) {}
+    }
+
+    impl NamespaceHandler for Silent {
+        fn connected(&self, _: &mut Caller<'_, '_>, _: &str) {}
+
+        fn event(&self, _: &mut Caller<'_, '_>, _: &HandledEvent<'_>) {}
+    }
+
+    fn namespaces(names: &[&str]) -> Handlers {
+        let handler = |name: &&str| -> (Box<str>, Arc<dyn NamespaceHandler>) { ((*name).into(), Arc::new(Silent)) };
+        Handlers { messages: None, namespaces: names.iter().map(handler).collect() }
+    }
+
+    #[test]
+    fn what_a_program_serves_is_where_nothing_else_is() {
+        let mut config = Config::default();
+        let at = |path: &str| Handlers { messages: Some((path.into(), Arc::new(Silent))), namespaces: Vec::new() };
+        assert_eq!(Handlers::default().check(&config), Ok(()));
+        assert_eq!(at("/engine.io/").check(&config), Ok(()));
+        for wrong in ["", "engine.io", "/", "/ws", "/api/v1/mine", "/{a}", "/:a", "/socket.io/", "/socket.io"] {
+            let complaint = at(wrong).check(&config).expect_err("refused");
+            assert_eq!(complaint, format!("{wrong:?}: expected a path of its own"));
+        }
+        config.socketio.path = None;
+        assert_eq!(at("/socket.io/").check(&config), Ok(()));
+    }
+
+    #[test]
+    fn namespaces_of_a_program_are_as_those_that_are_configured_and_may_be_the_same() {
+        let mut config = Config::default();
+        assert_eq!(namespaces(&["/", "/ws", "/mine"]).check(&config), Ok(()));
+        for wrong in [&["mine"][..], &["/a,b"], &["/mine", "/mine"], &[""]] {
+            assert!(namespaces(wrong).check(&config).is_err(), "{wrong:?}");
+        }
+        config.socketio.namespaces = (1..NAMESPACES_MAX).map(|number| format!("/{number}")).collect();
+        assert_eq!(namespaces(&["/mine", "/1"]).check(&config), Ok(()), "that is as many as there may be");
+        let complaint = namespaces(&["/mine", "/1", "/other"]).check(&config).expect_err("too many");
+        assert!(complaint.contains("at most"), "{complaint}");
+    }
+
+    /// What a handler sends to a client that polls.
+    fn sent(tell: impl FnOnce(&mut Caller<'_, '_>)) -> String {
+        let names: [Box<str>; 2] = ["/".into(), "/mine".into()];
+        let terms = Terms {
+            namespaces: &names,
+            message_bytes_max: 1000,
+            ping_interval_ms: 1,
+            ping_timeout_ms: 1,
+            connect_timeout_ms: 1,
+        };
+        let (identity, mut out) = (Identity::anonymous("a".to_owned()), Vec::new());
+        let space = Spaces::of_bits(0b10).iter().next().expect("one");
+        let outlet = &mut Outlet::Payload(PayloadWriter::new(&mut out));
+        tell(&mut Caller { space, terms: &terms, identity: &identity, client_id: "c", outlet });
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn events_and_answers_of_a_program_are_packets_of_its_namespace() {
+        assert_eq!(sent(|caller| caller.emit("a\"b", &Arguments::of_json(""))), r#"42/mine,["a\"b"]"#);
+        assert_eq!(sent(|caller| caller.emit("a", &Arguments::of_json(r#"1,{"b":2}"#))), r#"42/mine,["a",1,{"b":2}]"#);
+        let event = |id| HandledEvent { name: "a", arguments: Arguments::of_json("1"), id };
+        let answer = |id| sent(|caller| caller.acknowledge(&event(id), &event(id).arguments));
+        assert_eq!(answer(Some(7)), "43/mine,7[1]");
+        assert_eq!(answer(None), "", "nobody waits for it");
+        assert!(event(Some(0)).wants_answer() && !event(None).wants_answer());
     }
 }

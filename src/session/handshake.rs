@@ -209,8 +209,8 @@ impl Gate<'_> {
 
     /// Which of Engine.IO's paths that is, if it is one.
     pub fn engine_path(&self, path: &str) -> Option<EnginePath> {
-        let is = |known: &str| !known.is_empty() && path.trim_end_matches('/') == known.trim_end_matches('/');
-        if is(&self.config.socketio.path) {
+        let is = |known: &str| path.trim_end_matches('/') == known.trim_end_matches('/');
+        if self.config.socketio.path.as_deref().is_some_and(is) {
             Some(EnginePath::SocketIo)
         } else {
             self.messages_path.is_some_and(is).then_some(EnginePath::Messages)
@@ -337,10 +337,14 @@ mod tests {
     }
 
     fn decide(config: &Config, text: &str) -> Result<Request, Refusal> {
+        let head = parse_head(text.as_bytes(), 16_384)?.expect("whole");
+        with_gate(config, |gate| gate.decide(&head, NOW))
+    }
+
+    fn with_gate<R>(config: &Config, then: impl FnOnce(&Gate<'_>) -> R) -> R {
         let verifier = Verifier::new(config).expect("keys");
         let anonymous = Arc::new(Identity::anonymous("anonymous".to_owned()));
-        let head = parse_head(text.as_bytes(), 16_384)?.expect("whole");
-        Gate { config, verifier: &verifier, anonymous: &anonymous, messages_path: None }.decide(&head, NOW)
+        then(&Gate { config, verifier: &verifier, anonymous: &anonymous, messages_path: Some("/mine/") })
     }
 
     fn with_secret() -> Config {
@@ -432,6 +436,107 @@ mod tests {
             let text = get("room=a", "").replace("GET", method);
             assert!(matches!(decide(&config, &text), Ok(Request::HandOver)), "{method}");
         }
+    }
+
+    #[test]
+    fn a_websocket_at_a_path_of_engineio_opens_a_session_or_goes_on_with_one() {
+        let config = with_secret();
+        for (path, of) in [
+            ("/socket.io/", EnginePath::SocketIo),
+            ("/socket.io", EnginePath::SocketIo),
+            ("/mine/", EnginePath::Messages),
+            ("/mine", EnginePath::Messages),
+        ] {
+            match decide(&config, &request(&format!("{path}?EIO=4&transport=websocket&client_id=c&session_id=s"), "")) {
+                Ok(Request::Engine(asked)) => {
+                    assert_eq!((asked.path, &*asked.key, asked.base64), (of, "dGhlIHNhbXBsZSBub25jZQ==", false));
+                    assert_eq!((asked.client_id.as_deref(), asked.session_id.as_deref()), (Some("c"), Some("s")));
+                    assert!(matches!(asked.offered, Offered::Nothing), "a token may come with the CONNECT");
+                }
+                other => panic!("{path}: {other:?}"),
+            }
+            match decide(&config, &request(&format!("{path}?EIO=4&transport=websocket&sid=abc&b64=1"), "")) {
+                Ok(Request::Probe(asked)) => {
+                    assert_eq!((asked.path, &*asked.sid, asked.base64), (of, "abc", true));
+                    assert_eq!(&*asked.key, "dGhlIHNhbXBsZSBub25jZQ==");
+                }
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        // The control plane has the bodies of polls, and tells what is wrong with the others.
+        for text in
+            ["GET /socket.io/?EIO=4&transport=polling", "POST /mine/?EIO=4&transport=polling&sid=a", "PUT /mine"]
+        {
+            let decided = decide(&config, &format!("{text} HTTP/1.1\r\nHost: h\r\n\r\n"));
+            assert!(matches!(decided, Ok(Request::HandOver)), "{text}");
+        }
+        let mut without = with_secret();
+        without.socketio.path = None;
+        let refusal =
+            decide(&without, &request("/socket.io/?EIO=4&transport=websocket", "")).expect_err("no such path");
+        assert_eq!(refusal.status, 404);
+        for path in ["/socket.io/x", "/socket", "/", "/mine.io"] {
+            assert!(decide(&config, &request(&format!("{path}?EIO=4&transport=websocket"), "")).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_no_session_is_refused_as_the_reference_server_does() {
+        let mut config = with_secret();
+        config.auth.origins = vec!["https://app.example.com".to_owned()];
+        let refused =
+            |query: &str, headers: &str| match decide(&config, &request(&format!("/socket.io/?{query}"), headers)) {
+                Ok(Request::EngineRefused(error)) => error,
+                other => panic!("{query}: {other:?}"),
+            };
+        let (good, evil) = ("Origin: https://app.example.com\r\n", "Origin: https://evil.example.com\r\n");
+        let open = "EIO=4&transport=websocket";
+        assert_eq!(refused("", good), RequestError::TransportUnknown);
+        assert_eq!(refused("EIO=3&transport=websocket", good), RequestError::UnsupportedVersion);
+        assert_eq!(refused("EIO=4&transport=polling", good), RequestError::BadRequest);
+        assert_eq!(refused("EIO=4&transport=websocket&sid=a/b", good), RequestError::SessionUnknown);
+        assert_eq!(refused(open, evil), RequestError::Forbidden);
+        assert_eq!(refused(&format!("{open}&sid=abc"), evil), RequestError::Forbidden, "nor does it take one over");
+        for name in ["client_id", "session_id"] {
+            assert_eq!(refused(&format!("{open}&{name}=a%20b"), good), RequestError::BadRequest);
+        }
+        // A handshake that is none is answered as it is everywhere.
+        let text = request(&format!("/socket.io/?{open}"), good).replace("Version: 13", "Version: 12");
+        assert_eq!(decide(&config, &text).expect_err("refused").status, 426);
+    }
+
+    #[test]
+    fn a_request_for_a_session_says_who_the_client_is_and_is_not_refused_for_it() {
+        let mut config = with_secret();
+        config.auth.cookie = Some("auth".to_owned());
+        let good = token(&config, "alice", &["websocket:connect"], 1_000_000_100);
+        let expired = token(&config, "alice", &["websocket:connect"], 999_999_000);
+        let weak = token(&config, "alice", &["websocket:subscribe"], 1_000_000_100);
+        let offered = |config: &Config, query: &str, headers: &str| {
+            let text = format!("GET /socket.io/?EIO=4&transport=polling{query} HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
+            let head = parse_head(text.as_bytes(), 16_384).expect("well-formed").expect("whole");
+            let asked = with_gate(config, |gate| gate.engine_asked(EnginePath::SocketIo, &head, None, NOW));
+            let asked = asked.expect("never refused for its token");
+            assert_eq!((&*asked.key, asked.base64), ("", false));
+            match asked.offered {
+                Offered::Nothing => "nothing".to_owned(),
+                Offered::Identity(identity) => identity.user_id.clone(),
+                Offered::Refused(refusal) => refusal.status.to_string(),
+            }
+        };
+        assert_eq!(offered(&config, "", ""), "nothing");
+        for (query, headers) in [
+            ("", format!("Authorization: Bearer {good}\r\n")),
+            (&*format!("&token={good}"), String::new()),
+            ("", format!("Cookie: auth={good}\r\n")),
+        ] {
+            assert_eq!(offered(&config, query, &headers), "alice");
+        }
+        assert_eq!(offered(&config, &format!("&token={expired}"), ""), "401");
+        assert_eq!(offered(&config, &format!("&token={weak}"), ""), "403");
+        assert_eq!(offered(&config, "&token=x", ""), "401");
+        config.auth.enabled = false;
+        assert_eq!(offered(&config, "&token=x", ""), "anonymous", "nobody is asked");
     }
 
     #[test]

@@ -50,6 +50,15 @@ pub struct Polling {
 }
 
 impl Polling {
+    /// Writes what a poll could not take anew: `write` appends what is to be there in its place.
+    pub fn rewrite_unsent(&mut self, write: impl Fn(&[u8], &mut Vec<u8>)) {
+        if let Some(unsent) = self.unsent.take() {
+            let mut written = Vec::new();
+            write(&unsent, &mut written);
+            self.unsent = (!written.is_empty()).then(|| written.into());
+        }
+    }
+
     /// What goes before all that is in the outbox, and may never have come to the client.
     pub fn owed(&self) -> impl Iterator<Item = &Bytes> {
         self.given.iter().chain(&self.unsent)
@@ -114,8 +123,10 @@ impl State {
     fn polled(&self, sid: &str) -> Result<ConnKey, RequestError> {
         let conn = *self.engines.get(sid).ok_or(RequestError::SessionUnknown)?;
         let connection = self.connections.get(conn).ok_or(RequestError::SessionUnknown)?;
+        let polling = connection.socketio.as_deref().and_then(|socketio| socketio.polling.as_deref());
+        let waits = !connection.outbox.is_empty() || polling.is_some_and(|polling| polling.unsent.is_some());
         match connection.phase {
-            Phase::Closing(_) if connection.outbox.is_empty() => Err(RequestError::SessionUnknown),
+            Phase::Closing(_) if !waits => Err(RequestError::SessionUnknown),
             _ if connection.polls() => Ok(conn),
             _ => Err(RequestError::BadRequest),
         }
@@ -180,12 +191,16 @@ impl State {
         let (now, later) = engineio::split_payload(&chunk, PACKETS_PER_POLL_MAX);
         match poll.try_resolve(Ok(EngineAnswer::Payload(engineio::begin_payload(now.clone())))) {
             Ok(()) => {
+                figures.bytes_sent.add(now.len() as u64);
+                *sent_bytes += now.len() as u64;
                 polling.given = Some(now);
                 polling.unsent = (!later.is_empty()).then_some(later);
-                figures.bytes_sent.add(chunk.len() as u64);
-                *sent_bytes += chunk.len() as u64;
-                *sending += 1;
-                self.sent(conn, 0);
+                outbox.sent();
+                // The chunk is sent with its last part: what is next, be it the end, comes behind that.
+                if polling.unsent.is_none() {
+                    *sending += 1;
+                    self.sent(conn, 0);
+                }
             }
             // Its client has gone away in this moment. The next poll gets it.
             Err(_) => {

@@ -369,3 +369,187 @@ pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, u64)> {
     }
     first
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::batch::{FrameMemory, OpenBatch};
+    use crate::hub::name::{NameHasher, ShardId};
+    use crate::ring::ConnKey;
+    use crate::wire::engineio::{begin_payload, payload_to_frames};
+    use crate::wire::envelope::{Event, Stamp, rfc3339};
+    use crate::wire::ws;
+
+    fn spaces(bits: u32) -> Spaces {
+        Spaces::of_bits(bits)
+    }
+
+    fn space(index: usize) -> Space {
+        spaces(1 << index).iter().next().expect("one")
+    }
+
+    fn address(slot: u32) -> Address {
+        Address { shard: ShardId(0), conn: ConnKey { slot, generation: 1 } }
+    }
+
+    fn batch(excluded: [Option<u32>; 3]) -> Batch {
+        let stamp = Stamp { id: [b'i'; 36], timestamp: rfc3339(0) };
+        let (mut open, long) = (OpenBatch::default(), format!("\"{}\"", "x".repeat(300)));
+        for (seq, (exclude, data)) in excluded.into_iter().zip(["{}", &long, "3"]).enumerate() {
+            let event = Event { room: "a:b", kind: "a.b", seq: seq as u64 + 1, data: data.as_bytes() };
+            open.push(&stamp, &event, exclude.map(address), 0);
+        }
+        open.seal(NameHasher::new(0).room("a:b"), &FrameMemory::default(), 0)
+    }
+
+    /// The packets of a batch for these namespaces, as a poll gets them; a WebSocket is seen to get the same.
+    fn packets(namespaces: u32, batch: &Batch, without: Option<Address>) -> Vec<String> {
+        let names: [Box<str>; 3] = ["/".into(), "/ws".into(), "/admin".into()];
+        let (mut frames, mut payload, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        let form = |polls| Form { spaces: spaces(namespaces), polls };
+        form(false).write(&mut frames, &names, batch, without);
+        form(true).write(&mut payload, &names, batch, without);
+        payload_to_frames(&payload, false, &mut expected);
+        assert_eq!(frames, expected);
+        if payload.is_empty() {
+            return Vec::new();
+        }
+        let text = String::from_utf8(begin_payload(payload.into()).to_vec()).expect("text");
+        text.split(char::from(SEPARATOR)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_batch_is_written_event_by_event_for_each_namespace() {
+        let batch = batch([None; 3]);
+        let object = |event: usize| {
+            let frame = batch.frame(&batch.events[event]);
+            String::from_utf8(frame[ws::header_bytes_of(&frame)..].to_vec()).expect("text")
+        };
+        let packet = |namespace: &str, event| format!("42{namespace}[\"a.b\",{}]", object(event));
+        assert_eq!(packets(0b001, &batch, None), [0, 1, 2].map(|event| packet("", event)));
+        assert_eq!(
+            packets(0b110, &batch, None),
+            [
+                packet("/ws,", 0),
+                packet("/admin,", 0),
+                packet("/ws,", 1),
+                packet("/admin,", 1),
+                packet("/ws,", 2),
+                packet("/admin,", 2),
+            ]
+        );
+        assert_eq!(packets(0, &batch, None), [""; 0]);
+    }
+
+    #[test]
+    fn the_publisher_is_left_out_of_its_own_events_only() {
+        let batch = batch([Some(5), None, Some(6)]);
+        let seqs = |without: Option<u32>| -> Vec<String> {
+            let seq = |packet: String| {
+                packet.split("\"seq\":").nth(1).and_then(|rest| rest.split(',').next()).map(Into::into)
+            };
+            packets(0b010, &batch, without.map(address)).into_iter().filter_map(seq).collect()
+        };
+        assert_eq!(seqs(None), ["1", "2", "3"]);
+        assert_eq!(seqs(Some(5)), ["2", "3"]);
+        assert_eq!(seqs(Some(6)), ["1", "2"]);
+        assert_eq!(seqs(Some(7)), ["1", "2", "3"]);
+        let own = super::tests::batch([Some(5); 3]);
+        assert_eq!(packets(0b111, &own, Some(address(5))), [""; 0]);
+    }
+
+    #[test]
+    fn the_namespaces_of_a_room_are_noted_until_the_connection_has_left_it() {
+        let mut rooms = RoomSpaces::default();
+        let [one, two, three] = [1, 2, 3].map(RoomId);
+        assert_eq!((rooms.of(one), rooms.is_wanted(one)), (None, false));
+        rooms.add(one, space(0));
+        rooms.add(one, space(2));
+        rooms.add(two, space(2));
+        rooms.put(three, spaces(0b110));
+        assert_eq!([one, two, three].map(|room| rooms.of(room)), [0b101, 0b100, 0b110].map(|bits| Some(spaces(bits))));
+        assert_eq!(rooms.only(space(2)), [two]);
+        assert_eq!(rooms.only(space(0)), [] as [RoomId; 0]);
+        rooms.put(three, spaces(0b100));
+        assert_eq!(rooms.only(space(2)), [two, three], "it is what was put last");
+        rooms.remove(one, space(0));
+        rooms.remove(one, space(1));
+        assert_eq!(rooms.of(one), Some(spaces(0b100)));
+        rooms.leave(space(2));
+        for room in [one, two, three] {
+            // Nobody gets its events, rather than everybody.
+            assert_eq!((rooms.of(room), rooms.is_wanted(room)), (Some(spaces(0)), false));
+        }
+        rooms.add(two, space(1));
+        assert!(rooms.is_wanted(two));
+        rooms.forget(two);
+        assert_eq!((rooms.of(two), rooms.is_wanted(two)), (None, false));
+        assert_eq!(rooms.of(one), Some(spaces(0)), "that was about another room");
+    }
+
+    fn session() -> SocketIo {
+        let terms = Terms {
+            namespaces: &[],
+            message_bytes_max: 1 << 20,
+            ping_interval_ms: 25_000,
+            ping_timeout_ms: 20_000,
+            connect_timeout_ms: 45_000,
+        };
+        let entry = Entry { offered: Offered::Nothing, peer: None, told: None, client_id: None, session_id: None };
+        SocketIo::new(Engine::new(0, &terms), "sid".into(), EnginePath::SocketIo, false, entry)
+    }
+
+    fn hold(session: &mut SocketIo, message: &str) -> bool {
+        session.hold(&Packet::Text { kind: PacketKind::Message, data: &mut message.as_bytes().to_vec() })
+    }
+
+    #[test]
+    fn the_connects_that_were_kept_first_are_taken_before_what_came_behind_them() {
+        let mut session = session();
+        for packet in ["0/ws,", "0/admin,{\"token\":\"x\"}", "2[\"a\"]", "0/late,"] {
+            assert!(hold(&mut session, packet));
+        }
+        assert!(session.hold(&Packet::Binary(&mut [1, 2])));
+        assert_eq!(session.take_held_connects(), b"\x1e40/ws,\x1e40/admin,{\"token\":\"x\"}");
+        assert_eq!(session.take_held_connects(), b"");
+        assert_eq!(session.take_held(), b"\x1e42[\"a\"]\x1e40/late,\x1ebAQI=");
+        assert_eq!((session.take_held_connects(), session.take_held()), (Vec::new(), Vec::new()));
+        assert!(hold(&mut session, "0"));
+        assert_eq!(session.take_held_connects(), b"\x1e40", "it may be the last");
+    }
+
+    #[test]
+    fn one_packet_may_be_as_large_as_it_is_and_more_than_the_bound_is_too_much() {
+        let mut session = session();
+        let large = "x".repeat(HELD_BYTES_MAX + 1);
+        assert!(hold(&mut session, &large));
+        assert!(!hold(&mut session, "2"));
+        session.take_held();
+        assert!(hold(&mut session, "2"));
+        assert!(!session.hold(&Packet::Binary(&mut large.into_bytes())), "it is kept as base64");
+        assert_eq!(session.take_held(), b"\x1e42");
+    }
+
+    #[test]
+    fn a_visit_is_over_when_its_namespace_is_left() {
+        let mut session = session();
+        let (first, other) = (session.visit(space(1)), session.visit(space(0)));
+        assert!(!session.is_visiting((space(1), first)), "it is not in it yet");
+        session.handled.push((space(1), "id".into()));
+        session.left(space(1));
+        assert_ne!(session.visit(space(1)), first);
+        assert_eq!(session.visit(space(0)), other);
+        assert!(session.handled.is_empty());
+        assert_eq!(session.spaces_or_last(), spaces(0b010), "what is still to be said is said there");
+    }
+
+    #[test]
+    fn messages_outside_of_namespaces_are_counted_until_there_is_one() {
+        let mut session = session();
+        let count = |session: &mut SocketIo| (0..1000).take_while(|_| session.count_before()).count();
+        assert_eq!(count(&mut session), 100);
+        assert!(!session.count_before());
+        session.count_anew();
+        assert_eq!(count(&mut session), 100);
+    }
+}

@@ -227,10 +227,13 @@ impl State {
     pub(super) fn forget_packets(&mut self, conn: ConnKey, space: Space) {
         let State { connections, core, latency, settings, .. } = self;
         let Some(connection) = connections.get_mut(conn) else { return };
-        let Connection { outbox, followed, .. } = connection;
+        let Connection { outbox, followed, socketio, .. } = connection;
         let polls = outbox.protocol() == Protocol::Polling;
         let namespace = space.name(&settings.engine_terms());
-        outbox.rewrite(core.memory(), |written, out| leave_out(written, polls, namespace, out));
+        let write = |written: &[u8], out: &mut Vec<u8>| leave_out(written, polls, namespace, out);
+        outbox.rewrite(core.memory(), write);
+        let polling = socketio.as_deref_mut().and_then(|socketio| socketio.polling.as_deref_mut());
+        polling.into_iter().for_each(|polling| polling.rewrite_unsent(write));
         latency.forget(followed);
         // It may have been all that was to be sent before more is read from a log.
         self.go_on(conn);

@@ -569,6 +569,72 @@ mod tests {
         assert_eq!(parse(&mut []), Err(Malformed::Empty));
     }
 
+    /// Packets for polls, each with its separator before it.
+    fn continued(packets: &[Owned]) -> Bytes {
+        let mut out = Vec::new();
+        for packet in packets {
+            let mut payload = PayloadWriter::continued(&mut out);
+            match packet {
+                Owned::Text(kind, data) => payload.text(*kind, data),
+                Owned::Binary(data) => payload.binary(data),
+            }
+        }
+        out.into()
+    }
+
+    #[test]
+    fn packets_that_were_put_together_are_a_payload_without_the_first_separator() {
+        let sent = [text(PacketKind::Message, "a"), text(PacketKind::Ping, ""), Owned::Binary(vec![1, 2])];
+        assert_eq!(continued(&sent), "\x1e4a\x1e2\x1ebAQI=");
+        assert_eq!(packets(begin_payload(continued(&sent))), Ok(sent.to_vec()));
+        assert_eq!(begin_payload(Bytes::from_static(b"4a\x1e2")), "4a\x1e2", "what has begun stays as it is");
+        assert_eq!(begin_payload(Bytes::new()), "");
+    }
+
+    #[test]
+    fn a_payload_is_split_before_a_packet() {
+        let all = continued(&[text(PacketKind::Message, "a"), text(PacketKind::Ping, ""), text(PacketKind::Noop, "")]);
+        let split = |packets_max| {
+            let (first, others) = split_payload(&all, packets_max);
+            assert_eq!([&first[..], &others[..]].concat(), all);
+            first
+        };
+        assert_eq!([0, 1, 2].map(split), ["", "\x1e4a", "\x1e4a\x1e2"]);
+        assert_eq!([3, 4, usize::MAX].map(split), [&all, &all, &all]);
+    }
+
+    #[test]
+    fn a_payload_becomes_the_frames_of_a_websocket_which_may_have_asked_for_base64() {
+        let long = "x".repeat(200);
+        let sent = [
+            text(PacketKind::Message, &long),
+            Owned::Binary(Vec::new()),
+            Owned::Binary(vec![1, 2, 3, 4, 255]),
+            text(PacketKind::Ping, ""),
+            text(PacketKind::Message, "b€"),
+        ];
+        let frames = |base64| {
+            let mut out = b"before".to_vec();
+            payload_to_frames(&continued(&sent), base64, &mut out);
+            out.split_off(6)
+        };
+        let mut expected = Vec::new();
+        ws::text_frame(format!("4{long}").as_bytes(), &mut expected);
+        ws::binary_frame(b"", &mut expected);
+        ws::binary_frame(&[1, 2, 3, 4, 255], &mut expected);
+        ws::text_frame(b"2", &mut expected);
+        ws::text_frame("4b€".as_bytes(), &mut expected);
+        assert_eq!(frames(false), expected);
+        expected.clear();
+        for packet in [&format!("4{long}")[..], "b", "bAQIDBP8=", "2", "4b€"] {
+            ws::text_frame(packet.as_bytes(), &mut expected);
+        }
+        assert_eq!(frames(true), expected);
+        let mut nothing = Vec::new();
+        payload_to_frames(b"", false, &mut nothing);
+        assert!(nothing.is_empty());
+    }
+
     #[test]
     fn a_packet_is_a_text_frame_of_its_own() {
         let mut out = Vec::new();

@@ -265,4 +265,39 @@ mod tests {
         assert_eq!(value["data"]["retry_after_ms"], 20);
         assert_eq!(out.len(), payload.len() + 4);
     }
+
+    #[test]
+    fn a_room_and_number_are_read_from_events_and_gaps_and_from_nothing_else() {
+        let stamp = Stamp { id: [b'i'; 36], timestamp: rfc3339(0) };
+        let payload = |room: &str, kind: &str, seq, data: &str| {
+            let mut out = Vec::new();
+            write_event(&mut out, &stamp, &Event { room, kind, seq, data: data.as_bytes() });
+            out.split_off(ws::header_bytes_of(&out))
+        };
+        for (room, kind, seq) in [("a:1", "a.b", 1), ("a", "gap", 9_007_199_254_740_991), ("a:b:c", "x", u64::MAX)] {
+            let event = payload(room, kind, seq, "{\"seq\":3}");
+            assert_eq!((place_of(&event), gap_of(&event)), (Some((room, seq)), None));
+            assert_eq!(place_of(&event[1..]), None);
+        }
+        let gap = |from_seq, reference: Option<&Reference>| {
+            let mut out = Vec::new();
+            begin(&mut out, "gap", &stamp, reference);
+            write_gap(&mut out, "a:1", from_seq, None, "slow");
+            [&out[..], b"}"].concat()
+        };
+        assert_eq!((gap_of(&gap(Some(40), None)), place_of(&gap(Some(40), None))), (Some(("a:1", 40)), None));
+        assert_eq!(gap_of(&gap(None, None)), None, "from where on is not known");
+        // What answers a command is no event, whatever its data looks like.
+        for kind in ["subscribed", "gap"] {
+            let mut answer = Vec::new();
+            begin(&mut answer, kind, &stamp, Some(&Reference::Number(1)));
+            write_gap(&mut answer, "a:1", Some(1), Some(2), "slow");
+            assert_eq!((place_of(&answer), gap_of(&answer)), (None, None));
+        }
+        let whole = [payload("a:1", "a.b", 12, "{}"), gap(Some(40), None)];
+        for cut in whole.iter().flat_map(|whole| (0..whole.len()).map(|end| &whole[..end])) {
+            let _ = (place_of(cut), gap_of(cut));
+        }
+        assert_eq!((place_of(b""), gap_of(b"")), (None, None));
+    }
 }

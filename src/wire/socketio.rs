@@ -425,6 +425,8 @@ pub fn write_disconnect(out: &mut Vec<u8>, namespace: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::engineio::PayloadWriter;
+    use super::super::outlet::Outlet;
     use super::*;
     use proptest::prelude::*;
 
@@ -593,6 +595,91 @@ mod tests {
             text(&|out| write_packet(out, &event, &event_payload("project.updated", b"{\"seq\":1}"))),
             r#"42["project.updated",{"seq":1}]"#
         );
+    }
+
+    /// What the hub has written for a client: the answer to its handshake where that is not yet sent, a message of bytes,
+    /// events of two rooms in two namespaces, an answer and a gap in one, and what is no message.
+    fn sent(polls: bool) -> Vec<u8> {
+        let stamp = envelope::Stamp { id: [b'i'; 36], timestamp: envelope::rfc3339(0) };
+        let mut out = if polls { Vec::new() } else { b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec() };
+        // It is a chunk of its own as long as there is one.
+        if !polls {
+            let mut read = Vec::new();
+            leave_out(&out, false, "/", &mut read);
+            assert_eq!(read, out);
+            out.clear();
+        }
+        let mut outlet = match polls {
+            true => Outlet::Payload(PayloadWriter::continued(&mut out)),
+            false => Outlet::WebSocket { out: &mut out, base64: false },
+        };
+        let (name, data) = ("a.b", "x".repeat(70_000));
+        let data = format!("{{\"data\":\"{data}\"}}");
+        let event = |room, seq, data: &str| {
+            let mut frame = Vec::new();
+            let event = envelope::Event { room, kind: name, seq, data: data.as_bytes() };
+            envelope::write_event(&mut frame, &stamp, &event);
+            frame.split_off(ws::header_bytes_of(&frame))
+        };
+        let (mut gap, mut answer) = (Vec::new(), Vec::new());
+        envelope::begin(&mut gap, "gap", &stamp, None);
+        envelope::write_gap(&mut gap, "a:3", Some(3), Some(5), "slow");
+        gap.push(b'}');
+        envelope::begin(&mut answer, "subscribed", &stamp, None);
+        answer.extend_from_slice(b"{\"room\":\"a:1\",\"seq\":9}}");
+        outlet.text(|out| write_connect(out, "/ws", "s", None));
+        outlet.socketio(&header(Kind::Event, 0, "/", None), &event_payload(name, &event("a:1", 7, "{}")));
+        outlet.socketio(&header(Kind::Event, 0, "/ws", None), &event_payload(name, &event("a:1", 7, "{}")));
+        outlet.packet(engineio::PacketKind::Ping, b"");
+        outlet.socketio(&header(Kind::BinaryEvent, 1, "/ws", None), &[b"[\"c\",{\"_placeholder\":true,\"num\":0}]"]);
+        outlet.binary(&[1, 2, 3]);
+        outlet.socketio(&header(Kind::Event, 0, "/ws", None), &event_payload(name, &event("b:2", 1 << 60, &data)));
+        outlet.socketio(&header(Kind::Ack, 0, "/ws", Some(4)), &ack_payload(&answer));
+        outlet.socketio(&header(Kind::Event, 0, "/", None), &event_payload("gap", &gap));
+        outlet.socketio(&header(Kind::Event, 0, "/ws2", None), &event_payload("subscribed", &answer));
+        out
+    }
+
+    /// The packets in that, each by how it begins.
+    fn heads(written: &[u8], polls: bool) -> Vec<String> {
+        let head = |packet: &[u8]| String::from_utf8_lossy(&packet[..packet.len().min(9)]).into_owned();
+        Written::new(written, polls).map(|(_, packet)| head(packet)).collect()
+    }
+
+    #[test]
+    fn the_events_in_what_was_written_are_told_by_room_and_number() {
+        for polls in [false, true] {
+            let (written, mut told) = (sent(polls), Vec::new());
+            each_event(&written, polls, |room, seq| told.push((room.to_owned(), seq)));
+            let expected = [("a:1", 7), ("a:1", 7), ("b:2", 1 << 60), ("a:3", 3)];
+            assert_eq!(told, expected.map(|(room, seq)| (room.to_owned(), seq)), "polls: {polls}");
+        }
+        // The answer to a handshake may wait as well, and be all that does.
+        each_event(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", false, |_, _| unreachable!("no event"));
+        each_event(b"", true, |_, _| unreachable!("nothing"));
+    }
+
+    #[test]
+    fn events_and_answers_of_a_namespace_are_left_out_and_nothing_else() {
+        for polls in [false, true] {
+            let (written, binary) = (sent(polls), if polls { "bAQID" } else { "\x01\x02\x03" });
+            let without = |namespace: &str| {
+                let mut out = Vec::new();
+                leave_out(&written, polls, namespace, &mut out);
+                heads(&out, polls)
+            };
+            let all = ["40/ws,{\"s", "42[\"a.b\",", "42/ws,[\"a", "2", "451-/ws,[", binary, "42/ws,[\"a", "43/ws,4[{"];
+            let all = [&all[..], &["42[\"gap\",", "42/ws2,[\""]].concat();
+            let but = |left: &[usize]| {
+                let kept = all.iter().enumerate().filter(|(place, _)| !left.contains(place));
+                kept.map(|(_, head)| (*head).to_owned()).collect::<Vec<String>>()
+            };
+            assert_eq!(heads(&written, polls), but(&[]));
+            assert_eq!(without("/"), but(&[1, 8]));
+            assert_eq!(without("/ws"), but(&[2, 6, 7]));
+            assert_eq!(without("/ws2"), but(&[9]));
+            assert_eq!(without("/w"), but(&[]));
+        }
     }
 
     proptest! {

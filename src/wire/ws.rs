@@ -267,12 +267,14 @@ mod tests {
             let mut frame = Vec::new();
             text_frame(&vec![b'x'; payload], &mut frame);
             assert_eq!(frame_bytes(&frame), Some(frame.len()));
+            assert_eq!(header_bytes_of(&frame), frame.len() - payload);
             assert_eq!(frame_bytes(&frame[..1]), None);
         }
         for bytes in
             [&b"{\"a\":1}"[..], &[0x83, 5], &[0x81, 0x85], &[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &[]]
         {
             assert_eq!(frame_bytes(bytes), None, "{bytes:?}");
+            assert!(header_bytes_of(bytes) <= 10, "{bytes:?}");
         }
     }
 

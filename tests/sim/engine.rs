@@ -57,9 +57,15 @@ pub struct EngineClient {
     pub reads: bool,
     /// It polls, or did so before.
     pub has_polled: bool,
+    /// Bytes of the answers to its polls.
+    pub polled_bytes: usize,
+    /// Whether it goes over to a WebSocket that it has tried.
+    pub upgrades: bool,
+    is_finished: bool,
     transport: Transport,
     probe: Option<(Link, Probing)>,
     pushes: Vec<Pending<EngineAnswer>>,
+    second_poll: Option<Pending<EngineAnswer>>,
     /// Waits until it has changed its transport.
     queue: Vec<String>,
 }
@@ -113,9 +119,13 @@ impl EngineClient {
             closed: None,
             reads: true,
             has_polled: false,
+            polled_bytes: 0,
+            upgrades: true,
+            is_finished: false,
             transport,
             probe: None,
             pushes: Vec::new(),
+            second_poll: None,
             queue: Vec::new(),
         }
     }
@@ -131,6 +141,11 @@ impl EngineClient {
     /// The link that it tries.
     pub fn probe_link(&self) -> Option<&SimClient> {
         self.probe.as_ref().map(|(link, _)| &link.client)
+    }
+
+    /// Whether the WebSocket that it tries has answered.
+    pub fn may_upgrade(&self) -> bool {
+        self.probe.as_ref().is_some_and(|(_, probing)| *probing == Probing::Answered)
     }
 
     pub fn is_polling(&self) -> bool {
@@ -175,11 +190,12 @@ impl EngineClient {
         }
     }
 
-    /// Ends its session.
+    /// Ends its session, once.
     pub fn finish(&mut self, node: &Node) {
         self.give_up_probe(node);
-        self.send(node, "1");
-        self.closed = Some("finished".to_owned());
+        if !std::mem::replace(&mut self.is_finished, true) {
+            self.send(node, "1");
+        }
     }
 
     fn push(&mut self, node: &Node, text: &str) {
@@ -195,6 +211,14 @@ impl EngineClient {
         if self.is_polling() && self.probe.is_none() {
             self.probe = Some((Link::open(node, shard, &format!("&sid={sid}")), Probing::Opening));
         }
+    }
+
+    /// Polls, whether or not it does so already. Of two polls the second one is refused, and the session ends.
+    pub fn poll_twice(&mut self, node: &Node) {
+        let (Some(sid), Some(shard)) = (self.sid.as_deref(), self.shard(node)) else { return };
+        let (responder, answer) = pending();
+        node.request(shard, Request::EnginePoll { sid: sid.into(), responder });
+        self.second_poll = Some(answer);
     }
 
     /// Lets go of the poll that waits, whether or not it was answered.
@@ -216,14 +240,8 @@ impl EngineClient {
 
     /// Reads what has arrived, answers pings, polls again, and goes on with an upgrade.
     pub fn poll(&mut self, node: &Node) {
-        self.pushes.retain_mut(|push| match push.now_or_never() {
-            None => true,
-            Some(Ok(EngineAnswer::Taken)) => false,
-            Some(answer) => {
-                self.closed.get_or_insert_with(|| format!("a POST is answered {answer:?}"));
-                false
-            }
-        });
+        // One that is refused tells that the session has ended, or is about to: its polls have its last words.
+        self.pushes.retain_mut(|push| push.now_or_never().is_none());
         match &mut self.transport {
             Transport::Opening(opening) => match opening.now_or_never() {
                 None => {}
@@ -248,6 +266,13 @@ impl EngineClient {
                 }
             },
             Transport::WebSocket(_) => self.read_link(node),
+        }
+        // The first one may have been answered before this one came.
+        if let Some(answer) = self.second_poll.as_mut().and_then(|poll| poll.now_or_never()) {
+            self.second_poll = None;
+            if let Ok(EngineAnswer::Payload(payload)) = answer {
+                self.payload(node, &payload);
+            }
         }
         self.go_on_upgrading(node);
         self.poll_again(node);
@@ -275,6 +300,7 @@ impl EngineClient {
         if let (Transport::Polling(poll @ None), Some(sid), Some(shard)) = (&mut self.transport, sid, shard)
             && self.reads
             && !pauses
+            && self.second_poll.is_none()
             && self.closed.is_none()
         {
             let (responder, answer) = pending();
@@ -297,8 +323,9 @@ impl EngineClient {
             link.client.write(&frame(1, b"2probe"));
             probing = Probing::Probed;
         }
-        let is_quiet = matches!(self.transport, Transport::Polling(None)) && self.pushes.is_empty();
-        if probing == Probing::Answered && is_quiet {
+        let is_polling = !matches!(self.transport, Transport::Polling(None)) || self.second_poll.is_some();
+        let is_quiet = !is_polling && self.pushes.is_empty();
+        if probing == Probing::Answered && is_quiet && self.upgrades {
             link.client.write(&frame(1, b"5"));
             self.transport = Transport::WebSocket(link);
             return self.flush(node);
@@ -319,6 +346,7 @@ impl EngineClient {
     }
 
     fn payload(&mut self, node: &Node, payload: &[u8]) {
+        self.polled_bytes += payload.len();
         let text = std::str::from_utf8(payload).expect("text");
         text.split('\u{1e}').for_each(|packet| self.packet(node, packet));
     }
@@ -367,4 +395,51 @@ impl Link {
 /// What stands for a namespace in a packet.
 pub fn prefix(namespace: &str) -> String {
     if namespace == "/" { String::new() } else { format!("{namespace},") }
+}
+
+// One thing at a time.
+
+impl EngineClient {
+    /// Lets the node work until it rests, and reads.
+    pub fn settle(&mut self, node: &mut Node) {
+        for _ in 0..4 {
+            node.settle();
+            self.poll(node);
+        }
+    }
+
+    /// Is let into a namespace; what it was granted.
+    pub fn let_in(&mut self, node: &mut Node, namespace: &str, auth: &Value) -> Packet {
+        let before = self.packets.len();
+        self.enter(node, namespace, auth);
+        self.settle(node);
+        let granted = self.packets[before..].iter().find(|packet| packet.kind == '0' && packet.namespace == namespace);
+        granted.cloned().unwrap_or_else(|| panic!("it is not let into {namespace}: {:?}", self.packets))
+    }
+
+    /// Emits an event and waits for its acknowledgement.
+    pub fn ask(&mut self, node: &mut Node, namespace: &str, name: &str, argument: &Value) -> Value {
+        let id = 1_000_000 + self.packets.len() as u64;
+        self.emit(node, namespace, Some(id), name, argument);
+        self.settle(node);
+        let answers: Vec<&Packet> = self.packets.iter().filter(|packet| packet.id == Some(id)).collect();
+        assert_eq!(answers.len(), 1, "{name} in {namespace} is answered once");
+        answers[0].object().clone()
+    }
+
+    /// The numbers of a room's events in a namespace, in the order they came.
+    pub fn seqs(&self, namespace: &str, room: &str) -> Vec<u64> {
+        let events = self.packets.iter().filter(|packet| packet.kind == '2' && packet.namespace == namespace);
+        events
+            .map(Packet::object)
+            .filter(|event| event["room"] == room)
+            .filter_map(|event| event["seq"].as_u64())
+            .collect()
+    }
+
+    /// What it was told under a name in a namespace.
+    pub fn told(&self, namespace: &str, name: &str) -> Vec<&Value> {
+        let events = self.packets.iter().filter(|packet| packet.kind == '2' && packet.namespace == namespace);
+        events.filter(|packet| packet.payload[0] == name).map(Packet::object).collect()
+    }
 }

@@ -14,9 +14,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use ringhub::config::Policy;
-use ringhub::hub::message::{Publish, ReplyTo};
+use ringhub::config::{Config, Policy};
+use ringhub::hub::message::{ClientRequest, Publish, ReplyTo};
+use ringhub::hub::name::home_of;
+use ringhub::hub::reply::pending;
 use ringhub::ring::sim::{Faults, SimClient};
+use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
 use serde_json::{Value, json};
 
@@ -98,6 +101,8 @@ struct Space {
     early: Vec<Value>,
     /// It was in it before, over this connection.
     was_in: bool,
+    /// So often it has asked for it though it was in it.
+    again: u8,
 }
 
 struct Actor {
@@ -111,6 +116,8 @@ struct Actor {
     kinds: BTreeMap<&'static str, Vec<String>>,
     next_id: u64,
     gone: bool,
+    /// Its id, once it was let in.
+    client_id: Option<String>,
     /// It may be closed.
     may_end: bool,
     /// The connection before this one, whose last words it has not read, and how many it has.
@@ -121,6 +128,7 @@ struct Actor {
 #[derive(Debug)]
 struct Skipped {
     who: usize,
+    namespace: String,
     room: String,
     from: u64,
     to: u64,
@@ -139,6 +147,7 @@ struct Got {
 struct Run {
     rng: Rng,
     node: Node,
+    config: Config,
     events_max: u64,
     closes_slow: bool,
     pings_soon: bool,
@@ -201,7 +210,7 @@ impl Run {
         let events_max = u64::from(config.history.events_max);
         let faults = if rng.u8(..4) == 0 { Faults::none() } else { Faults::rough() };
         draw_urgent(&mut rng, &mut config);
-        let mut node = Node::new(seed, rng.u16(1..=4), faults, config);
+        let mut node = Node::new(seed, rng.u16(1..=4), faults, config.clone());
         let mut natives = vec![node.client(0, ""), node.client(node.shards() - 1, "")];
         for native in &mut natives {
             native.send("subscribe", json!({"rooms": ROOMS}));
@@ -214,6 +223,7 @@ impl Run {
         Run {
             rng,
             node,
+            config,
             events_max,
             closes_slow,
             pings_soon,
@@ -243,6 +253,7 @@ impl Run {
                 17 => self.probe(),
                 18 => self.cut(),
                 19..=20 => self.come_back(),
+                22 => self.disturb(),
                 21 => self.node.world.advance(Duration::from_millis(self.rng.u64(1..60))),
                 _ => {}
             }
@@ -321,6 +332,7 @@ impl Run {
             kinds,
             next_id: 0,
             gone: false,
+            client_id: None,
             may_end: false,
             former: None,
         });
@@ -349,6 +361,14 @@ impl Run {
         actor.spaces.entry(namespace).or_default().place = Place::Asked(pid);
     }
 
+    /// As a library does that is told to connect twice.
+    fn enter_again(&mut self, who: usize, namespace: &'static str) {
+        let pid = self.actors[who].spaces[namespace].pid.clone();
+        let auth = if self.rng.bool() { json!({"pid": pid}) } else { json!({}) };
+        self.actors[who].client.enter(&self.node, namespace, &auth);
+        self.space(who, namespace).again += 1;
+    }
+
     fn leave(&mut self, who: usize, namespace: &'static str) {
         let actor = &mut self.actors[who];
         actor.client.leave(&self.node, namespace);
@@ -367,8 +387,9 @@ impl Run {
             (Place::In, 0..=5) if is_settled => self.subscribe(who, namespace),
             (Place::In, 6) if is_settled => self.subscribe_list(who, namespace),
             (Place::In, 7..=8) if is_settled => self.unsubscribe(who, namespace),
-            (Place::In, 9) => self.leave(who, namespace),
-            (Place::In, 10) => {
+            (Place::In, 9) if space.again == 0 => self.leave(who, namespace),
+            (Place::In, 12) if space.again == 0 => self.enter_again(who, namespace),
+            (Place::In, 10) if space.again == 0 => {
                 // Left and entered again in one breath, whatever is under way.
                 self.leave(who, namespace);
                 self.enter(who, namespace, None);
@@ -484,6 +505,38 @@ impl Run {
         }
     }
 
+    /// A client does what it must not, or is sent away, or the hub has new settings.
+    fn disturb(&mut self) {
+        if self.rng.u8(..8) == 0 {
+            return self.reload();
+        }
+        let Some(who) = self.choose(false) else { return };
+        let id = self.actors[who].client_id.clone();
+        let actor = &mut self.actors[who];
+        match self.rng.u8(..6) {
+            0 => actor.client.send(&self.node, "4no packet"),
+            1 if actor.client.is_polling() => actor.client.poll_twice(&self.node),
+            2 if id.is_some() => {
+                let client_id: Box<str> = id.unwrap_or_default().into();
+                let home = home_of(self.node.hasher.hash(&*client_id), self.node.shards() as u16);
+                let (responder, _) = pending();
+                let request = ClientRequest::Disconnect { code: 4500, reason: "an operator".into(), responder };
+                self.node.request(usize::from(home.0), Request::Client { client_id, request });
+            }
+            _ => return,
+        }
+        actor.may_end = true;
+    }
+
+    /// Each shard hears of it when it gets to it.
+    fn reload(&mut self) {
+        draw_urgent(&mut self.rng, &mut self.config);
+        let settings = Arc::new(Settings::new(self.config.clone()).expect("sound settings"));
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Request::Reload(settings.clone()));
+        }
+    }
+
     /// One client is cut off, or vanishes, perhaps in the midst of a packet.
     fn cut(&mut self) {
         let Some(who) = self.choose(false) else { return };
@@ -529,7 +582,7 @@ impl Run {
             }
         }
         actor.connection += 1;
-        (actor.gone, actor.may_end) = (false, false);
+        (actor.gone, actor.may_end, actor.client_id) = (false, false, None);
         let mut namespaces = NAMESPACES;
         self.rng.shuffle(&mut namespaces);
         for namespace in namespaces {
@@ -545,7 +598,7 @@ impl Run {
                 }
             }
             space.early.clear();
-            space.was_in = false;
+            (space.was_in, space.again) = (false, 0);
             let pid = space.pid.clone().filter(|_| space.place == Place::In && self.rng.u8(..6) > 0);
             match pid {
                 Some(pid) if self.rng.u8(..6) > 0 => self.enter(who, namespace, Some(pid)),
@@ -597,6 +650,8 @@ impl Run {
                     None => assert!(matches!(space.place, Place::Asked(_)), "client {who}: {id} is answered once more"),
                 }
             }
+            // An operator has sent it away.
+            '1' if actor.may_end => {}
             _ => panic!("client {who} is told {packet:?}"),
         }
     }
@@ -605,8 +660,15 @@ impl Run {
         let pid = payload["pid"].as_str().map(str::to_owned);
         self.hear_out(who);
         let actor = &mut self.actors[who];
+        actor.client_id = payload["sid"].as_str().map(str::to_owned);
         let space = actor.spaces.get_mut(namespace).expect("a namespace");
         let place = std::mem::replace(&mut space.place, Place::In);
+        if place == Place::In && space.again > 0 {
+            // It has missed nothing, and may be told so.
+            space.again -= 1;
+            space.pid = pid;
+            return;
+        }
         let Place::Asked(asked) = place else { panic!("client {who} is let into {namespace} without asking") };
         if asked.is_none() || asked != pid {
             space.rooms = EVERYBODYS.map(|room| (room.to_owned(), Membership::default())).into();
@@ -760,8 +822,8 @@ impl Run {
             let follows = (first > cursor || may_be_older) && last >= first;
             assert!(follows, "client {who}, {namespace}, {room}: after {cursor} comes {}", brief(message));
             if first > cursor + 1 {
-                let room = room.clone();
-                self.skipped.push(Skipped { who, room, from: cursor + 1, to: first - 1, lost });
+                let (room, namespace) = (room.clone(), namespace.to_owned());
+                self.skipped.push(Skipped { who, namespace, room, from: cursor + 1, to: first - 1, lost });
             }
         }
         if !is_gap {
@@ -789,7 +851,7 @@ impl Run {
             let unheard = self.actors.iter_mut().filter_map(|actor| actor.former.as_mut()).map(|(former, _)| former);
             for former in self.former.iter_mut().chain(unheard) {
                 former.link().into_iter().for_each(SimClient::close);
-                if former.is_polling() && former.closed.is_none() {
+                if former.is_polling() {
                     former.finish(&self.node);
                 }
             }
@@ -843,7 +905,9 @@ impl Run {
                 let is_wanted = kinds.is_none_or(|kinds| kinds.is_empty() || kinds.contains(&event.kind));
                 let is_own = event.exclude.is_some_and(|(who, _)| who == skipped.who);
                 let is_lost = skipped.lost.contains(&seq);
-                assert!(!is_wanted || is_own || is_lost, "{seq} was wanted: {skipped:?}");
+                let Skipped { who, namespace, room, .. } = skipped;
+                let may_miss = !is_wanted || is_own || is_lost;
+                assert!(may_miss, "client {who} has not got {seq} of {room} in {namespace}: {skipped:?}");
             }
         }
         let mut events = BTreeMap::new();
