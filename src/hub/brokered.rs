@@ -1,0 +1,195 @@
+//! What the homes of rooms and the broker tell each other where several nodes share their rooms.
+//!
+//! ```text
+//! home ──ToBroker──► broker of this node ──► Redis ──► brokers of all nodes that follow the room ──FromBroker──► homes
+//! ```
+//!
+//! The broker numbers a room's events, keeps them, and carries them to every node that follows the room. A home gets them
+//! **in order, each once and without holes**: whatever was missed on the way, the broker reads from what is kept before it
+//! passes on anything later.
+
+use bytes::Bytes;
+
+use super::batch::Address;
+use super::name::RoomName;
+use crate::wire::native::Refused;
+
+/// From a room's home to the broker. What a home says of a room arrives in its order.
+#[derive(Debug)]
+pub enum ToBroker {
+    /// Events to be numbered; answered once by [`FromBroker::Submitted`].
+    Submit(Box<Submission>),
+    /// The room's events are wanted from here on. Answered by [`FromBroker::Followed`]; again where it is said again, which a
+    /// home does that has lost its place.
+    Follow {
+        /// The room.
+        room: RoomName,
+        /// The last event that the home has; none where it has nothing yet.
+        from: Option<Place>,
+    },
+    /// The room's events are not wanted any more. What is on its way may still come.
+    Leave {
+        /// The room.
+        room: RoomName,
+    },
+    /// The room's events up to now are to be forgotten; its numbers go on. Answered by [`FromBroker::Cleared`].
+    Clear {
+        /// The room.
+        room: RoomName,
+        /// Comes back with the answer.
+        number: u64,
+    },
+}
+
+/// From the broker to a room's home.
+#[derive(Debug)]
+pub enum FromBroker {
+    /// What became of a submission.
+    Submitted {
+        /// The room.
+        room: RoomName,
+        /// The submission's number.
+        number: u64,
+        /// The numbers of its events, or why none of them was taken. After [`IN_DOUBT`] they may still turn up.
+        outcome: Result<Numbers, Refused>,
+    },
+    /// A room is followed from here on, or its place was lost and is found again: after a broken link the broker tells this
+    /// unasked.
+    Followed {
+        /// The room.
+        room: RoomName,
+        /// Its state, or why it is not followed: the home may ask again.
+        outcome: Result<Box<Followed>, Refused>,
+    },
+    /// A room's events: those that come right after the last one that was told.
+    Events(Box<Carried>),
+    /// What became of a [`ToBroker::Clear`]: how many events went.
+    Cleared {
+        /// The number that came with it.
+        number: u64,
+        /// How many, or why not.
+        outcome: Result<u64, Refused>,
+    },
+    /// A room's log was emptied, here or elsewhere: events before this one are not kept any more.
+    Emptied {
+        /// The room.
+        room: RoomName,
+        /// The log's epoch.
+        epoch: u64,
+        /// The number of the first event that is not meant.
+        log_from: u64,
+    },
+}
+
+/// The code of a submission of which it is not known whether it was taken is `unavailable`, with this text.
+pub const IN_DOUBT: &str = "the broker did not answer in time; the event may still be published";
+
+/// An event on its way between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokeredEvent {
+    /// Its id, given by the node that it was published at.
+    pub id: [u8; 36],
+    /// When it was published, in milliseconds since 1970, by that node's clock.
+    pub unix_ms: u64,
+    /// Its type.
+    pub kind: Box<str>,
+    /// Its data: valid JSON.
+    pub data: Bytes,
+    /// The key that it is published under at most once within five minutes.
+    pub key: Option<Box<str>>,
+    /// The connection that must not get it (`echo: false`).
+    pub exclude: Option<Origin>,
+}
+
+/// A connection anywhere in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// A run of a node: drawn when it starts, so that what an earlier run left behind means nobody.
+    pub node: u64,
+    /// Which of its connections.
+    pub address: Address,
+}
+
+/// Events that one turn brought for a room, in order.
+#[derive(Debug)]
+pub struct Submission {
+    /// The room.
+    pub room: RoomName,
+    /// The home's shard's number of it; grows, and none is given twice in a run.
+    pub number: u64,
+    /// The events.
+    pub events: Vec<BrokeredEvent>,
+    /// The epoch that the room's log has, should this be its first event.
+    pub new_epoch: u64,
+    /// How much of the log is kept.
+    pub keep: Keep,
+}
+
+/// How much of a room's log is kept at the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Events; 0 keeps none.
+    pub events_max: u64,
+    /// Milliseconds.
+    pub age_ms: u64,
+}
+
+/// The numbers that the events of a submission got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbers {
+    /// The log's epoch.
+    pub epoch: u64,
+    /// Of each event, in their order.
+    pub events: Vec<Numbered>,
+    /// Nodes that were following the room when it was published, this one included.
+    pub nodes: u32,
+}
+
+/// The number of one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbered {
+    /// The number.
+    pub seq: u64,
+    /// The id of the event that was published under the same key before, where this one was not.
+    pub duplicate_of: Option<[u8; 36]>,
+}
+
+/// An event in a room's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The log's epoch.
+    pub epoch: u64,
+    /// The event's number.
+    pub seq: u64,
+    /// The event's id: a log that lost its end goes on with the same numbers, and other events. Zeroes where `seq` is 0.
+    pub id: [u8; 36],
+}
+
+/// The state of a room when it is followed from here on.
+#[derive(Debug)]
+pub struct Followed {
+    /// The log's epoch; that of [`ToBroker::Follow`]'s place or a new one for a room that nobody knows.
+    pub epoch: u64,
+    /// The last number given.
+    pub seq: u64,
+    /// True where `events` come right after the place that the home had, nothing missing. Where false, the home takes them in
+    /// place of all it had: they are all that is kept of the log, and members have missed something.
+    pub continues: bool,
+    /// The number of the first of `events`; `seq + 1` where there are none. The last has the number `seq`.
+    pub first_seq: u64,
+    /// The events.
+    pub events: Vec<BrokeredEvent>,
+}
+
+/// Events of a room with consecutive numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// The room.
+    pub room: RoomName,
+    /// The log's epoch, which is that of the last [`Followed`].
+    pub epoch: u64,
+    /// The number of the first event.
+    pub first_seq: u64,
+    /// The events.
+    pub events: Vec<BrokeredEvent>,
+}
