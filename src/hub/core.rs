@@ -26,6 +26,7 @@ use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
 use super::recorder::{Recorder, RecorderLimits};
+use super::relayed::Relaying;
 use super::reply::Responder;
 use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};
@@ -62,6 +63,8 @@ pub struct CoreLimits {
     pub log_bytes_max: usize,
     /// Bytes of events that may wait for the journal.
     pub journal_pending_bytes_max: usize,
+    /// Bytes of events that may wait for the broker.
+    pub broker_pending_bytes_max: usize,
     /// Connections of one user; 0 is no limit.
     pub connections_per_user_max: u32,
     /// Per network address.
@@ -86,6 +89,7 @@ impl CoreLimits {
             depth_max: config.limits.depth_max,
             log_bytes_max: config.history.shard_bytes_max,
             journal_pending_bytes_max: config.journal.pending_bytes_max,
+            broker_pending_bytes_max: config.broker.pending_bytes_max,
             connections_per_user_max: count(config.limits.connections_per_user_max),
             peer: PeerLimits {
                 connections_max: count(config.limits.connections_per_address_max),
@@ -162,6 +166,8 @@ pub struct Core {
     pub(super) jobs: VecDeque<Job>,
     /// What waits for the journal; none where there is no journal.
     pub(super) journaling: Option<Box<Journaling>>,
+    /// What waits for the broker; none where the homes number events themselves.
+    pub(super) relaying: Option<Box<Relaying>>,
     /// Sessions that left something in their inboxes, and until when it is kept.
     pub(super) away: VecDeque<(u64, RoomName)>,
     pub(super) lingering: Lingering,
@@ -204,6 +210,7 @@ impl Core {
             unsealed: Vec::new(),
             jobs: VecDeque::new(),
             journaling: None,
+            relaying: None,
             away: VecDeque::new(),
             lingering: Lingering::default(),
             handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
@@ -373,6 +380,7 @@ impl Core {
     /// Handles a message that is for a home; gives back what is for a member's shard.
     pub fn handle(&mut self, message: Message, now: Now) -> Option<Message> {
         self.now = now;
+        let message = self.await_state(message)?;
         match message {
             Message::CatchUp(ask) => self.catch_up(*ask),
             Message::History(ask) => self.history(*ask),
@@ -443,6 +451,7 @@ impl Core {
         }
         let id = self.rooms.ensure(room);
         let (ids, shards, rules, journaling) = (&mut self.ids, self.shards, &self.rules, &self.journaling);
+        let relaying = &mut self.relaying;
         if let Some(room) = self.rooms.get_mut(id) {
             let Room { name, home, .. } = room;
             home.get_or_insert_with(|| {
@@ -452,6 +461,7 @@ impl Core {
                 if let Some(ack) = ack {
                     home.rare().durable = Some(Box::new(Durable::new(ack)));
                 }
+                Core::relayed_home(relaying, name, &mut home);
                 home
             });
         }

@@ -10,6 +10,7 @@ use super::core::{Core, epoch_text};
 use super::log::Excerpt;
 use super::message::{CatchUp, CaughtUp, HistoryAsked, HistoryTold, Message, Piece, RoomState};
 use super::name::RoomName;
+use super::relayed::BEFORE_ALL;
 use super::reply::Responder;
 use super::rooms::{Home, RoomId};
 use super::selection::Selection;
@@ -86,14 +87,23 @@ impl Core {
         }
         let bytes_max = if latest { usize::MAX } else { bytes_max };
         let home = id.and_then(|id| self.rooms.get(id)).and_then(|room| room.home.as_deref());
+        let is_other = after_seq == BEFORE_ALL;
+        let epoch = home.filter(|_| is_other).map(|home| home.epoch);
+        let after_seq = if is_other { 0 } else { after_seq };
         // Where there is no room any more the reader has left it; it is answered all the same, since it waits.
         let excerpt = home.map_or_else(
             || Excerpt { to_seq: after_seq, complete: true, ..Excerpt::default() },
             |home| home.log.after(after_seq, home.seq, bytes_max),
         );
         let mut pieces = Vec::new();
-        if let Some((from_seq, to_seq)) = excerpt.missing {
-            pieces.push(Piece::Gap { from_seq, to_seq, reason: "history" });
+        match excerpt.missing {
+            // Nothing of what it has belongs to this log; that none of this one's is missing has to be told all the same.
+            _ if is_other => {
+                let to_seq = excerpt.missing.map_or(0, |(_, to_seq)| to_seq);
+                pieces.push(Piece::Gap { from_seq: 1, to_seq, reason: "epoch", epoch });
+            }
+            Some((from_seq, to_seq)) => pieces.push(Piece::Gap { from_seq, to_seq, reason: "history", epoch: None }),
+            None => {}
         }
         let (to_seq, complete) = (excerpt.to_seq, excerpt.complete);
         let batches = self.selected(excerpt.batches, selection.as_deref());
@@ -134,6 +144,9 @@ impl Core {
     /// Empties a room's log; its numbers go on, so that those who come back are told what they missed. Says how many
     /// events went: of a durable room, once they can't come back by a restart.
     pub fn clear_history(&mut self, room: &RoomName, responder: Responder<u64>) {
+        if self.is_relaying() {
+            return self.clear_relayed(room, responder);
+        }
         let Some(id) = self.rooms.find(room) else { return responder.resolve(Ok(0)) };
         self.seal(id);
         let Some(home) = self.home_mut(id) else { return responder.resolve(Ok(0)) };

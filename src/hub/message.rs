@@ -189,6 +189,14 @@ pub enum Message {
     },
     /// To shards with members: events.
     Deliver(Arc<Batch>),
+    /// To shards with members: the room's log is another one from here on, or lacks what would have come next. All members
+    /// read on from it at their home, which tells them what is missing.
+    Renewed {
+        /// The room.
+        room: RoomName,
+        /// The last event that those have who had all; [`BEFORE_ALL`](super::relayed::BEFORE_ALL) where the log is another.
+        after_seq: u64,
+    },
     /// To the shard of who published: what became of it.
     Published {
         /// Who.
@@ -241,6 +249,32 @@ pub enum Message {
     },
     /// To the shard of a connection that resumes a session: what became of it.
     Resumed(Box<Resumed>),
+}
+
+impl Message {
+    /// The room whose home has to know the room's state to handle this; none where that plays no part.
+    pub fn home_room(&self) -> Option<&RoomName> {
+        match self {
+            Message::Join(join) => Some(&join.room),
+            Message::CatchUp(ask) => Some(&ask.room),
+            Message::History(ask) => Some(&ask.room),
+            Message::Lock(asked) => Some(&asked.room),
+            Message::Deposit(deposit) => Some(&deposit.room),
+            Message::Presence(change) => Some(&change.room),
+            Message::PresenceAsked(asked) => Some(&asked.room),
+            Message::MembersListed(listed) => Some(&listed.room),
+            Message::Resume(resume) => Some(&resume.room),
+            Message::Leaving { room, .. }
+            | Message::Leave { room, .. }
+            | Message::Linger { room }
+            | Message::FreeLock { room, .. }
+            | Message::ReleaseSession { room, .. }
+            | Message::Withdrawn { room, .. }
+            | Message::HandDown { room, .. }
+            | Message::TookUp { room, .. } => Some(room),
+            _ => None,
+        }
+    }
 }
 
 /// A membership that is asked for.
@@ -450,6 +484,8 @@ pub enum Piece {
         to_seq: u64,
         /// Why.
         reason: &'static str,
+        /// The log's epoch, where that is another one than before.
+        epoch: Option<u64>,
     },
 }
 
@@ -502,6 +538,8 @@ pub enum JoinRefused {
     SessionBusy,
     /// This shard has as many rooms as it may.
     Rooms,
+    /// The room's state is with the broker, which can't be reached.
+    Broker,
 }
 
 /// A room's state when someone joined.

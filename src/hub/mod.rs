@@ -4,6 +4,7 @@
 //! of the room, and travels as one [`batch::Batch`] to every shard with members, which fan it out in slices.
 
 pub mod batch;
+pub mod brokered;
 pub mod canary;
 mod clear;
 pub mod core;
@@ -27,6 +28,7 @@ pub mod presence;
 pub mod presence_home;
 mod publish;
 pub mod recorder;
+pub mod relayed;
 pub mod reply;
 pub mod resume;
 pub mod rooms;

@@ -23,6 +23,9 @@ pub(super) const BATCH_BYTES_MAX: usize = 64 << 20;
 impl Core {
     pub(super) fn publish(&mut self, publish: Publish, now: Now) {
         self.now = now;
+        if self.is_relaying() {
+            return self.publish_relayed(publish);
+        }
         self.received_us = publish.received_us;
         let id = self.ensure_home(&publish.room);
         if let Some(id) = id
@@ -41,7 +44,7 @@ impl Core {
     }
 
     /// Gives an event of a room homed here its number and puts it behind the turn's others. Nobody is told what becomes of
-    /// it in the journal, where the room is durable.
+    /// it in the journal or at the broker; it has no number yet where the latter gives it.
     pub fn publish_here(
         &mut self,
         room: &RoomName,
@@ -52,6 +55,13 @@ impl Core {
         now: Now,
     ) -> Result<Published, Refused> {
         self.now = now;
+        if self.is_relaying() {
+            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
+            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
+            let received_us = now.monotonic_us;
+            self.publish_relayed(Publish { room, kind, data, key, exclude, received_us, reply });
+            return Ok(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 0, queued: 0 });
+        }
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
         if self.home_mut(id).is_some_and(|home| home.is_durable()) {
             let (room, data) = (room.clone(), Bytes::copy_from_slice(data));

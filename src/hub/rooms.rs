@@ -11,6 +11,7 @@ use super::log::Log;
 use super::members::Members;
 use super::name::{RoomName, ShardId};
 use super::presence::Presence;
+use super::relayed::Relayed;
 use super::session_home::SessionHome;
 use crate::ring::ConnKey;
 
@@ -72,6 +73,8 @@ pub struct Rare {
     pub presence: Option<Box<Presence>>,
     /// For rooms whose events go through the journal; `seq` is then the last number that the journal has.
     pub durable: Option<Box<Durable>>,
+    /// For rooms whose events are numbered by a broker; the log is then a copy of what that keeps.
+    pub relayed: Option<Box<Relayed>>,
 }
 
 impl Room {
@@ -111,7 +114,9 @@ impl Home {
 
     /// Lets go of the memory where there is nothing of what few rooms have.
     pub fn tidy(&mut self) {
-        let is_empty = |rare: &Rare| rare.locks.is_none() && rare.presence.is_none() && rare.durable.is_none();
+        let is_empty = |rare: &Rare| {
+            rare.locks.is_none() && rare.presence.is_none() && rare.durable.is_none() && rare.relayed.is_none()
+        };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;
         }
@@ -145,6 +150,16 @@ impl Home {
     /// Where it stands with the journal, to be changed.
     pub fn durable_mut(&mut self) -> Option<&mut Durable> {
         self.rare.as_mut()?.durable.as_deref_mut()
+    }
+
+    /// Where it stands with the broker.
+    pub fn relayed(&self) -> Option<&Relayed> {
+        self.rare.as_ref()?.relayed.as_deref()
+    }
+
+    /// Where it stands with the broker, to be changed.
+    pub fn relayed_mut(&mut self) -> Option<&mut Relayed> {
+        self.rare.as_mut()?.relayed.as_deref_mut()
     }
 
     /// Whether its events go through the journal.
@@ -185,7 +200,7 @@ impl Home {
     pub fn is_idle(&self) -> bool {
         self.lingers_until_s == 0
             && self.open.is_none()
-            && self.log.is_empty()
+            && self.relayed().map_or(self.log.is_empty(), |relayed| relayed.is_idle())
             && self.keys.is_none()
             && self.locks().is_none()
             && self.members.iter().all(|count| *count == 0)
@@ -203,6 +218,10 @@ pub struct Rooms {
     index: HashTable<u32>,
     /// Durable rooms that were forgotten since the journal was told last: name and epoch.
     pub(super) vanished: Vec<(RoomName, u64)>,
+    /// Rooms shared with other nodes that were forgotten since the broker was told last.
+    pub(super) left: Vec<RoomName>,
+    /// Bytes of the logs that went with those.
+    pub(super) left_bytes: usize,
 }
 
 impl Rooms {
@@ -264,15 +283,20 @@ impl Rooms {
     /// Forgets a room that has neither members here, nor fan-outs, nor a home part worth keeping.
     pub fn forget_if_idle(&mut self, id: RoomId) {
         let Some(room) = self.get_mut(id) else { return };
-        let mut vanished = None;
+        let (mut vanished, mut left) = (None, None);
         if room.home.as_ref().is_some_and(|home| home.is_idle()) {
             let home = room.home.take();
+            left = home.as_ref().filter(|home| home.relayed().is_some()).map(|home| (room.name.clone(), home.log.bytes()));
             // What never was in the journal needs no word there.
             vanished = home.filter(|home| home.is_durable() && home.seq > 0);
         }
         let vanished = vanished.map(|home| (room.name.clone(), home.epoch));
         let stays = room.jobs > 0 || room.home.is_some() || !room.members.is_empty();
         self.vanished.extend(vanished);
+        if let Some((name, bytes)) = left {
+            self.left.push(name);
+            self.left_bytes += bytes;
+        }
         if stays {
             return;
         }

@@ -252,6 +252,7 @@ impl State {
                     JoinRefused::SessionOfOther => Refusal::forbidden("this session is another user's"),
                     JoinRefused::SessionBusy => Refusal::unavailable("the session is being taken up", RETRY_AFTER_S),
                     JoinRefused::Rooms => Refusal::unavailable("this node has too many rooms", RETRY_AFTER_S),
+                    JoinRefused::Broker => Refusal::unavailable("the broker can't be reached right now", RETRY_AFTER_S),
                 });
             }
         }

@@ -11,9 +11,12 @@ use super::state::State;
 use super::variants::{self, Variants};
 use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
+use crate::hub::core::epoch_text;
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
 use crate::hub::outbox::{Full, Lane};
+use crate::hub::name::RoomName;
 use crate::hub::recorder::What;
+use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
@@ -115,6 +118,27 @@ impl State {
         self.core.send_home(&room, Message::CatchUp(Box::new(ask)));
     }
 
+    /// A room's log is another one from here on, or lacks what would have come next: its members go on as slow readers do,
+    /// from the last event that they have; their home tells them what is missing.
+    pub fn renewed(&mut self, room: &RoomName, after_seq: u64) {
+        let Some(id) = self.core.rooms().find(room) else { return };
+        let members: Vec<ConnKey> = self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
+        let is_another = after_seq == BEFORE_ALL;
+        for conn in members {
+            // What has its number already goes first.
+            let rest_after = self.deliver_rest(id, conn).filter(|_| !is_another);
+            if is_another && let Some(lag) = self.lag_mut(conn, id) {
+                lag.after_seq = BEFORE_ALL;
+                if matches!(lag.waits, LagWaits::Home(_)) {
+                    // The answer is about the log that is gone.
+                    lag.waits = LagWaits::Outbox;
+                }
+            }
+            self.lag_begins(conn, id, rest_after.unwrap_or(after_seq), LagWaits::Outbox, false);
+            self.go_on(conn);
+        }
+    }
+
     /// What a connection missed, or a part of it.
     pub fn caught_up(&mut self, caught_up: CaughtUp) {
         let CaughtUp { room, address, number, pieces, to_seq, complete } = caught_up;
@@ -142,13 +166,15 @@ impl State {
                     }
                     (batch.events.first().map_or(1, |event| event.seq), pushed)
                 }
-                Piece::Gap { from_seq, to_seq, reason } => {
+                Piece::Gap { from_seq, to_seq, reason, epoch } => {
                     let numbers = (*from_seq, *to_seq);
-                    (*from_seq, self.push_gap(conn, lane, (room.as_str(), id), numbers, reason))
+                    let pushed = self.push_gap(conn, lane, (room.as_str(), id), numbers, (reason, *epoch));
+                    // That the log is another one has to be told first, and is asked for again.
+                    (if epoch.is_some() { after_seq } else { *from_seq }, pushed)
                 }
             };
             if pushed.is_err() {
-                reached = before.unwrap_or(first_seq - 1);
+                reached = before.unwrap_or(if first_seq == BEFORE_ALL { BEFORE_ALL } else { first_seq - 1 });
                 fitted = false;
                 break;
             }
@@ -252,15 +278,16 @@ impl State {
         lane: Lane,
         (room, id): (&str, RoomId),
         (from_seq, to_seq): (u64, u64),
-        reason: &'static str,
+        (reason, epoch): (&'static str, Option<u64>),
     ) -> Result<(), Full> {
         let stamp = self.core.ids().stamp(self.now.unix_ms);
         envelope::begin(&mut self.payload, "gap", &stamp, None);
-        write_gap(&mut self.payload, room, Some(from_seq), Some(to_seq), reason);
+        let another = epoch.map(epoch_text);
+        write_gap(&mut self.payload, room, (Some(from_seq), Some(to_seq)), reason, another.as_deref());
         self.core.recorder.told(conn, "gap", &self.payload, true);
         if self.is_stream(conn) {
             self.payload.push(b'}');
-            self.push_stream_gap(conn, id, to_seq)?;
+            self.push_stream_gap(conn, id, to_seq, epoch)?;
             self.figures.gaps.add(1);
             return Ok(());
         }

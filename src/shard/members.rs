@@ -30,6 +30,7 @@ impl State {
     pub fn member_message(&mut self, message: Message) {
         match message {
             Message::Deliver(batch) => self.core.deliver(batch),
+            Message::Renewed { room, after_seq } => self.renewed(&room, after_seq),
             Message::Joined(joined) => self.joined(*joined),
             Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
             Message::HistoryTold(told) => self.history_told(*told),
@@ -139,6 +140,9 @@ impl State {
             }
             Ok(state) => self.enter(conn, &room, selection, replay.is_some(), state.seq).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
+            Err(JoinRefused::Broker) => {
+                Err(Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now"))
+            }
             Err(JoinRefused::SessionBusy) => Err(Refused::new(ErrorCode::Unavailable, "the session is being taken up")),
             Err(JoinRefused::SessionOfOther) => {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
@@ -256,7 +260,7 @@ impl State {
 
     /// Queues for a member what fan-outs under way still have for it. The last event before those that did not fit; none
     /// where all did.
-    fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
+    pub(super) fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let lane = self.core.lane(id);
         let bytes_max = self.outbox_bytes_max(lane);
         let State { core, connections, dirty, settings, variant_memory, me, .. } = self;

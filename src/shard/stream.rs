@@ -70,9 +70,9 @@ impl Stream {
     }
 
     /// It was given all of a room up to an event.
-    pub fn reached(&mut self, room: RoomId, seq: u64) {
+    pub fn reached(&mut self, room: RoomId, seq: u64, another: Option<u64>) {
         if let Some((_, mark)) = self.rooms.iter_mut().find(|(id, _)| *id == room) {
-            mark.seq = seq;
+            *mark = Mark { epoch: another.unwrap_or(mark.epoch), seq };
         }
     }
 }
@@ -219,7 +219,7 @@ impl Opening {
             // How far the other log went, and where in this one the reader was, can't be known.
             let to_seq = (reason == "cursor").then_some(room.mark.seq);
             envelope::begin(&mut payload, "gap", &ids.stamp(unix_ms), None);
-            write_gap(&mut payload, room.name.as_str(), None, to_seq, reason);
+            write_gap(&mut payload, room.name.as_str(), (None, to_seq), reason, None);
             payload.push(b'}');
             sse::write_notice(out, "gap", &payload);
             gaps += 1;
@@ -322,7 +322,13 @@ impl State {
     }
 
     /// A gap in a room's events, as this stream is told: the id stands behind it.
-    pub(super) fn push_stream_gap(&mut self, conn: ConnKey, room: RoomId, to_seq: u64) -> Result<(), Full> {
+    pub(super) fn push_stream_gap(
+        &mut self,
+        conn: ConnKey,
+        room: RoomId,
+        to_seq: u64,
+        another: Option<u64>,
+    ) -> Result<(), Full> {
         let bytes_max = self.outbox_bytes_max(Lane::Ordinary);
         let State { variant_memory, connections, dirty, payload, .. } = self;
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
@@ -330,11 +336,12 @@ impl State {
         let Phase::Open(client) = phase else { return Ok(()) };
         let Some(stream) = client.stream_mut() else { return Ok(()) };
         let mut out = Vec::new();
-        let at = |(id, mark): &(RoomId, Mark)| if *id == room { Mark { seq: to_seq, ..*mark } } else { *mark };
+        let here = |mark: &Mark| Mark { epoch: another.unwrap_or(mark.epoch), seq: to_seq };
+        let at = |(id, mark): &(RoomId, Mark)| if *id == room { here(mark) } else { *mark };
         sse::write_id(&mut out, stream.rooms.iter().map(at));
         sse::write_notice(&mut out, "gap", payload);
         outbox.push_events(&variant_memory.share(out), Lane::Ordinary, bytes_max)?;
-        stream.reached(room, to_seq);
+        stream.reached(room, to_seq, another);
         if outbox.mark_dirty() {
             dirty.push(conn);
         }

@@ -91,7 +91,16 @@ pub fn place_of(payload: &[u8]) -> Option<(&str, u64)> {
 }
 
 /// Appends what `gap` says. A number is null where it can't be known.
-pub fn write_gap(payload: &mut Vec<u8>, room: &str, from_seq: Option<u64>, to_seq: Option<u64>, reason: &str) {
+///
+/// Where the log is `another` one than before, its epoch is told, and its events from `from_seq` to `to_seq` are missing: none
+/// of them where the latter is smaller.
+pub fn write_gap(
+    payload: &mut Vec<u8>,
+    room: &str,
+    (from_seq, to_seq): (Option<u64>, Option<u64>),
+    reason: &str,
+    another: Option<&str>,
+) {
     let write_seq = |payload: &mut Vec<u8>, seq: Option<u64>| match seq {
         Some(seq) => write_u64(payload, seq),
         None => payload.extend_from_slice(b"null"),
@@ -104,6 +113,10 @@ pub fn write_gap(payload: &mut Vec<u8>, room: &str, from_seq: Option<u64>, to_se
     write_seq(payload, to_seq);
     payload.extend_from_slice(b",\"reason\":");
     write_string(payload, reason);
+    if let Some(epoch) = another {
+        payload.extend_from_slice(b",\"epoch\":");
+        write_string(payload, epoch);
+    }
     payload.push(b'}');
 }
 
@@ -282,7 +295,7 @@ mod tests {
         let gap = |from_seq, reference: Option<&Reference>| {
             let mut out = Vec::new();
             begin(&mut out, "gap", &stamp, reference);
-            write_gap(&mut out, "a:1", from_seq, None, "slow");
+            write_gap(&mut out, "a:1", (from_seq, None), "slow", None);
             [&out[..], b"}"].concat()
         };
         assert_eq!((gap_of(&gap(Some(40), None)), place_of(&gap(Some(40), None))), (Some(("a:1", 40)), None));
@@ -291,7 +304,7 @@ mod tests {
         for kind in ["subscribed", "gap"] {
             let mut answer = Vec::new();
             begin(&mut answer, kind, &stamp, Some(&Reference::Number(1)));
-            write_gap(&mut answer, "a:1", Some(1), Some(2), "slow");
+            write_gap(&mut answer, "a:1", (Some(1), Some(2)), "slow", None);
             assert_eq!((place_of(&answer), gap_of(&answer)), (None, None));
         }
         let whole = [payload("a:1", "a.b", 12, "{}"), gap(Some(40), None)];

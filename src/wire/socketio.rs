@@ -623,7 +623,7 @@ mod tests {
         };
         let (mut gap, mut answer) = (Vec::new(), Vec::new());
         envelope::begin(&mut gap, "gap", &stamp, None);
-        envelope::write_gap(&mut gap, "a:3", Some(3), Some(5), "slow");
+        envelope::write_gap(&mut gap, "a:3", (Some(3), Some(5)), "slow", None);
         gap.push(b'}');
         envelope::begin(&mut answer, "subscribed", &stamp, None);
         answer.extend_from_slice(b"{\"room\":\"a:1\",\"seq\":9}}");
