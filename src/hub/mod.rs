@@ -4,6 +4,7 @@
 //! of the room, and travels as one [`batch::Batch`] to every shard with members, which fan it out in slices.
 
 pub mod batch;
+pub mod brokered;
 pub mod canary;
 mod clear;
 pub mod core;
