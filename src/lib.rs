@@ -49,6 +49,7 @@
 //! A program that embeds the hub begins at [`node::Hub`].
 
 pub mod auth;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -136,8 +136,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/session/", &["session", "wire", "auth", "config", "ring::ConnKey", "ring::Now"]),
     ("src/hub/", &["hub", "session", "wire", "auth", "config", "ring::ConnKey", "ring::Now"]),
     ("src/ring/", &["ring"]),
-    ("src/shard/", &["shard", "ring", "hub", "session", "wire", "auth", "config", "control"]),
-    ("src/control/", &["control", "hub", "session", "wire", "auth", "config", "ring", "node"]),
+    ("src/broker/", &["broker", "hub", "wire", "config"]),
+    ("src/shard/", &["shard", "ring", "hub", "broker", "session", "wire", "auth", "config", "control"]),
+    ("src/control/", &["control", "broker", "hub", "session", "wire", "auth", "config", "ring", "node"]),
     ("src/load/", &["load", "wire", "auth", "config"]),
     ("src/demo/", &["demo", "load", "node", "hub", "auth", "config"]),
 ];
