@@ -93,6 +93,11 @@ impl Link {
         pushed
     }
 
+    /// Whether the broker has told a shard something.
+    pub fn has_told(&self, shard: ShardId) -> bool {
+        self.0.lanes.get(usize::from(shard.0)).is_some_and(|lane| !lane.to_shard.is_empty())
+    }
+
     /// What the broker has told a shard next.
     pub fn take(&self, shard: ShardId) -> Option<Vec<FromBroker>> {
         let lane = self.0.lanes.get(usize::from(shard.0))?;

@@ -201,6 +201,9 @@ impl Core {
             }
             let bytes = home.log.bytes();
             home.log.clear();
+            if let Some(relayed) = home.relayed_mut() {
+                relayed.note_thin();
+            }
             self.log_bytes = self.log_bytes.saturating_sub(bytes);
             self.figures.logs_evicted += 1;
             self.rooms.forget_if_idle(id);
@@ -258,7 +261,7 @@ fn newest_per_key(batches: &[Arc<Batch>]) -> Vec<Piece> {
             } else if let Some(Piece::Gap { from_seq, .. }) = pieces.last_mut() {
                 *from_seq = event.seq;
             } else {
-                pieces.push(Piece::Gap { from_seq: event.seq, to_seq: event.seq, reason: "latest" });
+                pieces.push(Piece::Gap { from_seq: event.seq, to_seq: event.seq, reason: "latest", epoch: None });
             }
         }
     }

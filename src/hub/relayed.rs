@@ -51,6 +51,8 @@ pub struct Relayed {
     state: State,
     /// The id of its last event.
     last_id: [u8; 36],
+    /// Whether the log had to give way, and the broker may have more of it.
+    is_thin: bool,
     /// What waits for the state, in order.
     waiting: Vec<Deferred>,
 }
@@ -149,7 +151,12 @@ struct Waiting {
 
 impl Relayed {
     fn asked() -> Relayed {
-        Relayed { state: State::Asked, last_id: [0; 36], waiting: Vec::new() }
+        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, waiting: Vec::new() }
+    }
+
+    /// Its log had to give way.
+    pub(super) fn note_thin(&mut self) {
+        self.is_thin = true;
     }
 
     /// Whether nobody waits for it. What it has of the log is kept by the broker.
@@ -183,9 +190,16 @@ impl Core {
     /// What waits to be handed to the broker; the caller takes out what the way there has room for.
     pub fn broker_out(&mut self) -> Option<&mut Vec<ToBroker>> {
         self.submit_all();
-        let relaying = self.relaying.as_deref_mut()?;
-        relaying.out.extend(self.rooms.left.drain(..).map(|room| ToBroker::Leave { room }));
-        Some(&mut relaying.out)
+        self.tell_left();
+        Some(&mut self.relaying.as_deref_mut()?.out)
+    }
+
+    /// Tells of rooms that were forgotten; before anything is told of their next life.
+    pub(super) fn tell_left(&mut self) {
+        self.log_bytes = self.log_bytes.saturating_sub(mem::take(&mut self.rooms.left_bytes));
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.out.extend(self.rooms.left.drain(..).map(|room| ToBroker::Leave { room }));
+        }
     }
 
     /// Counters so far.
@@ -438,6 +452,13 @@ impl Core {
             _ => self.rooms.find(room),
         };
         let Some(id) = id else { return Some(message) };
+        let is_about_log = match &message {
+            Message::Join(join) => join.since.is_some(),
+            message => matches!(message, Message::History(_) | Message::CatchUp(_)),
+        };
+        if is_about_log {
+            self.fill_up(id);
+        }
         let Some(relayed) = self.home_mut(id).and_then(Home::relayed_mut) else { return Some(message) };
         match relayed.state {
             State::Known => Some(message),
@@ -450,10 +471,24 @@ impl Core {
         }
     }
 
+    /// Has a log that had to give way read again.
+    fn fill_up(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(relayed) = room.home.as_deref_mut().and_then(Home::relayed_mut) else { return };
+        if relayed.state == State::Known && mem::take(&mut relayed.is_thin) {
+            relayed.state = State::Asked;
+            let room = room.name.clone();
+            if let Some(relaying) = self.relaying.as_deref_mut() {
+                relaying.out.push(ToBroker::Follow { room, from: None });
+            }
+        }
+    }
+
     /// Answers with a part of a room's log.
     pub fn history_call(&mut self, call: HistoryCall) {
         if self.relaying.is_some() {
             let Some(id) = self.ensure_home(&call.room) else { return call.responder.resolve(Err(OVERLOADED.into())) };
+            self.fill_up(id);
             let relayed = self.home_mut(id).and_then(Home::relayed_mut);
             if let Some(relayed) = relayed.filter(|relayed| relayed.state != State::Known) {
                 if relayed.state == State::Unreachable || relayed.waiting.len() >= WAITING_MAX {
@@ -518,18 +553,22 @@ impl Core {
         let had_members = home.members_total() > 0;
         let is_same = home.epoch == epoch && home.seq <= seq;
         let after_seq = if is_same { home.seq } else { BEFORE_ALL };
+        let is_missing = after_seq != seq;
         let before = home.log.bytes();
         home.log.clear();
         home.epoch = epoch;
         home.seq = first_seq.saturating_sub(1);
         self.log_bytes = self.log_bytes.saturating_sub(before);
-        if had_members && let Some(relaying) = self.relaying.as_deref_mut() {
+        if had_members && is_missing && let Some(relaying) = self.relaying.as_deref_mut() {
             relaying.figures.renewed += 1;
         }
         self.restock(id, events);
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
         home.seq = seq;
+        if !is_missing {
+            return;
+        }
         let shards: Vec<_> = home.shards_with_members().collect();
         let room = room.name.clone();
         for shard in shards {

@@ -58,7 +58,7 @@ impl Read {
         let folder = config.journal.path.clone().unwrap_or_default();
         let bounds = Bounds { segment_bytes: config.journal.segment_bytes, bytes_max: config.journal.bytes_max };
         // A shard whose queue is full is awake, and looks at the journal in each of its turns.
-        let wake = Box::new(move |shard| drop(mesh.request(ShardId(shard), Request::Journaled)));
+        let wake = Box::new(move |shard| drop(mesh.request(ShardId(shard), Request::Look)));
         journal::start(folder, (rebuilt, lock), intake, bounds, figures, wake)
     }
 }

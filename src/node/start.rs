@@ -384,6 +384,7 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
         seed,
         entropy,
         journal,
+        broker: None,
     };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);

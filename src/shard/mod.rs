@@ -5,6 +5,7 @@
 mod admission;
 mod answers;
 mod approval;
+mod broker;
 mod commands;
 mod connection;
 mod count;

@@ -269,8 +269,8 @@ pub enum Request {
         /// Is told whether they were taken.
         responder: Responder<EngineAnswer>,
     },
-    /// The journal has something to tell: how far it is stands in its link.
-    Journaled,
+    /// The journal or the broker has something to tell: it stands in their links.
+    Look,
     /// New settings.
     Reload(Arc<Settings>),
     /// No new connections, and an end to those that are there.

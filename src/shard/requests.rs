@@ -9,6 +9,7 @@ use super::time::Drain;
 use crate::hub::core::CoreLimits;
 use crate::hub::message::Message;
 use crate::hub::presence::{Asker, PresenceAsked};
+use crate::hub::relayed::HistoryCall;
 use crate::hub::rules::Rules;
 use crate::wire::codes::close;
 use crate::wire::json::write_u64;
@@ -75,7 +76,7 @@ impl State {
             Request::Room { room, responder } => responder.resolve(self.room_view(&room).map_err(Into::into)),
             Request::SessionView { room, responder } => self.session_view(&room, responder),
             Request::History { room, since, limit, reverse, responder } => {
-                responder.resolve(Ok(self.core.history_text(&room, since.as_ref(), limit, reverse)));
+                self.core.history_call(HistoryCall { room, since, limit, reverse, responder });
             }
             Request::ClearHistory { room, responder } => self.core.clear_history(&room, responder),
             Request::Ping { number, asked, canaries, signs } => {
@@ -85,7 +86,7 @@ impl State {
                 }
             }
             // Looked at in every turn that there is.
-            Request::Journaled => {}
+            Request::Look => {}
             Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::EngineOpen { head, origin, responder } => self.open_polled(&head, origin, responder),
             Request::EnginePoll { sid, responder } => self.poll(&sid, responder),

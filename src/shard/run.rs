@@ -104,6 +104,7 @@ impl<D: Driver> Shard<D> {
         self.state.drain_local();
         self.take_messages();
         self.state.look_at_journal();
+        self.state.look_at_broker();
         self.state.tick();
         self.act();
         self.state.core.seal_all();
@@ -112,6 +113,7 @@ impl<D: Driver> Shard<D> {
         self.act();
         self.send_messages();
         self.state.send_to_journal();
+        self.state.send_to_broker();
         self.state.report_rooms();
         self.count();
         Ok(!self.state.is_done())
@@ -125,7 +127,8 @@ impl<D: Driver> Shard<D> {
             return Some(Duration::ZERO);
         }
         self.driver.doorbell().sleep();
-        if state.mesh.has_work(state.me) {
+        let has_news = state.broker.as_ref().is_some_and(|broker| broker.has_told(state.me));
+        if has_news || state.mesh.has_work(state.me) {
             return Some(Duration::ZERO);
         }
         let now_ms = state.now_ms();

@@ -12,6 +12,7 @@ use super::mesh::Mesh;
 use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
+use crate::broker::link as broker;
 use crate::control::figures::Figures;
 use crate::control::hooks::ShardHooks;
 use crate::control::journal::Link;
@@ -65,6 +66,8 @@ pub struct Start {
     pub entropy: Entropy,
     /// The way to the journal, and the rooms at home here that it has already; none where there is no journal.
     pub journal: Option<(Link, Vec<StoredRoom>)>,
+    /// The way to the broker, and what stands there for this run of the node; none where there is no broker.
+    pub broker: Option<(broker::Link, u64)>,
 }
 
 /// What is to be done with a socket.
@@ -93,6 +96,7 @@ pub(super) struct State {
     pub figures: Arc<Figures>,
     pub inbox: Option<Inbox>,
     pub journal: Option<Link>,
+    pub broker: Option<broker::Link>,
     pub ledger: Option<Arc<Ledger>>,
     pub hooks: ShardHooks,
     pub core: Core,
@@ -144,11 +148,15 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start, now: Now) -> State {
-        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, journal } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, journal, broker } = start;
         let rules = Rules::new(&settings.config);
         let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         let journal = journal.map(|(link, rooms)| {
             core.begin_journaling(link.progress(me), rooms, now);
+            link
+        });
+        let broker = broker.map(|(link, node)| {
+            core.begin_relaying(node);
             link
         });
         State {
@@ -157,6 +165,7 @@ impl State {
             figures,
             inbox,
             journal,
+            broker,
             ledger,
             hooks,
             core,

@@ -135,7 +135,7 @@ fn queue_stream(
     let events = variants.for_stream(stream, room, batch)?;
     outbox.push_events(&events, Lane::Ordinary, bytes_max)?;
     if let Some(event) = batch.events.last() {
-        stream.reached(room, event.seq);
+        stream.reached(room, event.seq, None);
     }
     Ok(())
 }

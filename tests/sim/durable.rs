@@ -526,9 +526,9 @@ fn start(seed: u64, shards: u16, config: &Config, disk: &SimDisk, rebuilt: Rebui
     let (link, intake) = link(shards).expect("a link");
     let Rebuilt { rooms, book, .. } = rebuilt;
     let faults = if seed.is_multiple_of(4) { Faults::none() } else { Faults::rough() };
-    let node = Node::with_journal(seed, shards, faults, config.clone(), Some((link, rooms)));
+    let node = Node::with_links(seed, shards, faults, config.clone(), Some((link, rooms)), None);
     let mesh = node.mesh.clone();
-    let wake = Box::new(move |shard| drop(mesh.request(ShardId(shard), Request::Journaled)));
+    let wake = Box::new(move |shard| drop(mesh.request(ShardId(shard), Request::Look)));
     let figures: Arc<JournalFigures> = Arc::default();
     let bounds = Bounds { segment_bytes: config.journal.segment_bytes, bytes_max: config.journal.bytes_max };
     let writer = Writer::new(disk.clone(), &intake, wake, bounds, book, figures.clone());

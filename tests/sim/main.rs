@@ -3,9 +3,11 @@
 mod access;
 mod bounds;
 mod client;
+mod cluster;
 mod disk;
 mod durable;
 mod engine;
+mod exchange;
 mod figures;
 mod hooks;
 mod locks;

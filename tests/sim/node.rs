@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
+use ringhub::broker::link as broker;
 use ringhub::config::Config;
 use ringhub::control::hooks::{Desk, Feed, ShardHooks};
 use ringhub::control::journal::Link;
@@ -58,23 +59,30 @@ fn take_rooms(rooms: &mut Vec<StoredRoom>, hasher: &NameHasher, me: u16, shards:
 
 impl Node {
     pub fn new(seed: u64, shards: u16, faults: Faults, config: Config) -> Node {
-        Node::with_journal(seed, shards, faults, config, None)
+        Node::with_links(seed, shards, faults, config, None, None)
     }
 
-    /// A node whose durable rooms go through a journal, and that begins with the rooms it had.
-    pub fn with_journal(
+    /// How a node of that seed hashes names.
+    pub fn hasher_of(seed: u64) -> NameHasher {
+        NameHasher::new(seed)
+    }
+
+    /// A node whose durable rooms go through a journal, and that begins with the rooms it had; or one that shares its rooms
+    /// with others through a broker.
+    pub fn with_links(
         seed: u64,
         shards: u16,
         faults: Faults,
         config: Config,
         mut journal: Option<(Link, Vec<StoredRoom>)>,
+        broker: Option<(broker::Link, u64)>,
     ) -> Node {
         let count = shards;
         let world = SimWorld::new(seed, faults);
         let drivers: Vec<SimDriver> = (0..shards).map(|_| world.driver_with(2048, 4096)).collect();
         let mesh = Arc::new(Mesh::new(drivers.iter().map(Driver::doorbell).collect()));
         let settings = Arc::new(Settings::new(config).expect("sound settings"));
-        let hasher = NameHasher::new(seed);
+        let hasher = Node::hasher_of(seed);
         let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
         let ledger = Arc::new(Ledger::new(64 * 1024));
         let hooks = &settings.config.hooks;
@@ -86,6 +94,7 @@ impl Node {
         let shards = drivers.into_iter().zip(0..shards).map(|(driver, me)| {
             let start = Start {
                 journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
+                broker: broker.clone(),
                 me: ShardId(me),
                 mesh: mesh.clone(),
                 settings: settings.clone(),

@@ -1,0 +1,321 @@
+//! Several nodes that share their rooms through a broker, which loses links, answers and data: whatever reader at whatever
+//! node is given a room's events in their order, each once, or is told what it misses.
+//!
+//! `RINGHUB_SEEDS=10000` runs more seeds; `RINGHUB_SEED=17` runs one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use fastrand::Rng;
+use ringhub::config::Config;
+use ringhub::ring::sim::Faults;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::exchange::Exchange;
+use crate::model::for_each_seed;
+use crate::node::{Node, config};
+
+const SEEDS: u64 = 300;
+const STEPS: usize = 250;
+const ACTORS_MAX: usize = 10;
+const ROOMS: [&str; 3] = ["project:0", "project:1", "quote:0"];
+
+#[test]
+fn readers_of_all_nodes_are_given_the_same_events_or_told_what_they_miss() {
+    for_each_seed(SEEDS, |seed| Run::new(seed).run());
+}
+
+/// A place in a room's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    epoch: u64,
+    seq: u64,
+}
+
+struct Actor {
+    node: usize,
+    client: Client,
+    /// Messages looked at.
+    seen: usize,
+    subscribing: BTreeMap<u64, String>,
+    unsubscribing: BTreeMap<u64, String>,
+    publishing: BTreeMap<u64, (String, Option<String>)>,
+    cursors: BTreeMap<String, Cursor>,
+    /// Events that were given, so that none is given twice.
+    given: BTreeSet<(String, u64, u64)>,
+}
+
+struct Run {
+    rng: Rng,
+    nodes: Vec<Node>,
+    exchange: Exchange,
+    actors: Vec<Actor>,
+    published: usize,
+    numbered: usize,
+    gaps: usize,
+    renewed: usize,
+}
+
+fn epoch_of(text: &Value) -> u64 {
+    u64::from_str_radix(text.as_str().expect("an epoch"), 16).expect("hexadecimal")
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let mut rng = Rng::with_seed(seed);
+        let mut exchange = Exchange::new();
+        let nodes = (0..rng.u64(2..=3)).map(|number| {
+            let shards = rng.u16(1..=3);
+            let faults = if seed.is_multiple_of(4) { Faults::none() } else { Faults::rough() };
+            let of_node = seed ^ (number << 40);
+            let link = exchange.add(Node::hasher_of(of_node), shards);
+            Node::with_links(of_node, shards, faults, small(seed), None, Some((link, 1000 + number)))
+        });
+        let nodes = nodes.collect();
+        let (actors, published, numbered, gaps, renewed) = (Vec::new(), 0, 0, 0, 0);
+        Run { rng, nodes, exchange, actors, published, numbered, gaps, renewed }
+    }
+
+    fn run(mut self) {
+        for _ in 0..STEPS {
+            self.act();
+            for _ in 0..self.rng.usize(..4) {
+                self.turn();
+            }
+            self.look();
+        }
+        (0..self.nodes.len()).for_each(|node| self.exchange.set_up(node, true));
+        self.settle();
+        self.look();
+        for actor in &self.actors {
+            assert!(actor.subscribing.is_empty() && actor.publishing.is_empty(), "all is answered");
+            for (room, cursor) in &actor.cursors {
+                let log = &self.exchange.rooms[room];
+                assert_eq!((cursor.epoch, cursor.seq), (log.epoch, log.seq), "of {room} all is told");
+            }
+        }
+        // Who has gone leaves nothing behind at the broker's side either.
+        for actor in &mut self.actors {
+            actor.client.link.close();
+        }
+        self.settle();
+        for node in &mut self.nodes {
+            assert_eq!(node.figures().connections, 0);
+        }
+    }
+
+    fn turn(&mut self) -> bool {
+        let mut did = false;
+        for number in 0..self.nodes.len() {
+            did |= self.exchange.turn(number, &mut self.rng);
+            self.nodes[number].turn();
+        }
+        for actor in &mut self.actors {
+            actor.client.poll();
+        }
+        did
+    }
+
+    fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..100_000 {
+            let did = self.turn();
+            let is_idle = self.nodes.iter().all(|node| {
+                node.world.is_idle()
+                    && (0..node.shards() as u16).all(|shard| !node.mesh.has_work(ringhub::hub::name::ShardId(shard)))
+            });
+            quiet = if did || !is_idle { 0 } else { quiet + 1 };
+            if quiet > 8 {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    fn act(&mut self) {
+        let node = self.rng.usize(..self.nodes.len());
+        match self.rng.u8(..100) {
+            0..=9 if self.actors.len() < ACTORS_MAX => self.enter(node),
+            10..=29 => self.subscribe(),
+            30..=34 => self.unsubscribe(),
+            35..=79 => self.publish(),
+            80..=83 => self.leave(),
+            84..=87 => {
+                let is_up = self.rng.u8(..3) > 0;
+                self.exchange.set_up(node, is_up);
+            }
+            88 if self.rng.u8(..3) == 0 => self.exchange.lose_all(),
+            89..=90 => self.nodes[node].world.advance(Duration::from_millis(self.rng.u64(1..300))),
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, node: usize) {
+        let shard = self.rng.usize(..self.nodes[node].shards());
+        let client = Client::connect(&self.nodes[node], shard, "/ws", "");
+        self.actors.push(Actor {
+            node,
+            client,
+            seen: 0,
+            subscribing: BTreeMap::new(),
+            unsubscribing: BTreeMap::new(),
+            publishing: BTreeMap::new(),
+            cursors: BTreeMap::new(),
+            given: BTreeSet::new(),
+        });
+    }
+
+    /// Someone who is let in.
+    fn actor(&mut self) -> Option<usize> {
+        let place = self.rng.usize(..self.actors.len().max(1));
+        let is_in = |actor: &Actor| actor.client.status == Some(101) && !actor.client.messages.is_empty();
+        self.actors.get(place).is_some_and(is_in).then_some(place)
+    }
+
+    fn room(&mut self) -> &'static str {
+        ROOMS[self.rng.usize(..ROOMS.len())]
+    }
+
+    fn subscribe(&mut self) {
+        let Some(place) = self.actor() else { return };
+        let room = self.room();
+        let actor = &mut self.actors[place];
+        if actor.cursors.contains_key(room) || actor.subscribing.values().any(|one| one == room) {
+            return;
+        }
+        // From where another one is: the whole log, its end, or somewhere in between.
+        let elsewhere = self.exchange.rooms.get(room).map(|log| (log.epoch, self.rng.u64(..=log.seq)));
+        let data = match (self.rng.u8(..3), elsewhere) {
+            (0, Some((epoch, seq))) => json!({"room": room, "since": {"seq": seq, "epoch": format!("{epoch:016x}")}}),
+            (1, _) => json!({"room": room, "since": {"last": self.rng.u8(..5)}}),
+            _ => json!({"room": room}),
+        };
+        let id = actor.client.send("subscribe", data);
+        actor.subscribing.insert(id, room.to_owned());
+    }
+
+    fn unsubscribe(&mut self) {
+        let Some(place) = self.actor() else { return };
+        let room = self.room();
+        let actor = &mut self.actors[place];
+        if actor.cursors.contains_key(room) && !actor.unsubscribing.values().any(|one| one == room) {
+            let id = actor.client.send("unsubscribe", json!({"room": room}));
+            actor.unsubscribing.insert(id, room.to_owned());
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(place) = self.actor() else { return };
+        let room = self.room();
+        for _ in 0..self.rng.usize(1..4) {
+            self.published += 1;
+            let key = (self.rng.u8(..4) == 0).then(|| format!("k{}", self.rng.u8(..6)));
+            let mut data = json!({"room": room, "type": "x", "data": {"n": self.published}});
+            if let Some(key) = &key {
+                data["key"] = json!(key);
+            }
+            let actor = &mut self.actors[place];
+            let id = actor.client.send("publish", data);
+            actor.publishing.insert(id, (room.to_owned(), key));
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.actors.is_empty() {
+            return;
+        }
+        let place = self.rng.usize(..self.actors.len());
+        self.actors.swap_remove(place).client.link.close();
+    }
+
+    fn look(&mut self) {
+        for place in 0..self.actors.len() {
+            let actor = &mut self.actors[place];
+            let messages: Vec<Value> = actor.client.messages.iter().skip(actor.seen).cloned().collect();
+            actor.seen = actor.client.messages.len();
+            for message in messages {
+                self.told(place, &message);
+            }
+        }
+        let refused = |actor: &Actor| actor.client.status.is_some_and(|status| status != 101);
+        for actor in self.actors.extract_if(.., |actor| refused(actor)) {
+            assert_eq!(actor.client.status, Some(503), "{}", String::from_utf8_lossy(&actor.client.body));
+        }
+    }
+
+    fn told(&mut self, place: usize, message: &Value) {
+        let actor = &mut self.actors[place];
+        assert_eq!(actor.client.close, None);
+        let data = &message["data"];
+        let answered = message["ref"].as_u64();
+        match message["type"].as_str().expect("a type") {
+            "subscribed" => {
+                let room = actor.subscribing.remove(&answered.expect("an answer")).expect("was asked");
+                let (epoch, seq) = (epoch_of(&data["epoch"]), data["seq"].as_u64().expect("a number"));
+                let replayed = data["replayed"].as_u64().expect("a count");
+                actor.given.retain(|(of, _, _)| *of != room);
+                actor.cursors.insert(room, Cursor { epoch, seq: seq - replayed });
+            }
+            "published" => {
+                let (room, key) = actor.publishing.remove(&answered.expect("an answer")).expect("was asked");
+                let place = (room, epoch_of(&data["epoch"]), data["seq"].as_u64().expect("a number"));
+                let event = &self.exchange.truth[&place];
+                assert_eq!(std::str::from_utf8(&event.id).expect("text"), data["id"]);
+                assert_eq!(event.key.as_deref().map(str::to_owned), key);
+                self.numbered += 1;
+            }
+            "error" => {
+                let id = answered.expect("an answer");
+                assert_eq!(data["code"], "unavailable", "{message}");
+                assert!(actor.publishing.remove(&id).is_some() | actor.subscribing.remove(&id).is_some());
+            }
+            "gap" => {
+                let room = data["room"].as_str().expect("a room");
+                if !ROOMS.contains(&room) {
+                    // One of those that everybody is in, without having been told where they are.
+                    assert_eq!(data["reason"], "epoch");
+                    return;
+                }
+                let Some(cursor) = actor.cursors.get_mut(room) else { panic!("not subscribed: {message}") };
+                let to_seq = data["to_seq"].as_u64().expect("a number");
+                self.gaps += 1;
+                if data["reason"] == "epoch" {
+                    assert_eq!(data["from_seq"], 1);
+                    cursor.epoch = epoch_of(&data["epoch"]);
+                    self.renewed += 1;
+                } else {
+                    assert_eq!(data["from_seq"], cursor.seq + 1, "{message}");
+                    assert!(data["epoch"].is_null());
+                }
+                cursor.seq = to_seq;
+            }
+            "x" => {
+                let room = message["room"].as_str().expect("a room").to_owned();
+                let seq = message["seq"].as_u64().expect("a number");
+                let Some(cursor) = actor.cursors.get_mut(&room) else { panic!("not subscribed: {message}") };
+                assert_eq!(seq, cursor.seq + 1, "{message} at node {}", actor.node);
+                cursor.seq = seq;
+                let event = &self.exchange.truth[&(room.clone(), cursor.epoch, seq)];
+                assert_eq!(std::str::from_utf8(&event.id).expect("text"), message["id"]);
+                assert_eq!(serde_json::from_slice::<Value>(&event.data).expect("JSON"), *data);
+                assert!(actor.given.insert((room, cursor.epoch, seq)), "given twice: {message}");
+            }
+            "unsubscribed" => {
+                let room = actor.unsubscribing.remove(&answered.expect("an answer")).expect("was asked");
+                actor.cursors.remove(&room);
+            }
+            "connection_established" => {}
+            other => panic!("{other}: {message}"),
+        }
+    }
+}
+
+fn small(seed: u64) -> Config {
+    let mut rng = Rng::with_seed(seed.rotate_left(9));
+    let mut config = config();
+    config.history.events_max = rng.u32(0..12);
+    config.history.age_s = 3600;
+    config.session.resume_window_s = 0;
+    config
+}

@@ -1,0 +1,263 @@
+//! A broker of one thread, for simulated nodes: what it should do said in the simplest way, told to each node at times that
+//! the seed chooses.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use fastrand::Rng;
+use ringhub::broker::link::{Intake, Link, link};
+use ringhub::hub::brokered::{
+    BrokeredEvent, Carried, Followed, FromBroker, IN_DOUBT, Numbered, Numbers, Place, Submission, ToBroker,
+};
+use ringhub::hub::name::{NameHasher, RoomName, ShardId};
+use ringhub::wire::codes::ErrorCode;
+use ringhub::wire::native::Refused;
+
+const AWAY: Refused = Refused::new(ErrorCode::Unavailable, "the broker is away");
+
+/// The log of a room.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub epoch: u64,
+    pub seq: u64,
+    /// The newest events, the last of which is number `seq`.
+    kept: VecDeque<BrokeredEvent>,
+    keys: BTreeMap<String, (u64, [u8; 36])>,
+}
+
+impl Log {
+    fn first_seq(&self) -> u64 {
+        self.seq + 1 - self.kept.len() as u64
+    }
+
+    fn from(&self, seq: u64) -> Vec<BrokeredEvent> {
+        self.kept.iter().skip((seq - self.first_seq()) as usize).cloned().collect()
+    }
+}
+
+/// A node's side.
+struct Side {
+    intake: Intake,
+    hasher: NameHasher,
+    shards: u16,
+    is_up: bool,
+    /// Rooms that it follows, and the last event that it was told; none where it has to be told all anew.
+    follows: BTreeMap<String, Option<(u64, u64)>>,
+    answers: Vec<(RoomName, FromBroker)>,
+    told: Vec<VecDeque<FromBroker>>,
+}
+
+pub struct Exchange {
+    pub rooms: BTreeMap<String, Log>,
+    /// What every number stood for, in every life of every log.
+    pub truth: BTreeMap<(String, u64, u64), BrokeredEvent>,
+    sides: Vec<Side>,
+    epochs: u64,
+}
+
+impl Exchange {
+    pub fn new() -> Exchange {
+        Exchange { rooms: BTreeMap::new(), truth: BTreeMap::new(), sides: Vec::new(), epochs: 1 << 40 }
+    }
+
+    /// A way for a node of so many shards.
+    pub fn add(&mut self, hasher: NameHasher, shards: u16) -> Link {
+        let (link, intake) = link(shards);
+        let told = (0..shards).map(|_| VecDeque::new()).collect();
+        let (follows, answers) = (BTreeMap::new(), Vec::new());
+        self.sides.push(Side { intake, hasher, shards, is_up: true, follows, answers, told });
+        link
+    }
+
+    pub fn set_up(&mut self, node: usize, is_up: bool) {
+        self.sides[node].is_up = is_up;
+    }
+
+    pub fn is_up(&self, node: usize) -> bool {
+        self.sides[node].is_up
+    }
+
+    /// All is lost, as if it had been started anew without its data.
+    pub fn lose_all(&mut self) {
+        for log in self.rooms.values_mut() {
+            self.epochs += 1;
+            *log = Log { epoch: self.epochs, ..Log::default() };
+        }
+    }
+
+    /// Takes in what a node has to say, and tells it some of what there is to tell. True where it did anything.
+    pub fn turn(&mut self, node: usize, rng: &mut Rng) -> bool {
+        let mut did = false;
+        for shard in 0..self.sides[node].shards {
+            while rng.u8(..4) > 0
+                && let Some(batch) = self.sides[node].intake.pop(ShardId(shard))
+            {
+                batch.into_iter().for_each(|message| self.take(node, message, rng));
+                did = true;
+            }
+        }
+        did |= self.answer(node, rng);
+        did |= self.tell_events(node, rng);
+        self.deliver(node, rng) || did
+    }
+
+    fn take(&mut self, node: usize, message: ToBroker, rng: &mut Rng) {
+        let is_up = self.sides[node].is_up;
+        match message {
+            ToBroker::Submit(submission) => {
+                let Submission { room, number, events, new_epoch, keep } = *submission;
+                // Cut off, it may be that the events came through and the answer did not.
+                let is_taken = is_up || rng.u8(..3) == 0;
+                let numbers = is_taken.then(|| self.publish(&room, events, new_epoch, keep.events_max));
+                let outcome = match numbers {
+                    Some(numbers) if is_up => Ok(numbers),
+                    Some(_) => Err(Refused::new(ErrorCode::Unavailable, IN_DOUBT)),
+                    None => Err(AWAY),
+                };
+                self.sides[node].answers.push((room.clone(), FromBroker::Submitted { room, number, outcome }));
+            }
+            ToBroker::Follow { room, from } => {
+                let name = room.as_str().to_owned();
+                if !is_up {
+                    self.sides[node].follows.insert(name, None);
+                    let told = FromBroker::Followed { room: room.clone(), outcome: Err(AWAY) };
+                    return self.push(node, &room, told);
+                }
+                let followed = self.state_after(&name, from);
+                self.sides[node].follows.insert(name, Some((followed.epoch, followed.seq)));
+                self.push(node, &room.clone(), FromBroker::Followed { room, outcome: Ok(Box::new(followed)) });
+            }
+            ToBroker::Leave { room } => {
+                self.sides[node].follows.remove(room.as_str());
+            }
+            ToBroker::Clear { room, number } => {
+                let outcome = if is_up { Ok(self.clear(room.as_str())) } else { Err(AWAY) };
+                self.push(node, &room, FromBroker::Cleared { number, outcome });
+            }
+        }
+    }
+
+    fn log(&mut self, room: &str, new_epoch: Option<u64>) -> &mut Log {
+        self.epochs += 1;
+        let epoch = new_epoch.unwrap_or(self.epochs);
+        self.rooms.entry(room.to_owned()).or_insert_with(|| Log { epoch, ..Log::default() })
+    }
+
+    fn publish(&mut self, room: &RoomName, events: Vec<BrokeredEvent>, new_epoch: u64, events_max: u64) -> Numbers {
+        let nodes = self.sides.iter().filter(|side| side.follows.contains_key(room.as_str())).count() as u32;
+        let log = self.log(room.as_str(), Some(new_epoch));
+        let epoch = log.epoch;
+        let mut numbers = Vec::new();
+        let mut truth = Vec::new();
+        for event in events {
+            let key = event.key.as_deref().map(str::to_owned);
+            if let Some((seq, id)) = key.as_ref().and_then(|key| log.keys.get(key)) {
+                numbers.push(Numbered { seq: *seq, duplicate_of: Some(*id) });
+                continue;
+            }
+            log.seq += 1;
+            numbers.push(Numbered { seq: log.seq, duplicate_of: None });
+            if let Some(key) = key {
+                log.keys.insert(key, (log.seq, event.id));
+            }
+            truth.push(((room.as_str().to_owned(), epoch, log.seq), event.clone()));
+            log.kept.push_back(event);
+            while log.kept.len() as u64 > events_max {
+                log.kept.pop_front();
+            }
+        }
+        self.truth.extend(truth);
+        Numbers { epoch, events: numbers, nodes }
+    }
+
+    fn state_after(&mut self, room: &str, from: Option<Place>) -> Followed {
+        let truth = from.and_then(|from| self.truth.get(&(room.to_owned(), from.epoch, from.seq)));
+        let is_right = from.is_some_and(|from| from.seq == 0 || truth.is_some_and(|event| event.id == from.id));
+        let log = self.log(room, None);
+        let goes_on = from.filter(|from| is_right && from.epoch == log.epoch && from.seq + 1 >= log.first_seq());
+        let first_seq = goes_on.map_or(log.first_seq(), |from| from.seq + 1);
+        let (epoch, seq) = (log.epoch, log.seq);
+        Followed { epoch, seq, continues: goes_on.is_some(), first_seq, events: log.from(first_seq) }
+    }
+
+    fn clear(&mut self, room: &str) -> u64 {
+        let log = self.log(room, None);
+        let (epoch, log_from, events) = (log.epoch, log.seq + 1, log.kept.len() as u64);
+        log.kept.clear();
+        for node in 0..self.sides.len() {
+            // Who was told all up to here is told this; whoever is behind will find that it is gone.
+            if self.sides[node].follows.get(room) == Some(&Some((epoch, log_from - 1))) && self.sides[node].is_up {
+                let name = self.sides[node].hasher.room(room);
+                self.push(node, &name.clone(), FromBroker::Emptied { room: name, epoch, log_from });
+            }
+        }
+        events
+    }
+
+    fn push(&mut self, node: usize, room: &RoomName, told: FromBroker) {
+        let side = &mut self.sides[node];
+        side.told[usize::from(room.home(side.shards).0)].push_back(told);
+    }
+
+    fn answer(&mut self, node: usize, rng: &mut Rng) -> bool {
+        let answers = &mut self.sides[node].answers;
+        if answers.is_empty() || rng.bool() {
+            return !answers.is_empty();
+        }
+        let (room, told) = answers.remove(rng.usize(..answers.len()));
+        self.push(node, &room, told);
+        true
+    }
+
+    fn tell_events(&mut self, node: usize, rng: &mut Rng) -> bool {
+        if !self.sides[node].is_up {
+            return false;
+        }
+        let mut did = false;
+        let rooms: BTreeSet<String> = self.sides[node].follows.keys().cloned().collect();
+        for room in rooms {
+            let name = self.sides[node].hasher.room(&room);
+            let at = self.sides[node].follows[&room];
+            let log = self.log(&room, None);
+            let (epoch, seq) = (log.epoch, log.seq);
+            if at == Some((epoch, seq)) {
+                continue;
+            }
+            did = true;
+            if rng.bool() {
+                continue;
+            }
+            let told = match at {
+                Some((of, last)) if of == epoch && last + 1 >= log.first_seq() => {
+                    let to_seq = rng.u64(last + 1..=seq);
+                    let mut events = log.from(last + 1);
+                    events.truncate((to_seq - last) as usize);
+                    self.sides[node].follows.insert(room, Some((epoch, to_seq)));
+                    FromBroker::Events(Box::new(Carried { room: name.clone(), epoch, first_seq: last + 1, events }))
+                }
+                _ => {
+                    let followed = self.state_after(&room, None);
+                    self.sides[node].follows.insert(room, Some((epoch, seq)));
+                    FromBroker::Followed { room: name.clone(), outcome: Ok(Box::new(followed)) }
+                }
+            };
+            self.push(node, &name, told);
+        }
+        did
+    }
+
+    /// Hands over what waits for a node's shards.
+    fn deliver(&mut self, node: usize, rng: &mut Rng) -> bool {
+        let side = &mut self.sides[node];
+        let mut did = false;
+        for (shard, told) in side.told.iter_mut().enumerate() {
+            let count = rng.usize(..=told.len());
+            let some: Vec<FromBroker> = told.drain(..count).collect();
+            did |= !told.is_empty();
+            if !some.is_empty() {
+                did = true;
+                side.intake.tell(ShardId(shard as u16), some).expect("shards take their turns");
+            }
+        }
+        did
+    }
+}
