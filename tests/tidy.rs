@@ -136,7 +136,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/session/", &["session", "wire", "auth", "config", "ring::ConnKey", "ring::Now"]),
     ("src/hub/", &["hub", "session", "wire", "auth", "config", "ring::ConnKey", "ring::Now"]),
     ("src/ring/", &["ring"]),
-    ("src/broker/", &["broker", "hub", "wire", "config"]),
+    ("src/broker/", &["broker", "hub", "wire", "config", "ring::ConnKey", "control::figures", "control::histogram"]),
     ("src/shard/", &["shard", "ring", "hub", "broker", "session", "wire", "auth", "config", "control"]),
     ("src/control/", &["control", "broker", "hub", "session", "wire", "auth", "config", "ring", "node"]),
     ("src/load/", &["load", "wire", "auth", "config"]),

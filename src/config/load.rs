@@ -85,11 +85,6 @@ const ENV_PREFIX: &str = "RINGHUB_";
 /// Variables of that prefix that name no option: they are defaults for flags of the program.
 pub const ENV_OF_FLAGS: [&str; 4] = ["RINGHUB_CONFIG", "RINGHUB_PROFILE", "RINGHUB_URL", "RINGHUB_TOKEN"];
 
-/// Options whose feature this version does not have: known, so that setting one is a clear error, with the one value
-/// that says "not used".
-pub(super) const UNAVAILABLE: [(&str, &str, &str); 2] =
-    [("broker.kind", "memory", "a broker other than memory"), ("broker.redis.url", "", "the Redis broker")];
-
 /// A configuration being put together.
 #[derive(Default)]
 struct Loading {
@@ -185,11 +180,6 @@ impl Loading {
                 problem.allowed = option.allowed();
                 self.problems.push(problem);
             }
-        } else if let Some((_, unused, feature)) = UNAVAILABLE.iter().find(|(name, _, _)| *name == key) {
-            if input.text().ok() != Some(unused) {
-                let message = format!("{feature} is not available in this version");
-                self.problems.push(Problem::new(key, Some(origin.clone()), message));
-            }
         } else if let Some(rest) = key.strip_prefix("rooms.") {
             self.kind_option(key, rest, input, origin);
         } else if let Some(role) = key.strip_prefix("roles.") {
@@ -267,7 +257,7 @@ impl Loading {
 
 /// Every key that is fixed, for suggestions.
 fn known_keys() -> impl Iterator<Item = &'static str> {
-    OPTIONS.iter().map(|option| option.key).chain(UNAVAILABLE.iter().map(|(key, _, _)| *key))
+    OPTIONS.iter().map(|option| option.key)
 }
 
 /// Whether a key stands for a table of options and not for an option.

@@ -8,6 +8,7 @@
 //! once; [`host`] compares the result with what the machine grants.
 
 pub mod advice;
+pub mod broker;
 pub mod credentials;
 pub mod finding;
 pub mod folder;
@@ -29,6 +30,7 @@ pub mod value;
 #[cfg(test)]
 mod tests;
 
+pub use broker::{BrokerKind, Password, RedisMode, RedisUrl};
 pub use credentials::{KeySource, PublicKey, Secret};
 pub use finding::{Finding, Level};
 pub use hooks::{HookFail, HookKind, HookUrl};
@@ -79,6 +81,17 @@ impl Config {
             0 => by_shards,
             limit => limit.min(by_shards),
         }
+    }
+
+    /// The name of this node. One that is among others and has none set gets the host's, with what was drawn behind it:
+    /// two nodes of one host, or of one image, are not to have the same.
+    pub fn node_name(&self, host: &str, drawn: u16) -> String {
+        if self.broker.kind == BrokerKind::Memory || self.node != NodeConfig::default() {
+            return self.node.name.clone();
+        }
+        let plain = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
+        let short: String = host.chars().take_while(plain).take(32).collect();
+        format!("{}-{drawn:04x}", if short.is_empty() { "node" } else { &short })
     }
 
     /// Whether a backend is told that a room of this kind has its first member, or none any more.

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use jsonwebtoken::Algorithm;
 
+use super::broker::{BrokerKind, Password, RedisMode, RedisUrl};
 use super::credentials::{PublicKey, Secret};
 use super::hooks::{HookFail, HookKind, HookUrl};
 use super::kinds::KindConfig;
 use super::log::{LogFormat, LogLevel};
 use super::net::{Listen, TrustedProxies};
-use super::table::{OptionDef, Reload, Rule, options, power_of_two, range};
+use super::table::{OptionDef, Reload, Rule, group_key, options, power_of_two, range};
 use super::value::{OptionValue, read};
 
 const KIB: u64 = 1 << 10;
@@ -37,7 +38,8 @@ options! {
 
     /// This node among others.
     node: NodeConfig {
-        /// The name shown in greetings, logs and metrics.
+        /// The name shown in greetings, logs and metrics. Where several nodes share rooms and it is not set, it is the host's
+        /// name with four digits that are drawn at start.
         name: String = "node-1".to_owned(), Rule::Any, "", Restart;
     }
 
@@ -209,6 +211,43 @@ options! {
         bytes_max: u64 = 4 * GIB, range(MIB, 1024 * GIB), "bytes", Restart;
         /// Bytes of events of one shard that may wait for the disk; beyond it publishes to durable rooms are refused.
         pending_bytes_max: usize = 32 << 20, range(64 * KIB, GIB), "bytes", Live;
+    }
+
+    /// What carries rooms between several nodes.
+    broker: BrokerConfig {
+        /// `memory`: nothing, there is one node; `redis`: Redis or Valkey, from 6.2 on.
+        kind: BrokerKind = BrokerKind::Memory, Rule::Any, "", Restart;
+        /// Bytes of one shard's events that may wait for the broker, and of other nodes' events that may wait for the shard.
+        /// Publishes beyond it are refused as `unavailable`; events beyond it are read again later.
+        pending_bytes_max: usize = 32 << 20, range(64 * KIB, GIB), "bytes", Restart;
+        /// How long publishes wait for a broker that can't be reached before they are refused as `unavailable`; 0 refuses
+        /// them at once.
+        buffer_ms: u64 = 0, range(0, 60_000), "ms", Restart;
+    }
+
+    /// The servers of `broker.kind = "redis"`.
+    broker_redis: RedisConfig {
+        /// Where they are: `redis://HOST[:PORT][/DATABASE]`, `rediss://…` for TLS, `unix:///PATH`; one or a list. Of several
+        /// single servers each has a part of the rooms, so that all nodes need the same list, written the same.
+        url: Vec<RedisUrl> = Vec::new(), Rule::Any, "", Restart;
+        /// What they are: `single` servers, `sentinel`s that tell where the server is, or nodes of one `cluster`.
+        mode: RedisMode = RedisMode::Single, Rule::Any, "", Restart;
+        /// The name by which sentinels know the server.
+        sentinel_master: String = "mymaster".to_owned(), Rule::Any, "", Restart;
+        /// The ACL user; empty for the default user.
+        username: Option<String> = None, Rule::Any, "", Restart;
+        /// The password.
+        password: Option<Password> = None, Rule::Any, "", Restart;
+        /// A PEM file with the certificates that `rediss://` is trusted by; empty: those that the system trusts.
+        ca_file: Option<PathBuf> = None, Rule::Any, "", Restart;
+        /// What all keys and channels begin with.
+        prefix: String = "ringhub".to_owned(), Rule::Any, "", Restart;
+        /// How long a connection or an answer may take. A publish without an answer by then is refused as `unavailable`, and
+        /// may still have happened.
+        timeout_ms: u64 = 2000, range(100, 60_000), "ms", Restart;
+        /// Replicas that must have a publish before it is acknowledged (`WAIT`); with fewer, a failover may lose what was
+        /// acknowledged, which clients are told as a change of epoch.
+        replicas_min: u32 = 0, range(0, 16), "replicas", Restart;
     }
 
     /// Sessions whose connection is gone.

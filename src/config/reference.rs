@@ -132,7 +132,7 @@ const ROLES_TEXT: &str = "The permissions that roles stand for, roles.NAME = a l
                           reload applies them to tokens presented from then on.";
 
 fn in_group(option: &OptionDef, group: &str) -> bool {
-    option.key.split_once('.').is_some_and(|(first, _)| first == group)
+    option.key.rsplit_once('.').is_some_and(|(of_it, _)| of_it == group)
 }
 
 fn facts(option: &OptionDef) -> String {

@@ -119,6 +119,17 @@ pub fn env_name(key: &str) -> String {
     format!("RINGHUB_{}", key.replace('.', "_").to_uppercase())
 }
 
+/// What stands before the dot of a group's options: the group's name, and that of the one it is within.
+macro_rules! group_key {
+    (broker_redis) => {
+        "broker.redis"
+    };
+    ($group:ident) => {
+        stringify!($group)
+    };
+}
+pub(super) use group_key;
+
 /// Turns the table of options into the group structs, [`Config`] and the list of [`OptionDef`]s.
 macro_rules! options {
     ($(
@@ -144,7 +155,7 @@ macro_rules! options {
             }
         )+
 
-        /// The whole configuration of a hub; a field's path is its option's key.
+        /// The whole configuration of a hub; a field's path is its option's key, with `_` where a group is within another.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Config {
             $( $(#[doc = $group_doc])+ pub $group: $Group, )+
@@ -167,7 +178,7 @@ macro_rules! options {
         /// Every option with a fixed key, in the order of the reference.
         pub static OPTIONS: &[OptionDef] = &[
             $( $( OptionDef {
-                key: concat!(stringify!($group), ".", stringify!($field)),
+                key: concat!(group_key!($group), ".", stringify!($field)),
                 kind: <$ty as OptionValue>::KIND,
                 unit: $unit,
                 rule: $rule,
@@ -188,7 +199,7 @@ macro_rules! options {
 
         /// The groups of options with their text, in the order of the reference.
         pub static GROUPS: &[(&str, &[&str])] = &[
-            $( (stringify!($group), &[$($group_doc),+]), )+
+            $( (group_key!($group), &[$($group_doc),+]), )+
         ];
     };
 }

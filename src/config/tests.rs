@@ -143,12 +143,48 @@ fn an_assignment_without_a_value_is_refused_without_quoting_it() {
 }
 
 #[test]
-fn features_of_other_versions_are_refused_by_name() {
-    for assignment in ["broker.kind=redis", "broker.redis.url=redis://x"] {
-        assert!(complaint(set(&[assignment])).contains("not available in this version"), "{assignment}");
+fn a_broker_needs_servers_that_fit_together() {
+    let good: &[&[&str]] = &[
+        &["broker.kind=memory", "journal.path="],
+        &["broker.kind=redis", "broker.redis.url=redis://127.0.0.1"],
+        &["broker.kind=redis", "broker.redis.url=redis://a:1/2,rediss://b,unix:///c", "broker.redis.ca_file=/ca.pem"],
+        &["broker.redis.mode=sentinel", "broker.redis.url=redis://a:26379,redis://b:26379"],
+        &["broker.redis.username=hub", "broker.redis.password=hunter2", "broker.redis.prefix=app:1"],
+    ];
+    for assignments in good {
+        assert!(set(assignments).is_ok(), "{assignments:?}: {:?}", set(assignments));
     }
-    assert!(complaint(file("[broker.redis]\nurl = \"redis://x\"\n")).contains("not available"));
-    assert_eq!(set(&["broker.kind=memory", "journal.path="]), Ok(Config::default()));
+    let bad: &[(&[&str], &str)] = &[
+        (&["broker.kind=redis"], "broker.redis.url: broker.kind = \"redis\" needs it"),
+        (&["broker.kind=kafka"], "expected memory or redis"),
+        (&["broker.redis.url=redis://a,redis://a"], "in the list twice"),
+        (&["broker.redis.mode=cluster", "broker.redis.url=redis://a/3"], "without a database"),
+        (&["broker.redis.mode=cluster", "broker.redis.url=unix:///a"], "HOST:PORT"),
+        (&["broker.redis.mode=sentinel", "broker.redis.url=redis://a,rediss://b"], "have TLS, or none"),
+        (&["broker.redis.url=redis://a", "broker.redis.ca_file=/ca.pem"], "only rediss://"),
+        (&["broker.redis.username=hub"], "needs broker.redis.password"),
+        (&["broker.redis.prefix={app}"], "letters, digits"),
+        (&["broker.redis.timeout_ms=1"], "allowed: 100 to 60000 ms"),
+    ];
+    for (assignments, expected) in bad {
+        let complaint = complaint(set(assignments));
+        assert!(complaint.contains(expected), "{assignments:?}: {complaint}");
+    }
+    let config = file("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = \"redis://x\"\npassword = \"hunter2\"\n");
+    let config = config.expect("a group within a group");
+    assert!(!format!("{config:?}").contains("hunter2") && !super::reference::listing(&config).contains("hunter2"));
+    assert!(env(&[("RINGHUB_BROKER_REDIS_URL", "redis://x")]).is_ok_and(|config| config.broker_redis.url.len() == 1));
+}
+
+#[test]
+fn a_node_among_others_has_a_name_of_its_own() {
+    let alone = Config::default();
+    assert_eq!(alone.node_name("web-7.example.com", 0xab), "node-1");
+    let with = set(&["broker.kind=redis", "broker.redis.url=redis://x"]).expect("valid");
+    assert_eq!(with.node_name("web-7.example.com", 0xab), "web-7-00ab");
+    assert_eq!(with.node_name("", 0xab), "node-00ab");
+    let named = set(&["broker.kind=redis", "broker.redis.url=redis://x", "node.name=blue"]).expect("valid");
+    assert_eq!(named.node_name("web-7", 0xab), "blue");
 }
 
 #[test]

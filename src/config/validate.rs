@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::broker::{BrokerKind, RedisMode, RedisUrl};
 use super::hooks::CREDENTIAL_HEADERS;
 use super::kinds::JoinRule;
 use super::net::Listen;
@@ -72,6 +73,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);
         report("journal.bytes_max", message);
     }
+    for (key, message) in redis(config) {
+        report(key, message);
+    }
     for kind in config.hooks.room_kinds.iter().filter(|kind| config.kind(kind).is_none()) {
         report("hooks.room_kinds", format!("there is no kind of room called {kind:?}"));
     }
@@ -101,6 +105,42 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         if kind.name == "global" && kind.join.iter().any(own) {
             report("rooms.global.join", "the room global belongs to no user and no session".to_owned());
         }
+    }
+    problems
+}
+
+/// The longest prefix of keys.
+const REDIS_PREFIX_BYTES_MAX: usize = 64;
+
+/// What is wrong with the servers of the broker.
+fn redis(config: &Config) -> Vec<(&'static str, String)> {
+    let redis = &config.broker_redis;
+    let mut problems = Vec::new();
+    let mut report = |key: &'static str, message: &str| problems.push((key, message.to_owned()));
+    if config.broker.kind == BrokerKind::Redis && redis.url.is_empty() {
+        report("broker.redis.url", "broker.kind = \"redis\" needs it, such as redis://127.0.0.1:6379");
+    }
+    if redis.mode != RedisMode::Single {
+        let mode = redis.mode.word();
+        if redis.url.iter().any(|url| url.is_unix() || url.has_database()) {
+            let message = format!("with broker.redis.mode = \"{mode}\" addresses are HOST:PORT, without a database");
+            report("broker.redis.url", &message);
+        }
+        if redis.url.iter().any(RedisUrl::is_tls) && !redis.url.iter().all(RedisUrl::is_tls) {
+            let message = format!("with broker.redis.mode = \"{mode}\" all addresses have TLS, or none");
+            report("broker.redis.url", &message);
+        }
+    }
+    if redis.ca_file.is_some() && !redis.url.iter().any(RedisUrl::is_tls) {
+        report("broker.redis.ca_file", "only rediss:// addresses use it, and there is none");
+    }
+    if redis.username.is_some() && redis.password.is_none() {
+        report("broker.redis.username", "needs broker.redis.password");
+    }
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    if !redis.prefix.bytes().all(fits) || redis.prefix.len() > REDIS_PREFIX_BYTES_MAX {
+        let message = format!("expected at most {REDIS_PREFIX_BYTES_MAX} letters, digits and any of - _ . :");
+        report("broker.redis.prefix", &message);
     }
     problems
 }

@@ -422,7 +422,7 @@ mod tests {
         ] {
             let admit = admitted(decide(&config, &text));
             assert_eq!((admit.endpoint, &*admit.identity.user_id), (Endpoint::Events, "alice"));
-            assert_eq!(admit.stream.expect("a stream").rooms, ["a".into()]);
+            assert_eq!(admit.stream.expect("a stream").rooms, [Box::<str>::from("a")]);
         }
         let status = |config: &Config, text: &str| decide(config, text).expect_err("refused").status;
         assert_eq!(status(&config, &get("room=a", "")), 401);

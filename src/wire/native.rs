@@ -583,7 +583,7 @@ mod tests {
             |parsed| {
                 let Ok(Command::Subscribe { rooms, wanted, since }) = parsed.command else { panic!("{parsed:?}") };
                 assert_eq!(rooms, Rooms::One("agent:agent_1".into()));
-                assert_eq!(wanted.types, ["epistemic_update".into()]);
+                assert_eq!(wanted.types, [Box::<str>::from("epistemic_update")]);
                 assert_eq!(wanted.filters.as_deref(), Some(&br#"{"c":{"min":0.8}}"#[..]));
                 assert_eq!(since, None);
             },
@@ -594,7 +594,7 @@ mod tests {
                 assert_eq!(parsed.reference, Some(Reference::Text("s".into())));
                 let Ok(Command::Subscribe { rooms, wanted, since }) = parsed.command else { panic!("{parsed:?}") };
                 assert_eq!(rooms, Rooms::Many(vec!["a:1".into(), "b:2".into()]));
-                assert_eq!(wanted.types, ["x".into()]);
+                assert_eq!(wanted.types, [Box::<str>::from("x")]);
                 assert_eq!(since, Some(Since::Seq { seq: 4, epoch: Some("e".into()) }));
             },
         );

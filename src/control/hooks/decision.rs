@@ -172,7 +172,7 @@ mod tests {
         let granted = grant(
             json!({"allow": true, "rooms": ["project:1", "global", "project:1"], "permissions": ["a:b"], "metadata": {"x": 1}}),
         );
-        assert_eq!(granted.added.rooms, ["project:1".into(), "global".into()]);
+        assert_eq!(granted.added.rooms, [Box::<str>::from("project:1"), "global".into()]);
         assert_eq!((&*granted.added.permissions[0], &granted.metadata["x"]), ("a:b", &json!(1)));
     }
 

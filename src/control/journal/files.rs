@@ -277,7 +277,7 @@ mod tests {
         folder.write(2, &events(4..=4));
         let opened = folder.open().expect("opened");
         assert_eq!(seqs(&opened), [3, 4]);
-        assert_eq!(opened.rebuilt.shortened, ["a:b".into()]);
+        assert_eq!(opened.rebuilt.shortened, [Box::<str>::from("a:b")]);
         assert_eq!((opened.unread.len(), opened.unread[0].is_cut), (1, false));
     }
 

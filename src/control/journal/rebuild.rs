@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn what_stands_before_a_hole_is_let_go_of_and_named() {
         let rebuilt = rebuilt(&[&[events(1..=2), events(5..=6)]]);
-        assert_eq!(rebuilt.shortened, ["a:a".into()]);
+        assert_eq!(rebuilt.shortened, [Box::<str>::from("a:a")]);
         assert_eq!(rebuilt.rooms[0].batches.len(), 1);
         // The last events can't be read, but their number is known: it is not given again.
         assert_eq!(room(&[&[events(1..=2), (1, What::State { seq: 9 })]]), Some((1, 9, vec![])));

@@ -1,0 +1,490 @@
+//! Connections to Redis: a server, the server that sentinels tell of, or a cluster.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::io::tcp::TcpSettings;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value, cmd,
+};
+
+use super::scripts::{Call, Scripts};
+use crate::config::{Config, RedisMode, RedisUrl};
+
+/// Commands that may wait for a connection's task; it takes all of them at a time.
+const QUEUE: usize = 1024;
+
+/// What is connected to, and how.
+#[derive(Debug)]
+pub struct Target {
+    mode: RedisMode,
+    urls: Vec<RedisUrl>,
+    sentinel_master: String,
+    username: Option<String>,
+    password: Option<crate::config::Password>,
+    certificates: Option<Vec<u8>>,
+    timeout: Duration,
+    client_name: String,
+}
+
+/// Connections to one server or cluster.
+#[derive(Clone)]
+pub struct Connections {
+    /// Events are published over this one.
+    pub publish: Connection,
+    /// Rooms are followed over this one.
+    pub follow: Connection,
+}
+
+/// A connection, shared by all that use it.
+#[derive(Clone)]
+pub enum Connection {
+    /// To a server.
+    Server(MultiplexedConnection),
+    /// To a cluster.
+    Cluster(ClusterConnection),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum LinkError {
+    /// What Redis or the library says.
+    Redis(RedisError),
+    /// There was no answer in time.
+    Timeout,
+    /// It is a replica, which takes no events.
+    Replica,
+}
+
+/// The certificates that are trusted can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("broker.redis.ca_file: cannot read {}: {error}", path.display())]
+pub struct CaFileError {
+    path: PathBuf,
+    error: std::io::Error,
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Connections")
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkError::Redis(error) => fmt::Display::fmt(error, formatter),
+            LinkError::Timeout => formatter.write_str("no answer in time (broker.redis.timeout_ms)"),
+            LinkError::Replica => formatter.write_str("it is a replica, which takes no events"),
+        }
+    }
+}
+
+impl From<RedisError> for LinkError {
+    fn from(error: RedisError) -> LinkError {
+        if error.is_timeout() { LinkError::Timeout } else { LinkError::Redis(error) }
+    }
+}
+
+impl LinkError {
+    /// What has to be put right by a person, where trying again is of no use: the remedy.
+    pub fn remedy(&self) -> Option<&'static str> {
+        let LinkError::Redis(error) = self else { return None };
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => Some("set broker.redis.username and broker.redis.password"),
+            ErrorKind::RESP3NotSupported => Some("Redis 6.2 or newer, or Valkey, is needed"),
+            ErrorKind::InvalidClientConfig => {
+                Some("check broker.redis.url, broker.redis.mode and broker.redis.ca_file")
+            }
+            ErrorKind::MasterNameNotFoundBySentinel => Some("set broker.redis.sentinel_master"),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => Some("give the user the commands and keys of the broker"),
+            _ => match error.code() {
+                Some("NOAUTH" | "WRONGPASS") => Some("set broker.redis.username and broker.redis.password"),
+                _ if is_certificate(error) => {
+                    Some("set broker.redis.ca_file to the certificates that signed the server's")
+                }
+                _ => None,
+            },
+        }
+    }
+}
+
+/// Whether the server's certificate was not accepted.
+fn is_certificate(error: &RedisError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // What an I/O error was made of is no source of it.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        cause = inner.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+    }
+    false
+}
+
+impl Target {
+    /// What the configuration names: one for each single server, or one for all sentinels or nodes.
+    pub fn all(config: &Config, node: &str) -> Result<Vec<Target>, CaFileError> {
+        let redis = &config.broker_redis;
+        let certificates = match &redis.ca_file {
+            None => None,
+            Some(path) => {
+                let read = std::fs::read(path).map_err(|error| CaFileError { path: path.clone(), error });
+                Some(read?)
+            }
+        };
+        let target = |urls: Vec<RedisUrl>| Target {
+            mode: redis.mode,
+            urls,
+            sentinel_master: redis.sentinel_master.clone(),
+            username: redis.username.clone(),
+            password: redis.password.clone(),
+            certificates: certificates.clone(),
+            timeout: Duration::from_millis(redis.timeout_ms),
+            client_name: node.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect(),
+        };
+        Ok(match redis.mode {
+            RedisMode::Single => redis.url.iter().map(|url| target(vec![url.clone()])).collect(),
+            RedisMode::Sentinel | RedisMode::Cluster => vec![target(redis.url.clone())],
+        })
+    }
+
+    /// Its addresses, for people.
+    pub fn name(&self) -> String {
+        self.urls.iter().map(RedisUrl::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether rooms have slots, on servers of their own.
+    pub fn is_cluster(&self) -> bool {
+        self.mode == RedisMode::Cluster
+    }
+
+    /// Connects, and hears what is pushed in `inbox`.
+    pub async fn connect(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
+        // Each of several steps has the timeout of its own; all together have it as well.
+        match tokio::time::timeout(self.timeout, self.connect_all(scripts, inbox)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(LinkError::Timeout),
+        }
+    }
+
+    async fn connect_all(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
+        if self.mode == RedisMode::Cluster {
+            let connection = Connection::Cluster(self.cluster(inbox).await?);
+            return Ok(Connections { publish: connection.clone(), follow: connection });
+        }
+        let client = match self.mode {
+            RedisMode::Sentinel => self.sentinel().await?,
+            RedisMode::Single | RedisMode::Cluster => self.single()?,
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout))
+            .set_pipeline_buffer_size(QUEUE);
+        let publish = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let pushed = inbox.clone();
+        let config = config.set_push_sender(move |push: PushInfo| {
+            pushed.put(push);
+            Ok::<(), redis::aio::SendError>(())
+        });
+        let follow = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connections = Connections { publish: Connection::Server(publish), follow: Connection::Server(follow) };
+        for connection in [&connections.publish, &connections.follow] {
+            self.prepare(connection, scripts).await?;
+        }
+        Ok(connections)
+    }
+
+    /// A server must be one that takes events, and it is told the scripts.
+    async fn prepare(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
+        match connection.command(cmd("ROLE")).await {
+            Ok(Value::Array(role)) => {
+                let is_primary = matches!(role.first(), Some(Value::BulkString(role)) if role == b"master");
+                if !is_primary {
+                    return Err(LinkError::Replica);
+                }
+            }
+            // Who may not ask finds out by publishing.
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut name = cmd("CLIENT");
+        name.arg("SETNAME").arg(format!("ringhub:{}", self.client_name));
+        if let Err(error) = connection.command(name).await {
+            tracing::debug!(%error, "a connection to Redis has no name");
+        }
+        for script in scripts.all() {
+            let mut load = cmd("SCRIPT");
+            load.arg("LOAD").arg(script.text);
+            match connection.command(load).await {
+                Ok(_) => {}
+                // Then they go with their text the first time.
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn single(&self) -> Result<Client, RedisError> {
+        let url = self.urls.first().map_or("", RedisUrl::as_str);
+        let info = url.into_connection_info()?;
+        let settings = self.settings(info.redis_settings().db());
+        let info = info.set_redis_settings(settings).set_tcp_settings(tcp_settings(self.timeout));
+        self.client(info)
+    }
+
+    fn client(&self, info: ConnectionInfo) -> Result<Client, RedisError> {
+        match &self.certificates {
+            Some(_) if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) => {
+                Client::build_with_tls(info, self.tls_certificates())
+            }
+            _ => Client::open(info),
+        }
+    }
+
+    fn tls_certificates(&self) -> TlsCertificates {
+        TlsCertificates { client_tls: None, root_cert: self.certificates.clone() }
+    }
+
+    fn settings(&self, database: i64) -> RedisConnectionInfo {
+        let mut settings = RedisConnectionInfo::default()
+            .set_db(database)
+            .set_protocol(ProtocolVersion::RESP3)
+            .set_skip_set_lib_name();
+        if let Some(username) = &self.username {
+            settings = settings.set_username(username);
+        }
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password.reveal());
+        }
+        settings
+    }
+
+    /// The server that the first sentinel that answers tells of.
+    async fn sentinel(&self) -> Result<Client, RedisError> {
+        let addresses = self.urls.iter().map(|url| Ok(url.as_str().into_connection_info()?.addr().clone()));
+        let addresses = addresses.collect::<Result<Vec<_>, RedisError>>()?;
+        let mut builder =
+            SentinelClientBuilder::new(addresses, self.sentinel_master.clone(), SentinelServerType::Master)?
+                .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+                .set_client_to_redis_tcp_settings(tcp_settings(self.timeout))
+                .set_client_to_sentinel_tcp_settings(tcp_settings(self.timeout));
+        if self.urls.iter().any(RedisUrl::is_tls) {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+        }
+        if self.certificates.is_some() {
+            builder = builder
+                .set_client_to_redis_certificates(self.tls_certificates())
+                .set_client_to_sentinel_certificates(self.tls_certificates());
+        }
+        if let Some(username) = &self.username {
+            builder = builder.set_client_to_redis_username(username);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.set_client_to_redis_password(password.reveal());
+        }
+        builder.build()?.async_get_client().await
+    }
+
+    async fn cluster(&self, inbox: Arc<Inbox>) -> Result<ClusterConnection, RedisError> {
+        let nodes: Vec<&str> = self.urls.iter().map(RedisUrl::as_str).collect();
+        let mut builder = ClusterClientBuilder::new(nodes)
+            .use_protocol(ProtocolVersion::RESP3)
+            .connection_timeout(self.timeout)
+            .response_timeout(self.timeout)
+            .overall_response_timeout(Some(self.timeout))
+            .tcp_settings(tcp_settings(self.timeout))
+            .push_sender(move |push: PushInfo| {
+                inbox.put(push);
+                Ok::<(), redis::aio::SendError>(())
+            });
+        if self.urls.iter().any(RedisUrl::is_tls) {
+            builder = builder.tls(TlsMode::Secure);
+        }
+        if self.certificates.is_some() {
+            builder = builder.certs(self.tls_certificates());
+        }
+        if let Some(username) = &self.username {
+            builder = builder.username(username);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.password(password.reveal());
+        }
+        builder.build()?.get_async_connection().await
+    }
+}
+
+fn tcp_settings(timeout: Duration) -> TcpSettings {
+    // Without this, an answer waits for the other end's delayed acknowledgement.
+    TcpSettings::default().set_nodelay(true).set_user_timeout(timeout)
+}
+
+impl Connection {
+    /// Sends a command; an error that the server answers is an error.
+    pub async fn command(&self, command: Cmd) -> Result<Value, RedisError> {
+        match self {
+            Connection::Server(connection) => connection.clone().send_packed_command(&command).await?.extract_error(),
+            Connection::Cluster(connection) => {
+                redis::aio::ConnectionLike::req_packed_command(&mut connection.clone(), &command).await?.extract_error()
+            }
+        }
+    }
+
+    /// Calls a script.
+    pub async fn call(&self, call: &Call) -> Result<Value, RedisError> {
+        match self.command(call.by_hash()).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.command(call.by_text()).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Waits until so many replicas have what was written over this connection; how many have it.
+    pub async fn wait(&self, replicas: u32, timeout: Duration, key: &str) -> Result<i64, RedisError> {
+        let mut wait = cmd("WAIT");
+        // Shorter than the answer may take, so that it is an answer.
+        wait.arg(replicas).arg(timeout.as_millis() as u64 / 2);
+        let answer = match self {
+            Connection::Server(_) => self.command(wait).await?,
+            Connection::Cluster(connection) => {
+                let route = Route::new(slot_of(key.as_bytes()), SlotAddr::Master);
+                let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
+                connection.clone().route_command(wait, routing).await?.extract_error()?
+            }
+        };
+        redis::from_redis_value(answer).map_err(RedisError::from)
+    }
+
+    /// Subscribes to channels.
+    pub async fn subscribe(&self, channels: &[String]) -> Result<(), RedisError> {
+        match self {
+            Connection::Server(connection) => connection.clone().subscribe(channels).await,
+            Connection::Cluster(connection) => {
+                // Each has a slot of its own.
+                let each = channels.iter().map(|channel| {
+                    let mut connection = connection.clone();
+                    async move { connection.ssubscribe(channel).await }
+                });
+                try_join_all(each).await.map(drop)
+            }
+        }
+    }
+
+    /// Unsubscribes from channels.
+    pub async fn unsubscribe(&self, channels: &[String]) -> Result<(), RedisError> {
+        match self {
+            Connection::Server(connection) => connection.clone().unsubscribe(channels).await,
+            Connection::Cluster(connection) => {
+                let each = channels.iter().map(|channel| {
+                    let mut connection = connection.clone();
+                    async move { connection.sunsubscribe(channel).await }
+                });
+                try_join_all(each).await.map(drop)
+            }
+        }
+    }
+}
+
+/// The slot of a key in a cluster: CRC-16 (XMODEM) of what is in its first braces.
+fn slot_of(key: &[u8]) -> u16 {
+    let tagged = memchr::memchr(b'{', key).and_then(|open| {
+        let rest = key.get(open + 1..)?;
+        memchr::memchr(b'}', rest).filter(|close| *close > 0).map(|close| &rest[..close])
+    });
+    let crc = tagged.unwrap_or(key).iter().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 })
+    });
+    crc % 16_384
+}
+
+/// What a connection pushes, until the broker takes it: bounded in bytes. Of what is beyond, only the channels are kept.
+#[derive(Debug)]
+pub struct Inbox {
+    pushed: Mutex<Pushed>,
+    notify: Arc<tokio::sync::Notify>,
+    bytes_max: usize,
+}
+
+/// What was pushed.
+#[derive(Debug, Default)]
+pub struct Pushed {
+    /// In its order.
+    pub messages: Vec<PushInfo>,
+    bytes: usize,
+    /// Channels of which something was dropped.
+    pub dropped: std::collections::HashSet<Vec<u8>>,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub fn new(notify: Arc<tokio::sync::Notify>, bytes_max: usize) -> Arc<Inbox> {
+        Arc::new(Inbox { pushed: Mutex::default(), notify, bytes_max })
+    }
+
+    fn put(&self, push: PushInfo) {
+        let bytes: usize =
+            push.data.iter().map(|value| if let Value::BulkString(bytes) = value { bytes.len() } else { 16 }).sum();
+        let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_message = matches!(push.kind, redis::PushKind::Message | redis::PushKind::SMessage);
+        if is_message && pushed.bytes + bytes > self.bytes_max {
+            if let Some(Value::BulkString(channel)) = push.data.into_iter().next() {
+                pushed.dropped.insert(channel);
+            }
+        } else {
+            pushed.bytes += bytes;
+            pushed.messages.push(push);
+        }
+        drop(pushed);
+        self.notify.notify_one();
+    }
+
+    /// What was pushed since this was asked last.
+    pub fn take(&self) -> Pushed {
+        std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_the_slot_that_redis_gives_it() {
+        // As CLUSTER KEYSLOT tells.
+        assert_eq!(slot_of(b"123456789"), 12_739);
+        assert_eq!(slot_of(b"foo"), 12_182);
+        assert_eq!(slot_of(b"app:{foo}:log"), 12_182);
+        assert_eq!(slot_of(b"{}foo"), slot_of(b"{}foo"));
+        assert_ne!(slot_of(b"{}foo"), slot_of(b"foo"));
+    }
+
+    #[test]
+    fn beyond_its_bound_an_inbox_keeps_the_channels_only() {
+        let inbox = Inbox::new(Arc::default(), 20);
+        let message = |channel: &str| PushInfo {
+            kind: redis::PushKind::Message,
+            data: vec![Value::BulkString(channel.into()), Value::BulkString(vec![0; 10])],
+        };
+        for channel in ["a", "b", "c", "b"] {
+            inbox.put(message(channel));
+        }
+        let pushed = inbox.take();
+        assert_eq!(pushed.messages, [message("a")]);
+        assert_eq!(pushed.dropped.len(), 2);
+        inbox.put(message("b"));
+        assert_eq!(inbox.take().messages.len(), 1, "it has room again");
+    }
+}

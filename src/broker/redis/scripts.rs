@@ -1,0 +1,210 @@
+//! The scripts, and calls of them.
+//!
+//! What they do is told in their files, in `scripts/`: any program may call them.
+
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use redis::{Cmd, cmd};
+
+use super::encoding::EventId;
+use super::submissions::Publish;
+use super::tracker::Wanted;
+use crate::hub::name::RoomName;
+
+/// How long a room's epoch and numbers are kept after its last event: much longer than any log.
+const META_MS: u64 = 30 * 24 * 3600 * 1000;
+
+/// Bytes of events that one read brings, about.
+const READ_BYTES: usize = 1 << 20;
+
+/// A script.
+#[derive(Debug)]
+pub struct Script {
+    /// Its text.
+    pub text: &'static str,
+    sha: String,
+}
+
+/// All of them, and what the keys of rooms are called.
+#[derive(Debug)]
+pub struct Scripts {
+    prefix: String,
+    /// PUBLISH or SPUBLISH.
+    publish_command: &'static str,
+    /// The run of this node, as it is in keys.
+    run: String,
+    publish: Script,
+    read: Script,
+    renew: Script,
+    clear: Script,
+}
+
+/// A call of a script: by its hash, and with its text where the server does not know it.
+#[derive(Debug)]
+pub struct Call {
+    text: &'static str,
+    sha: String,
+    keys: Vec<String>,
+    arguments: Vec<Vec<u8>>,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Script {
+        let sha = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+        let sha = sha.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Script { text, sha }
+    }
+
+    fn call(&self, keys: Vec<String>, arguments: Vec<Vec<u8>>) -> Call {
+        Call { text: self.text, sha: self.sha.clone(), keys, arguments }
+    }
+}
+
+impl Call {
+    /// By its hash.
+    pub fn by_hash(&self) -> Cmd {
+        self.command("EVALSHA", &self.sha)
+    }
+
+    /// The first of its keys.
+    pub fn key(&self) -> &str {
+        self.keys.first().map_or("", String::as_str)
+    }
+
+    /// With its text.
+    pub fn by_text(&self) -> Cmd {
+        self.command("EVAL", self.text)
+    }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let bytes: usize = self.arguments.iter().map(|argument| argument.len() + 16).sum();
+        let mut command = Cmd::with_capacity(3 + self.keys.len() + self.arguments.len(), bytes + 256);
+        command.arg(name).arg(script).arg(self.keys.len()).arg(&self.keys[..]);
+        for argument in &self.arguments {
+            command.arg(&argument[..]);
+        }
+        command
+    }
+}
+
+impl Scripts {
+    /// The scripts for keys with a prefix.
+    pub fn new(prefix: &str, is_cluster: bool, run: u64) -> Scripts {
+        Scripts {
+            prefix: prefix.to_owned(),
+            publish_command: if is_cluster { "SPUBLISH" } else { "PUBLISH" },
+            run: format!("{run:016x}"),
+            publish: Script::new(include_str!("scripts/publish.lua")),
+            read: Script::new(include_str!("scripts/read.lua")),
+            renew: Script::new(include_str!("scripts/renew.lua")),
+            clear: Script::new(include_str!("scripts/clear.lua")),
+        }
+    }
+
+    /// All scripts.
+    pub fn all(&self) -> [&Script; 4] {
+        [&self.publish, &self.read, &self.renew, &self.clear]
+    }
+
+    /// The channel of a room.
+    pub fn channel(&self, room: &str) -> String {
+        self.key(room, "events")
+    }
+
+    /// The room of a channel.
+    pub fn room_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
+        let channel = std::str::from_utf8(channel).ok()?;
+        channel.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:events")
+    }
+
+    /// The channel that this run hears itself in, through the `at`th of several.
+    pub fn canary_channel(&self, at: usize) -> String {
+        format!("{}:{{canary-{at}}}:{}", self.prefix, self.run)
+    }
+
+    /// What is said there.
+    pub fn canary(&self, at: usize) -> Cmd {
+        let mut command = cmd(self.publish_command);
+        command.arg(self.canary_channel(at)).arg("");
+        command
+    }
+
+    fn key(&self, room: &str, what: &str) -> String {
+        format!("{}:{{{room}}}:{what}", self.prefix)
+    }
+
+    /// Publishes events.
+    pub fn publish(&self, room: &RoomName, publish: &Publish) -> Call {
+        let room = room.as_str();
+        let mut keys =
+            vec![self.key(room, "meta"), self.key(room, "log"), self.key(room, &format!("run:{}", self.run))];
+        let mut arguments = vec![
+            self.channel(room).into_bytes(),
+            self.publish_command.into(),
+            text(publish.new_epoch),
+            text(publish.number),
+            text(publish.keep.events_max),
+            text(publish.keep.age_ms),
+            text(META_MS.max(publish.keep.age_ms.saturating_mul(2))),
+        ];
+        for chunk in &publish.chunks {
+            match &chunk.key {
+                Some(key) => {
+                    keys.push(self.key(room, &format!("key:{key}")));
+                    arguments.push(b"key".to_vec());
+                }
+                None => arguments.push(text(chunk.events as u64)),
+            }
+            arguments.push(id_text(&chunk.last_id));
+            arguments.push(chunk.bytes.clone());
+        }
+        self.publish.call(keys, arguments)
+    }
+
+    /// Reads a room. `epoch` is for one that nobody knows.
+    pub fn read(&self, room: &RoomName, wanted: &Wanted, epoch: u64) -> Call {
+        let keys = vec![self.key(room.as_str(), "meta"), self.key(room.as_str(), "log")];
+        self.read.call(keys, vec![text(epoch), text(wanted.from_seq), text(READ_BYTES as u64), text(META_MS)])
+    }
+
+    /// Changes a room's epoch.
+    pub fn renew(&self, room: &RoomName, old: u64, new: u64) -> Call {
+        let arguments =
+            vec![self.channel(room.as_str()).into_bytes(), self.publish_command.into(), text(old), text(new)];
+        self.renew.call(vec![self.key(room.as_str(), "meta")], arguments)
+    }
+
+    /// Empties a room's log.
+    pub fn clear(&self, room: &RoomName) -> Call {
+        let keys = vec![self.key(room.as_str(), "meta"), self.key(room.as_str(), "log")];
+        let arguments = vec![self.channel(room.as_str()).into_bytes(), self.publish_command.into(), text(META_MS)];
+        self.clear.call(keys, arguments)
+    }
+}
+
+fn text(number: u64) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+fn id_text(id: &EventId) -> Vec<u8> {
+    id.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_that_of_one_room() {
+        let scripts = Scripts::new("app:1", false, 7);
+        assert_eq!(scripts.channel("doc:a}b"), "app:1:{doc:a}b}:events");
+        assert_eq!(scripts.room_of(b"app:1:{doc:a}b}:events"), Some("doc:a}b"));
+        for other in ["app:2:{doc:1}:events", "app:1:{doc:1}:log", "app:1", "app:1:{canary-0}:0000000000000007"] {
+            assert_eq!(scripts.room_of(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_hash_of_a_script_is_sha_1_in_hexadecimal() {
+        assert_eq!(Script::new("return 1").sha, "e0e1f9fabfc9d4800c877a703b823ac0578ff8db");
+    }
+}

@@ -1,0 +1,287 @@
+//! One server of several (or a cluster): its link, what is sent over it, and which rooms are followed over it.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
+
+use super::connection::{Connections, Inbox, LinkError, Target};
+use super::encoding;
+use super::submissions::{Outcome, Submissions};
+use crate::hub::name::RoomName;
+use crate::wire::codes::ErrorCode;
+use crate::wire::native::Refused;
+
+/// The first wait before a link is made again, and the longest. What is drawn is between half of it and all.
+const WAIT_MIN_MS: u64 = 40;
+const WAIT_MAX_MS: u64 = 5000;
+
+/// How often it is tried whether a connection hears its own messages.
+pub const CANARY_MS: u64 = 2000;
+
+/// Channels that are tried in a cluster: enough for each of its servers to have one, with near certainty.
+const CANARIES_OF_CLUSTER: usize = 32;
+
+/// A server.
+pub struct Server {
+    /// What is connected to.
+    pub target: Arc<Target>,
+    /// Its addresses, for people.
+    pub name: String,
+    /// The link.
+    pub link: Link,
+    /// Tells links apart, so that what is reported of a former one means nothing.
+    pub generation: u64,
+    /// Events for it.
+    pub submissions: Submissions,
+    /// Rooms whose channels are to be subscribed to.
+    pub to_subscribe: VecDeque<RoomName>,
+    /// Rooms that are not wanted any more.
+    pub to_unsubscribe: VecDeque<RoomName>,
+    /// Rooms that are to be read.
+    pub to_read: VecDeque<RoomName>,
+    /// Rooms that are read or subscribed to again at a time, after a refusal.
+    pub retries: VecDeque<(u64, RoomName)>,
+    /// Reads on their way.
+    pub reads: usize,
+    /// Subscriptions on their way.
+    pub subscriptions: usize,
+    attempts: u32,
+    was_up: bool,
+    said_ms: Option<u64>,
+}
+
+/// What there is of a link.
+pub enum Link {
+    /// Nothing until this time.
+    Down {
+        /// When to try.
+        retry_ms: u64,
+    },
+    /// It is being made.
+    Connecting,
+    /// It is there.
+    Up(Box<Up>),
+}
+
+/// A link.
+pub struct Up {
+    /// Its connections.
+    pub connections: Connections,
+    /// What they push.
+    pub inbox: Arc<Inbox>,
+    /// When the canaries were sent that were not all heard yet.
+    pub canary_sent_ms: Option<u64>,
+    /// When the next ones are sent.
+    pub canary_next_ms: u64,
+    /// Those that were not heard.
+    pub unheard: HashSet<usize>,
+}
+
+impl Server {
+    /// One that there is no link to yet.
+    pub fn new(target: Target, submissions: Submissions) -> Server {
+        Server {
+            name: target.name(),
+            target: Arc::new(target),
+            link: Link::Down { retry_ms: 0 },
+            generation: 0,
+            submissions,
+            to_subscribe: VecDeque::new(),
+            to_unsubscribe: VecDeque::new(),
+            to_read: VecDeque::new(),
+            retries: VecDeque::new(),
+            reads: 0,
+            subscriptions: 0,
+            attempts: 0,
+            was_up: false,
+            said_ms: None,
+        }
+    }
+
+    /// How many channels it is tried in.
+    pub fn canaries(&self) -> usize {
+        if self.target.is_cluster() { CANARIES_OF_CLUSTER } else { 1 }
+    }
+
+    /// The link, where there is one.
+    pub fn up(&mut self) -> Option<&mut Up> {
+        match &mut self.link {
+            Link::Up(up) => Some(up),
+            _ => None,
+        }
+    }
+
+    /// Whether there is a link.
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// Whether a complaint is due: one a second, since all rooms have the same.
+    pub fn may_say(&mut self, now_ms: u64) -> bool {
+        let may = self.said_ms.is_none_or(|said_ms| said_ms + 1000 <= now_ms);
+        if may {
+            self.said_ms = Some(now_ms);
+        }
+        may
+    }
+
+    /// There is a link. Whether it was there before, and was lost.
+    pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
+        self.attempts = 0;
+        let unheard = HashSet::new();
+        let canary_next_ms = now_ms;
+        self.link = Link::Up(Box::new(Up { connections, inbox, canary_sent_ms: None, canary_next_ms, unheard }));
+        std::mem::replace(&mut self.was_up, true)
+    }
+
+    /// There is no link, and another is tried some time later.
+    pub fn set_down(&mut self, now_ms: u64) {
+        let longest = (WAIT_MIN_MS << self.attempts.min(16)).min(WAIT_MAX_MS);
+        self.attempts = self.attempts.saturating_add(1);
+        self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
+        self.generation += 1;
+        for queue in [&mut self.to_subscribe, &mut self.to_unsubscribe, &mut self.to_read] {
+            queue.clear();
+        }
+        self.retries.clear();
+        (self.reads, self.subscriptions) = (0, 0);
+    }
+}
+
+/// What an error means for the link and for what was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// The link is broken, or the server does not answer: it is not known whether what was asked was done.
+    Broken,
+    /// The server takes nothing for now, and did nothing. Another link may lead to one that does.
+    NotNow,
+    /// This was refused, and not done.
+    Refused,
+}
+
+/// What an error means.
+pub fn meaning(error: &RedisError) -> Meaning {
+    match error.kind() {
+        ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::ClusterDown,
+        ) => Meaning::NotNow,
+        ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
+            // The user was taken away, or its password changed.
+            Some("NOAUTH" | "WRONGPASS") => Meaning::NotNow,
+            _ => Meaning::Refused,
+        },
+        _ => Meaning::Broken,
+    }
+}
+
+/// What is told to who asked for something that the server refused.
+pub fn refusal(error: &RedisError) -> Refused {
+    let message = match error.code() {
+        Some("OOM") => "the broker is out of memory",
+        Some("MISCONF") => "the broker can't write its data",
+        Some("NOREPLICAS") => "the broker has too few replicas",
+        Some("NOPERM") => "the broker does not permit it",
+        _ => "the broker refused it",
+    };
+    Refused::new(ErrorCode::Unavailable, message)
+}
+
+/// What became of publishing so many events. The error, where there was one.
+pub fn published(answer: Result<Value, RedisError>, events: usize) -> (Outcome, Option<RedisError>) {
+    match answer {
+        Ok(Value::Array(parts)) => {
+            let numbers = match &parts[..] {
+                [Value::BulkString(answer), Value::Int(nodes)] => {
+                    encoding::numbers(answer, events, u32::try_from(*nodes).unwrap_or(u32::MAX))
+                }
+                _ => None,
+            };
+            match numbers {
+                Some(numbers) => (Outcome::Done(numbers), None),
+                None => (Outcome::Unsafe, Some(not_understood())),
+            }
+        }
+        Ok(_) => (Outcome::Unsafe, Some(not_understood())),
+        Err(error) => (failed(&error), Some(error)),
+    }
+}
+
+/// What became of emptying a log.
+pub fn cleared(answer: Result<Value, RedisError>) -> (Outcome, Option<RedisError>) {
+    match answer {
+        Ok(Value::Int(count)) => (Outcome::Cleared(u64::try_from(count).unwrap_or(0)), None),
+        Ok(_) => (Outcome::Unsafe, Some(not_understood())),
+        Err(error) => (failed(&error), Some(error)),
+    }
+}
+
+fn failed(error: &RedisError) -> Outcome {
+    match meaning(error) {
+        Meaning::Broken => Outcome::Unknown,
+        Meaning::NotNow => Outcome::NotYet,
+        Meaning::Refused => Outcome::Refused(refusal(error)),
+    }
+}
+
+/// An answer of another form than the scripts give.
+pub fn not_understood() -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, "a script answered something else than it should"))
+}
+
+/// Says that there is no link, and what to do.
+pub fn complain(name: &str, error: &LinkError, is_first: bool) {
+    let remedy = error.remedy().unwrap_or("it is tried again");
+    if is_first {
+        tracing::error!(server = name, %error, remedy, "the broker can't be reached: publishes are refused until it can");
+    } else {
+        tracing::debug!(server = name, %error, remedy, "the broker still can't be reached");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_error(line: &'static str) -> RedisError {
+        let value = redis::parse_redis_value(line.as_bytes()).expect("an error is a value");
+        value.extract_error().expect_err("it is an error")
+    }
+
+    #[test]
+    fn errors_of_a_server_are_told_from_those_of_the_link() {
+        for (line, expected) in [
+            ("-READONLY You can't write against a read only replica.\r\n", Meaning::NotNow),
+            ("-LOADING Redis is loading the dataset in memory\r\n", Meaning::NotNow),
+            ("-MASTERDOWN Link with MASTER is down\r\n", Meaning::NotNow),
+            ("-CLUSTERDOWN The cluster is down\r\n", Meaning::NotNow),
+            ("-NOAUTH Authentication required.\r\n", Meaning::NotNow),
+            ("-OOM command not allowed when used memory > 'maxmemory'.\r\n", Meaning::Refused),
+            ("-MISCONF Redis is configured to save RDB snapshots\r\n", Meaning::Refused),
+            ("-NOREPLICAS Not enough good replicas to write.\r\n", Meaning::Refused),
+            ("-NOPERM this user has no permissions\r\n", Meaning::Refused),
+            ("-ERR something else\r\n", Meaning::Refused),
+            ("-OVERTAKEN a later submission of this run is here already\r\n", Meaning::Refused),
+        ] {
+            assert_eq!(meaning(&server_error(line)), expected, "{line}");
+        }
+        let cut: RedisError = std::io::Error::from(std::io::ErrorKind::ConnectionReset).into();
+        assert_eq!(meaning(&cut), Meaning::Broken);
+        let slow: RedisError = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
+        assert_eq!(meaning(&slow), Meaning::Broken);
+    }
+
+    #[test]
+    fn an_answer_that_is_none_of_the_script_is_a_doubt() {
+        for answer in
+            [Value::Nil, Value::Array(vec![]), Value::Array(vec![Value::BulkString(b"x".into()), Value::Int(1)])]
+        {
+            assert!(matches!(published(Ok(answer), 1), (Outcome::Unsafe, Some(_))));
+        }
+        let good = Value::Array(vec![Value::BulkString(b"5 1 1".into()), Value::Int(2)]);
+        assert!(matches!(published(Ok(good), 1), (Outcome::Done(_), None)));
+    }
+}

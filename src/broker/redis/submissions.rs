@@ -1,0 +1,741 @@
+//! What waits to be published, and what was sent and is not answered yet.
+//!
+//! ```text
+//! push ─► waiting of a room ─► next: all of them as one call ─► sent ─► answered
+//!               │                                                 │
+//!               │ no link for buffer_ms: refused                  ├ the link broke: sent again, the same call
+//!               └                                                 └ no answer within timeout_ms: IN_DOUBT
+//! ```
+//!
+//! A room has one call on its way at a time. That keeps its order, and under load makes one call of all that came
+//! meanwhile. A call that is sent again is the same, with the same number: Redis knows whether it had it.
+//!
+//! Pure: times are milliseconds that are given.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::encoding::{self, EventId};
+use crate::hub::brokered::{IN_DOUBT, Keep, Numbers, Submission};
+use crate::hub::name::{RoomName, ShardId};
+use crate::wire::codes::ErrorCode;
+use crate::wire::native::Refused;
+
+/// Events of one call at most, and their bytes: a script holds up all other rooms of its server.
+const CALL_EVENTS_MAX: usize = 1000;
+const CALL_BYTES_MAX: usize = 256 << 10;
+
+/// Calls on their way at a time.
+const CALLS_MAX: usize = 1024;
+
+/// Why a submission is refused while there is no link.
+pub const NO_LINK: Refused = Refused::new(ErrorCode::Unavailable, "the broker can't be reached");
+/// Why a submission is refused that would wait behind too many.
+pub const TOO_MUCH: Refused = Refused::new(ErrorCode::Unavailable, "too much waits for the broker");
+/// What is told of a submission that may have been taken.
+pub const DOUBTFUL: Refused = Refused::new(ErrorCode::Unavailable, IN_DOUBT);
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// An answer.
+    pub timeout_ms: u64,
+    /// A link, for what is not sent.
+    pub buffer_ms: u64,
+    /// Bytes of a shard's events.
+    pub pending_bytes_max: usize,
+}
+
+/// Submissions to one server.
+#[derive(Debug)]
+pub struct Submissions {
+    rooms: HashMap<RoomName, Room>,
+    /// Rooms with something to send and nothing on its way, each once.
+    ready: VecDeque<RoomName>,
+    /// Bytes of each shard.
+    bytes: Vec<usize>,
+    bounds: Bounds,
+    is_up: bool,
+    /// Calls on their way.
+    sent: usize,
+    next_serial: u64,
+    /// When something has to be looked at: the rooms by the times of their oldest.
+    due: BTreeMap<(u64, u64), RoomName>,
+    next_due: u64,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    waiting: VecDeque<Waiting>,
+    call: Option<Call>,
+    is_ready: bool,
+    /// Where it is in `due`.
+    due: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    shard: ShardId,
+    what: What,
+    bytes: usize,
+    since_ms: u64,
+}
+
+#[derive(Debug)]
+enum What {
+    Submit(Box<Submission>),
+    Clear { number: u64 },
+}
+
+#[derive(Debug)]
+struct Call {
+    /// Tells it from the room's other calls.
+    serial: u64,
+    parts: Vec<Part>,
+    request: Request,
+    first_sent_ms: u64,
+    sent: Option<Sent>,
+    is_on_its_way: bool,
+    /// It may have been carried out, so that a refusal can't say that it was not.
+    is_doubtful: bool,
+}
+
+/// When a call was sent that is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    at_us: u64,
+    /// Not for the first time.
+    pub is_again: bool,
+}
+
+impl Sent {
+    /// How long ago it was sent.
+    pub fn elapsed_us(self, now_us: u64) -> u64 {
+        now_us.saturating_sub(self.at_us)
+    }
+}
+
+/// A submission within a call, or a clearing.
+#[derive(Debug)]
+struct Part {
+    shard: ShardId,
+    number: u64,
+    is_clear: bool,
+    events: usize,
+    bytes: usize,
+}
+
+/// What is sent for a room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Events are published.
+    Publish(Publish),
+    /// The log is emptied.
+    Clear,
+}
+
+/// Events to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// The number of its last submission.
+    pub number: u64,
+    /// The epoch of a room that nobody knows.
+    pub new_epoch: u64,
+    /// How much is kept.
+    pub keep: Keep,
+    /// The events.
+    pub chunks: Vec<Chunk>,
+}
+
+/// Events that are published or not together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// How many.
+    pub events: usize,
+    /// The key of one that has one.
+    pub key: Option<Box<str>>,
+    /// The id of the last.
+    pub last_id: EventId,
+    /// As they are in Redis.
+    pub bytes: Vec<u8>,
+}
+
+/// What is told of a submission, or a clearing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its room.
+    pub room: RoomName,
+    /// Its number.
+    pub number: u64,
+    /// What became of it.
+    pub told: Told,
+}
+
+/// What became of something.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Of a submission.
+    Submitted(Result<Numbers, Refused>),
+    /// Of a clearing.
+    Cleared(Result<u64, Refused>),
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was carried out.
+    Done(Numbers),
+    /// The log was emptied of so many.
+    Cleared(u64),
+    /// It was not.
+    Refused(Refused),
+    /// It was not, and will be when the server has recovered.
+    NotYet,
+    /// It is not known whether it was.
+    Unknown,
+    /// It was, but not safely.
+    Unsafe,
+}
+
+impl Submissions {
+    /// None yet, from so many shards; there is no link.
+    pub fn new(shards: u16, bounds: Bounds) -> Submissions {
+        Submissions {
+            rooms: HashMap::new(),
+            ready: VecDeque::new(),
+            bytes: vec![0; usize::from(shards)],
+            bounds,
+            is_up: false,
+            sent: 0,
+            next_serial: 0,
+            due: BTreeMap::new(),
+            next_due: 0,
+        }
+    }
+
+    /// Bytes that wait or are on their way.
+    pub fn pending_bytes(&self) -> usize {
+        self.bytes.iter().sum()
+    }
+
+    /// Takes a submission, or tells why not.
+    pub fn push(&mut self, shard: ShardId, submission: Box<Submission>, now_ms: u64, answers: &mut Vec<Answer>) {
+        let bytes = submission.events.iter().map(encoding::event_bytes).sum();
+        let room = submission.room.clone();
+        self.wait(room, Waiting { shard, what: What::Submit(submission), bytes, since_ms: now_ms }, answers);
+    }
+
+    /// Takes a wish to empty a room's log, which keeps its place among the submissions.
+    pub fn clear(&mut self, shard: ShardId, room: RoomName, number: u64, now_ms: u64, answers: &mut Vec<Answer>) {
+        let bytes = size_of::<Waiting>();
+        self.wait(room, Waiting { shard, what: What::Clear { number }, bytes, since_ms: now_ms }, answers);
+    }
+
+    fn wait(&mut self, name: RoomName, waiting: Waiting, answers: &mut Vec<Answer>) {
+        if !self.is_up && self.bounds.buffer_ms == 0 {
+            answers.push(waiting.refused(name, NO_LINK));
+            return;
+        }
+        let Some(pending) = self.bytes.get_mut(usize::from(waiting.shard.0)) else { return };
+        // One that is larger than all that may wait goes when nothing else does.
+        if *pending + waiting.bytes > self.bounds.pending_bytes_max && *pending > 0 {
+            answers.push(waiting.refused(name, TOO_MUCH));
+            return;
+        }
+        *pending += waiting.bytes;
+        let room = self.rooms.entry(name.clone()).or_default();
+        room.waiting.push_back(waiting);
+        if room.call.is_none() && !room.is_ready {
+            room.is_ready = true;
+            self.ready.push_back(name.clone());
+        }
+        self.set_due(&name);
+    }
+
+    /// There is a link. What was on its way over the last one can be sent again.
+    pub fn link_up(&mut self) {
+        self.is_up = true;
+    }
+
+    /// There is no link any more. What was on its way has to be sent again.
+    pub fn link_down(&mut self, now_ms: u64, answers: &mut Vec<Answer>) {
+        self.is_up = false;
+        let on_their_way: Vec<RoomName> = self
+            .rooms
+            .iter()
+            .filter(|(_, room)| room.call.as_ref().is_some_and(|call| call.is_on_its_way))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &on_their_way {
+            self.put_back(name, true);
+        }
+        let waiting: Vec<RoomName> =
+            self.rooms.iter().filter(|(_, room)| !room.waiting.is_empty()).map(|(name, _)| name.clone()).collect();
+        for name in &waiting {
+            self.refuse_waiting(name, now_ms, answers);
+        }
+    }
+
+    fn put_back(&mut self, name: &RoomName, is_doubtful: bool) {
+        let Some(room) = self.rooms.get_mut(name) else { return };
+        let Some(call) = &mut room.call else { return };
+        call.is_doubtful |= is_doubtful;
+        if call.is_on_its_way {
+            call.is_on_its_way = false;
+            self.sent -= 1;
+        }
+        if !room.is_ready {
+            room.is_ready = true;
+            self.ready.push_back(name.clone());
+        }
+    }
+
+    /// What is to be sent next.
+    pub fn next(&mut self, now_ms: u64, now_us: u64) -> Option<(RoomName, u64, Request)> {
+        while self.is_up && self.sent < CALLS_MAX {
+            let name = self.ready.pop_front()?;
+            let Some(room) = self.rooms.get_mut(&name) else { continue };
+            room.is_ready = false;
+            if room.call.is_none() {
+                room.call = room.next_call(self.next_serial, now_ms);
+                self.next_serial += 1;
+            }
+            let Some(call) = &mut room.call else { continue };
+            call.is_on_its_way = true;
+            call.sent = Some(Sent { at_us: now_us, is_again: call.sent.is_some() });
+            let (serial, request) = (call.serial, call.request.clone());
+            self.sent += 1;
+            self.set_due(&name);
+            return Some((name, serial, request));
+        }
+        None
+    }
+
+    /// What became of the call of a room; when it was sent. One that was given up is passed over.
+    pub fn answered(
+        &mut self,
+        name: &RoomName,
+        serial: u64,
+        outcome: Outcome,
+        answers: &mut Vec<Answer>,
+    ) -> Option<Sent> {
+        let room = self.rooms.get_mut(name)?;
+        let call = room.call.as_ref().filter(|call| call.serial == serial && call.is_on_its_way)?;
+        let sent = call.sent;
+        match outcome {
+            Outcome::Unknown => self.put_back(name, true),
+            Outcome::NotYet => self.put_back(name, false),
+            Outcome::Done(numbers) => self.finish(name, Ok(Done::Numbers(numbers)), answers),
+            Outcome::Cleared(count) => self.finish(name, Ok(Done::Cleared(count)), answers),
+            Outcome::Refused(refused) => {
+                let refused = if call.is_doubtful { DOUBTFUL } else { refused };
+                self.finish(name, Err(refused), answers);
+            }
+            Outcome::Unsafe => self.finish(name, Err(DOUBTFUL), answers),
+        }
+        sent
+    }
+
+    fn finish(&mut self, name: &RoomName, outcome: Result<Done, Refused>, answers: &mut Vec<Answer>) {
+        let Some(room) = self.rooms.get_mut(name) else { return };
+        let Some(call) = room.call.take() else { return };
+        if call.is_on_its_way {
+            self.sent -= 1;
+        }
+        let mut from = 0;
+        for part in call.parts {
+            if let Some(pending) = self.bytes.get_mut(usize::from(part.shard.0)) {
+                *pending = pending.saturating_sub(part.bytes);
+            }
+            let told = match &outcome {
+                Ok(Done::Numbers(numbers)) => {
+                    let events = numbers.events.get(from..from + part.events).unwrap_or_default().to_vec();
+                    Told::Submitted(Ok(Numbers { epoch: numbers.epoch, events, nodes: numbers.nodes }))
+                }
+                Ok(Done::Cleared(count)) => Told::Cleared(Ok(*count)),
+                Err(refused) => Told::refused(part.is_clear, refused.clone()),
+            };
+            from += part.events;
+            answers.push(Answer { shard: part.shard, room: name.clone(), number: part.number, told });
+        }
+        if !room.waiting.is_empty() && !room.is_ready {
+            room.is_ready = true;
+            self.ready.push_back(name.clone());
+        }
+        self.set_due(name);
+    }
+
+    /// Gives up what has waited too long.
+    pub fn expire(&mut self, now_ms: u64, answers: &mut Vec<Answer>) {
+        while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now_ms) {
+            let name = entry.remove();
+            let Some(room) = self.rooms.get_mut(&name) else { continue };
+            room.due = None;
+            if let Some(call) = &room.call
+                && call.first_sent_ms + self.bounds.timeout_ms <= now_ms
+            {
+                let refused = if call.is_on_its_way || call.is_doubtful { DOUBTFUL } else { NO_LINK };
+                self.finish(&name, Err(refused), answers);
+            }
+            self.refuse_waiting(&name, now_ms, answers);
+            self.set_due(&name);
+        }
+    }
+
+    /// When [`Submissions::expire`] has something to do.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.due.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Refuses what waits without a link, or behind a call that is not answered, for too long.
+    fn refuse_waiting(&mut self, name: &RoomName, now_ms: u64, answers: &mut Vec<Answer>) {
+        let wait_ms =
+            if self.is_up { self.bounds.timeout_ms.max(self.bounds.buffer_ms) } else { self.bounds.buffer_ms };
+        let Some(room) = self.rooms.get_mut(name) else { return };
+        while let Some(first) = room.waiting.pop_front_if(|first| first.since_ms + wait_ms <= now_ms) {
+            if let Some(pending) = self.bytes.get_mut(usize::from(first.shard.0)) {
+                *pending = pending.saturating_sub(first.bytes);
+            }
+            answers.push(first.refused(name.clone(), NO_LINK));
+        }
+        self.set_due(name);
+    }
+
+    /// Notes when a room has to be looked at, and forgets one that has nothing left.
+    fn set_due(&mut self, name: &RoomName) {
+        let Some(room) = self.rooms.get_mut(name) else { return };
+        let of_call = room.call.as_ref().map(|call| call.first_sent_ms + self.bounds.timeout_ms);
+        let wait_ms =
+            if self.is_up { self.bounds.timeout_ms.max(self.bounds.buffer_ms) } else { self.bounds.buffer_ms };
+        let of_waiting = room.waiting.front().map(|first| first.since_ms + wait_ms);
+        let at = of_call.into_iter().chain(of_waiting).min();
+        if room.due.map(|due| due.0) != at {
+            if let Some(due) = room.due.take() {
+                self.due.remove(&due);
+            }
+            if let Some(at) = at {
+                self.next_due += 1;
+                let due = (at, self.next_due);
+                room.due = Some(due);
+                self.due.insert(due, name.clone());
+            }
+        }
+        if room.call.is_none() && room.waiting.is_empty() && !room.is_ready {
+            self.rooms.remove(name);
+        }
+    }
+}
+
+/// What an answer has.
+enum Done {
+    Numbers(Numbers),
+    Cleared(u64),
+}
+
+impl Told {
+    fn refused(is_clear: bool, refused: Refused) -> Told {
+        if is_clear { Told::Cleared(Err(refused)) } else { Told::Submitted(Err(refused)) }
+    }
+}
+
+impl Waiting {
+    fn number(&self) -> u64 {
+        match &self.what {
+            What::Submit(submission) => submission.number,
+            What::Clear { number } => *number,
+        }
+    }
+
+    fn refused(&self, room: RoomName, refused: Refused) -> Answer {
+        let told = Told::refused(matches!(self.what, What::Clear { .. }), refused);
+        Answer { shard: self.shard, room, number: self.number(), told }
+    }
+}
+
+impl Room {
+    /// All that waits as one call, as much as fits.
+    fn next_call(&mut self, serial: u64, now_ms: u64) -> Option<Call> {
+        let call = |parts, request| Call {
+            serial,
+            parts,
+            request,
+            first_sent_ms: now_ms,
+            sent: None,
+            is_on_its_way: false,
+            is_doubtful: false,
+        };
+        let (new_epoch, mut keep) = match self.waiting.front().map(|first| &first.what)? {
+            What::Submit(submission) => (submission.new_epoch, submission.keep),
+            What::Clear { .. } => {
+                let Waiting { shard, bytes, what, .. } = self.waiting.pop_front()?;
+                let What::Clear { number } = what else { return None };
+                return Some(call(vec![Part { shard, number, is_clear: true, events: 0, bytes }], Request::Clear));
+            }
+        };
+        let (mut events, mut bytes, mut number) = (0, 0, 0);
+        let (mut parts, mut chunks) = (Vec::new(), Vec::<Chunk>::new());
+        while let Some(next) = self.waiting.pop_front_if(|next| match &next.what {
+            What::Submit(submission) => {
+                let fits = events + submission.events.len() <= CALL_EVENTS_MAX && bytes + next.bytes <= CALL_BYTES_MAX;
+                parts.is_empty() || fits
+            }
+            What::Clear { .. } => false,
+        }) {
+            let Waiting { shard, what: What::Submit(submission), bytes: of_it, .. } = next else { continue };
+            events += submission.events.len();
+            bytes += of_it;
+            number = submission.number;
+            keep = submission.keep;
+            parts.push(Part { shard, number, is_clear: false, events: submission.events.len(), bytes: of_it });
+            for event in &submission.events {
+                match chunks.last_mut().filter(|chunk| chunk.key.is_none() && event.key.is_none()) {
+                    Some(chunk) => chunk.add(event),
+                    None => {
+                        let key = event.key.clone();
+                        let mut chunk = Chunk { events: 0, key, last_id: event.id, bytes: Vec::new() };
+                        chunk.add(event);
+                        chunks.push(chunk);
+                    }
+                }
+            }
+        }
+        Some(call(parts, Request::Publish(Publish { number, new_epoch, keep, chunks })))
+    }
+}
+
+impl Chunk {
+    fn add(&mut self, event: &crate::hub::brokered::BrokeredEvent) {
+        self.events += 1;
+        self.last_id = event.id;
+        encoding::write_event(&mut self.bytes, event);
+    }
+}
+
+impl Publish {
+    /// How many events are in it.
+    pub fn events(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.events).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::encoding::tests::event;
+    use super::*;
+    use crate::hub::brokered::{BrokeredEvent, Numbered};
+    use crate::hub::name::NameHasher;
+
+    const BOUNDS: Bounds = Bounds { timeout_ms: 2000, buffer_ms: 0, pending_bytes_max: 1 << 20 };
+
+    fn room(name: &str) -> RoomName {
+        NameHasher::new(1).room(name)
+    }
+
+    fn submission(name: &str, number: u64, events: Vec<BrokeredEvent>) -> Box<Submission> {
+        let keep = Keep { events_max: 10, age_ms: 1000 };
+        Box::new(Submission { room: room(name), number, events, new_epoch: 5, keep })
+    }
+
+    fn up(bounds: Bounds) -> Submissions {
+        let mut submissions = Submissions::new(1, bounds);
+        submissions.link_up();
+        submissions
+    }
+
+    fn push(submissions: &mut Submissions, name: &str, number: u64, now_ms: u64) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        submissions.push(ShardId(0), submission(name, number, vec![event(number)]), now_ms, &mut answers);
+        answers
+    }
+
+    fn done(first: u64, count: u64) -> Outcome {
+        let events = (first..first + count).map(|seq| Numbered { seq, duplicate_of: None }).collect();
+        Outcome::Done(Numbers { epoch: 5, events, nodes: 1 })
+    }
+
+    fn outcomes(answers: &[Answer]) -> Vec<(u64, Result<u64, &str>)> {
+        let one = |answer: &Answer| match &answer.told {
+            Told::Submitted(Ok(numbers)) => (answer.number, Ok(numbers.events[0].seq)),
+            Told::Cleared(Ok(count)) => (answer.number, Ok(*count)),
+            Told::Submitted(Err(refused)) | Told::Cleared(Err(refused)) if *refused == NO_LINK => {
+                (answer.number, Err("no link"))
+            }
+            Told::Submitted(Err(refused)) if *refused == DOUBTFUL => (answer.number, Err("in doubt")),
+            Told::Submitted(Err(refused)) if *refused == TOO_MUCH => (answer.number, Err("too much")),
+            _ => (answer.number, Err("refused")),
+        };
+        answers.iter().map(one).collect()
+    }
+
+    /// The next call: its room, serial, number and count of events.
+    fn next(submissions: &mut Submissions, now_ms: u64) -> Option<(RoomName, u64, u64, usize)> {
+        submissions.next(now_ms, 0).map(|(name, serial, request)| match request {
+            Request::Publish(publish) => (name, serial, publish.number, publish.events()),
+            Request::Clear => (name, serial, 0, 0),
+        })
+    }
+
+    #[test]
+    fn what_comes_while_a_call_is_on_its_way_is_one_call_after_it() {
+        let mut submissions = up(BOUNDS);
+        for number in 1..=4 {
+            assert_eq!(push(&mut submissions, "doc:1", number, 0), []);
+            if number == 1 {
+                assert_eq!(next(&mut submissions, 0), Some((room("doc:1"), 0, 1, 1)));
+            }
+        }
+        assert_eq!(submissions.next(0, 0), None, "one at a time");
+        let mut answers = Vec::new();
+        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut answers);
+        assert_eq!(next(&mut submissions, 1), Some((room("doc:1"), 1, 4, 3)));
+        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Ok(11)), (2, Ok(12)), (3, Ok(13)), (4, Ok(14))]);
+        assert_eq!(submissions.pending_bytes(), 0);
+        assert!(submissions.rooms.is_empty() && submissions.due.is_empty());
+    }
+
+    #[test]
+    fn rooms_do_not_wait_for_each_other() {
+        let mut submissions = up(BOUNDS);
+        push(&mut submissions, "doc:1", 1, 0);
+        push(&mut submissions, "doc:2", 2, 0);
+        assert_eq!(next(&mut submissions, 0).map(|next| next.0), Some(room("doc:1")));
+        assert_eq!(next(&mut submissions, 0).map(|next| next.0), Some(room("doc:2")));
+    }
+
+    #[test]
+    fn events_with_keys_are_chunks_of_their_own() {
+        let mut submissions = up(BOUNDS);
+        let keyed = BrokeredEvent { key: Some("k".into()), ..event(3) };
+        let events = vec![event(1), event(2), keyed.clone(), event(4)];
+        submissions.push(ShardId(0), submission("doc:1", 1, events), 0, &mut Vec::new());
+        let (_, _, request) = submissions.next(0, 0).expect("something waits");
+        let Request::Publish(request) = request else { panic!("events") };
+        let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_deref(), chunk.last_id));
+        assert_eq!(
+            chunks.collect::<Vec<_>>(),
+            [(2, None, event(2).id), (1, Some("k"), keyed.id), (1, None, event(4).id)]
+        );
+    }
+
+    #[test]
+    fn a_call_has_bounds_but_takes_one_submission_at_least() {
+        let mut submissions = up(Bounds { pending_bytes_max: 64 << 20, ..BOUNDS });
+        let mut answers = Vec::new();
+        let many = (0..700).map(event).collect::<Vec<_>>();
+        for number in 1..=2 {
+            submissions.push(ShardId(0), submission("doc:1", number, many.clone()), 0, &mut answers);
+        }
+        let large = BrokeredEvent { data: vec![b'1'; 2 * CALL_BYTES_MAX].into(), ..event(1) };
+        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), 0, &mut answers);
+        for (number, events) in [(1, 700), (2, 700), (3, 1)] {
+            let (name, serial, last, count) = next(&mut submissions, 0).expect("something waits");
+            assert_eq!((last, count), (number, events));
+            submissions.answered(&name, serial, done(1, events as u64), &mut answers);
+        }
+    }
+
+    #[test]
+    fn a_broken_link_has_the_same_call_sent_again_and_the_rest_refused() {
+        let mut submissions = up(BOUNDS);
+        push(&mut submissions, "doc:1", 1, 0);
+        let sent = submissions.next(0, 0).expect("something waits");
+        push(&mut submissions, "doc:1", 2, 1);
+        let mut answers = Vec::new();
+        submissions.link_down(5, &mut answers);
+        assert_eq!(outcomes(&answers), [(2, Err("no link"))], "it was never sent");
+        assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 6)), [(3, Err("no link"))]);
+        assert_eq!(submissions.next(7, 0), None);
+        submissions.link_up();
+        push(&mut submissions, "doc:1", 4, 8);
+        assert_eq!(submissions.next(8, 0), Some(sent), "nothing is added to it");
+        answers.clear();
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Ok(1))]);
+        assert_eq!(next(&mut submissions, 9).map(|next| next.2), Some(4));
+    }
+
+    #[test]
+    fn a_call_without_an_answer_in_time_is_in_doubt_and_its_answer_means_nothing_any_more() {
+        let mut submissions = up(BOUNDS);
+        push(&mut submissions, "doc:1", 1, 0);
+        submissions.next(10, 0).expect("something waits");
+        let mut answers = Vec::new();
+        submissions.expire(2009, &mut answers);
+        assert_eq!(answers, []);
+        assert_eq!(submissions.next_due_ms(), Some(2010));
+        submissions.expire(2010, &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Err("in doubt"))]);
+        answers.clear();
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        assert_eq!(answers, []);
+        push(&mut submissions, "doc:1", 2, 2011);
+        assert_eq!(next(&mut submissions, 2011).map(|next| next.2), Some(2));
+    }
+
+    #[test]
+    fn a_refusal_of_a_call_that_may_have_been_carried_out_before_is_a_doubt() {
+        let mut submissions = up(BOUNDS);
+        let refused = || Outcome::Refused(Refused::new(ErrorCode::Unavailable, "out of memory"));
+        push(&mut submissions, "doc:1", 1, 0);
+        submissions.next(0, 0).expect("something waits");
+        let mut answers = Vec::new();
+        submissions.link_down(1, &mut answers);
+        submissions.link_up();
+        submissions.next(2, 0).expect("again");
+        submissions.answered(&room("doc:1"), 0, refused(), &mut answers);
+        push(&mut submissions, "doc:1", 2, 3);
+        submissions.next(3, 0).expect("something waits");
+        submissions.answered(&room("doc:1"), 1, refused(), &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Err("in doubt")), (2, Err("refused"))]);
+    }
+
+    #[test]
+    fn what_was_certainly_not_carried_out_is_refused_as_such_when_its_time_is_over() {
+        let mut submissions = up(BOUNDS);
+        push(&mut submissions, "doc:1", 1, 0);
+        submissions.next(0, 0).expect("something waits");
+        let mut answers = Vec::new();
+        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut answers);
+        submissions.link_down(1, &mut answers);
+        submissions.expire(2000, &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
+    }
+
+    #[test]
+    fn a_clearing_keeps_its_place_among_the_submissions() {
+        let mut submissions = up(BOUNDS);
+        let mut answers = Vec::new();
+        push(&mut submissions, "doc:1", 1, 0);
+        submissions.clear(ShardId(0), room("doc:1"), 77, 0, &mut answers);
+        push(&mut submissions, "doc:1", 2, 0);
+        assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(1));
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        assert_eq!(next(&mut submissions, 0).map(|next| next.3), Some(0));
+        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut answers);
+        assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(2));
+        assert_eq!(outcomes(&answers), [(1, Ok(1)), (77, Ok(9))]);
+    }
+
+    #[test]
+    fn a_buffer_holds_what_comes_without_a_link_for_so_long() {
+        let mut submissions = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
+        let mut answers = push(&mut submissions, "doc:1", 1, 0);
+        answers.extend(push(&mut submissions, "doc:1", 2, 300));
+        submissions.expire(499, &mut answers);
+        assert_eq!(answers, []);
+        submissions.expire(500, &mut answers);
+        assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
+        submissions.link_up();
+        assert_eq!(next(&mut submissions, 600).map(|next| next.2), Some(2));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_for_each_shard() {
+        let mut submissions = up(Bounds { pending_bytes_max: 300, ..BOUNDS });
+        assert_eq!(push(&mut submissions, "doc:1", 1, 0), []);
+        assert_eq!(outcomes(&push(&mut submissions, "doc:1", 2, 0)), []);
+        assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 0)), [(3, Err("too much"))]);
+    }
+}
