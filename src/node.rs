@@ -14,6 +14,7 @@
 mod access;
 mod api;
 mod backend;
+mod broker;
 mod inspect;
 mod journal;
 mod locks;
@@ -41,6 +42,7 @@ pub use api::Sent;
 pub use locks::LockInfo;
 pub use start::StartError;
 
+use crate::broker::{Broker, BrokerFigures};
 use crate::config::{Config, ConfigError};
 use crate::control::hooks::Hooks;
 use crate::control::journal::{Journal, JournalFigures};
@@ -106,6 +108,8 @@ struct Inner {
     control: Mutex<Option<ControlPlane>>,
     journal: Mutex<Option<Journal>>,
     journal_figures: Option<Arc<JournalFigures>>,
+    broker: Mutex<Option<Broker>>,
+    broker_figures: Option<Arc<BrokerFigures>>,
     store: Option<Store>,
     hooks: Option<Hooks>,
     telemetry: Option<Telemetry>,
@@ -221,6 +225,11 @@ impl Hub {
         // Last, with all that the shards gave it.
         let journal = lock(&self.inner.journal).take();
         if journal.is_some_and(|journal| journal.shutdown().is_err()) {
+            self.inner.failed.store(true, Ordering::Relaxed);
+        }
+        // So has the broker.
+        let broker = lock(&self.inner.broker).take();
+        if broker.is_some_and(|broker| broker.shutdown().is_err()) {
             self.inner.failed.store(true, Ordering::Relaxed);
         }
         // The hooks have their last events from the shards, too.

@@ -1,5 +1,7 @@
 //! What the broker counts.
 
+use serde::Serialize;
+
 use crate::control::figures::Figure;
 use crate::control::histogram::{Counts, Histogram};
 
@@ -21,10 +23,11 @@ macro_rules! broker_figures {
         }
 
         /// What the broker had counted at some moment.
-        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
         pub struct BrokerSnapshot {
             $(#[doc = $help] pub $field: u64,)*
             /// From sending a call of a room's events to its answer.
+            #[serde(skip)]
             pub round_trip: Counts,
         }
 

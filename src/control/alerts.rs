@@ -47,10 +47,11 @@ pub(crate) enum Alert {
     ShardDeaf,
     StoreDown,
     HookDown,
+    BrokerDown,
 }
 
 /// All of them.
-pub(crate) const ALERTS: [Alert; 9] = [
+pub(crate) const ALERTS: [Alert; 10] = [
     Alert::Latency,
     Alert::Errors,
     Alert::Connections,
@@ -60,6 +61,7 @@ pub(crate) const ALERTS: [Alert; 9] = [
     Alert::ShardDeaf,
     Alert::StoreDown,
     Alert::HookDown,
+    Alert::BrokerDown,
 ];
 
 impl Alert {
@@ -75,13 +77,14 @@ impl Alert {
             Alert::ShardDeaf => "shard_deaf",
             Alert::StoreDown => "store_down",
             Alert::HookDown => "hook_down",
+            Alert::BrokerDown => "broker_down",
         }
     }
 
     /// `critical` where clients feel it, whatever they do.
     fn severity(self) -> &'static str {
         match self {
-            Alert::Memory | Alert::ShardSilent | Alert::ShardDeaf => "critical",
+            Alert::Memory | Alert::ShardSilent | Alert::ShardDeaf | Alert::BrokerDown => "critical",
             _ => "warning",
         }
     }
@@ -94,13 +97,16 @@ impl Alert {
             Alert::Memory => config.memory_bytes as f64,
             Alert::SlowReaders => config.slow_readers_per_s as f64,
             Alert::ShardSilent => config.shard_silent_ms as f64,
-            Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown => 1.0,
+            Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown | Alert::BrokerDown => 1.0,
         }
     }
 
     /// Whether its value has proven itself by the time that it is seen.
     fn is_immediate(self) -> bool {
-        matches!(self, Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown)
+        matches!(
+            self,
+            Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown | Alert::BrokerDown
+        )
     }
 
     fn sentence(self, value: f64, threshold: f64) -> String {
@@ -118,6 +124,7 @@ impl Alert {
             Alert::ShardDeaf => format!("{value:.0} shards don't hear others, or aren't heard by them"),
             Alert::StoreDown => "the stored history can't be written".to_owned(),
             Alert::HookDown => "the backend does not answer the hub's hooks".to_owned(),
+            Alert::BrokerDown => format!("{value:.0} of the broker's servers can't be reached"),
         }
     }
 }

@@ -24,6 +24,7 @@ use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
+use crate::broker::BrokerSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
 use super::performance;
@@ -186,6 +187,7 @@ impl<B: Backend> Api<B> {
             telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
+            broker: self.backend.broker(),
             total,
             shards: &shards.shards,
         }
@@ -217,6 +219,11 @@ pub(crate) struct Page<'a> {
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     journal: Option<JournalSnapshot>,
+    /// What carries rooms between nodes. While it can't be reached the node takes no traffic: rooms that nobody here is in
+    /// can't be joined, and nothing can be published.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broker: Option<BrokerSnapshot>,
     /// All shards together.
     #[schema(value_type = Object)]
     total: &'a ShardFigures,
@@ -267,7 +274,7 @@ pub(crate) async fn live<B: Backend>(State(api): State<Arc<Api<B>>>) -> Response
     json(StatusCode::OK, &api.page("ok", &figures.total(), &figures))
 }
 
-/// The hub takes traffic: every shard answers and it is not draining.
+/// The hub takes traffic: every shard answers, the broker (where there is one) can be reached, and it is not draining.
 #[utoipa::path(
     operation_id = "ready",
     get,
@@ -280,6 +287,9 @@ pub(crate) async fn ready<B: Backend>(State(api): State<Arc<Api<B>>>) -> Respons
     let answer = api.remote(api.backend.ready()).await;
     let (status, word) = match &answer {
         _ if api.backend.draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        _ if api.backend.broker().is_some_and(|broker| !broker.is_up()) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the broker can't be reached")
+        }
         Ok(readiness) if readiness.complete() => (StatusCode::OK, "ok"),
         Ok(readiness) if readiness.deaf > 0 => (StatusCode::SERVICE_UNAVAILABLE, "shards do not hear each other"),
         Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards do not answer"),

@@ -17,6 +17,7 @@ use super::engine::{EngineAnswer, EngineOpened};
 use super::figures::{ShardTimes, Snapshot};
 use super::inbox::{Adopted, ConnectionOrigin};
 use super::journal::JournalSnapshot;
+use crate::broker::BrokerSnapshot;
 use crate::config::Config;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
@@ -121,6 +122,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn journal(&self) -> Option<JournalSnapshot> {
         None
     }
+
+    /// What the broker has counted so far; none where there is one node.
+    fn broker(&self) -> Option<BrokerSnapshot> {
+        None
+    }
+
     /// The times that every shard has measured so far, read without asking the shards.
     fn times(&self) -> Vec<ShardTimes>;
 

@@ -20,6 +20,7 @@ use super::backend::Backend;
 use super::figures::{DESCRIPTIONS, Kind, ShardFigures, ShardTimes};
 use super::histogram::Counts;
 use super::journal::JournalSnapshot;
+use crate::broker::BrokerSnapshot;
 use super::process;
 
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
@@ -186,7 +187,9 @@ impl<B: Backend> Collector for Shards<B> {
         )?;
         labelled(&mut encoder, &shards, "errors", "Errors told to clients", "code", |f| &f.errors)?;
         labelled(&mut encoder, &shards, "closes", "Connections closed, by close code", "code", |f| &f.closes)?;
-        for (name, help, only_grows, value) in self.0.journal().iter().flat_map(JournalSnapshot::list) {
+        let (journal, broker) = (self.0.journal(), self.0.broker());
+        let of_broker = broker.iter().flat_map(BrokerSnapshot::list);
+        for (name, help, only_grows, value) in journal.iter().flat_map(JournalSnapshot::list).chain(of_broker) {
             let kind = if only_grows { Kind::Counter } else { Kind::Gauge };
             let of_kind = if only_grows { MetricType::Counter } else { MetricType::Gauge };
             let sample = encoder.encode_descriptor(name, help, None, of_kind)?;

@@ -89,7 +89,7 @@ impl CoreLimits {
             depth_max: config.limits.depth_max,
             log_bytes_max: config.history.shard_bytes_max,
             journal_pending_bytes_max: config.journal.pending_bytes_max,
-            broker_pending_bytes_max: config.journal.pending_bytes_max,
+            broker_pending_bytes_max: config.broker.pending_bytes_max,
             connections_per_user_max: count(config.limits.connections_per_user_max),
             peer: PeerLimits {
                 connections_max: count(config.limits.connections_per_address_max),

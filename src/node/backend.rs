@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::api::Wake;
 use super::{Hub, RoomPresence, Sent, Target, Withdrew, lock};
 use crate::auth::Identity;
+use crate::broker::BrokerSnapshot;
 use crate::config::Config;
 use crate::control::{
     self, Adopted, Backend, ConnectionOrigin, EngineAnswer, EngineOpened, PublishRequest, Readiness, ShardPulse,
@@ -192,6 +193,10 @@ impl Backend for Hub {
 
     fn journal(&self) -> Option<control::JournalSnapshot> {
         self.inner.journal_figures.as_ref().map(|figures| figures.read())
+    }
+
+    fn broker(&self) -> Option<BrokerSnapshot> {
+        self.inner.broker_figures.as_ref().map(|figures| figures.read())
     }
 
     fn times(&self) -> Vec<ShardTimes> {

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::watch::{self, Watch};
-use super::{Hub, Inner, journal, lock};
+use super::{Hub, Inner, broker, journal, lock};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
 use crate::control::hooks::{self, Hooks, ShardHooks, Tell};
@@ -39,6 +39,9 @@ pub enum StartError {
     /// The keys can't be read or used.
     #[error("auth: {0}")]
     Keys(#[from] AuthSetupError),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] crate::broker::StartError),
     /// What the embedding program serves.
     #[error("what the program serves: {0}")]
     Handlers(String),
@@ -98,9 +101,10 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
     let store = StoreOptions::new(&config.store).map(Store::start).transpose()?;
-    let mut seeds = [0u64; 65 * 2];
+    let mut seeds = [0u64; 65 * 2 + 1];
     fill(&mut seeds)?;
     let hasher = NameHasher::new(seeds[0]);
+    let broker = broker::prepare(config, shards, seeds[65 * 2]);
     let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
     let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
     let telemetry = Telemetry::start(config)?;
@@ -132,6 +136,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             journal: journal.as_ref().map(|journal| {
                 (journal.link.clone(), restored.get_mut(usize::from(shard)).map(std::mem::take).unwrap_or_default())
             }),
+            broker: broker.as_ref().map(|broker| (broker.link.clone(), broker.identity.run)),
         };
         starting.push(spawn(plan)?);
     }
@@ -143,6 +148,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     let mesh = Arc::new(Mesh::new(doorbells));
     let journal =
         journal.map(|journal| journal.start(config, mesh.clone())).transpose().map_err(StartError::Journal)?;
+    let broker = broker.map(|broker| broker.start(config, mesh.clone())).transpose()?;
     let hooks = Hooks::start(config, &shard_hooks, seeds[1], verdicts(mesh.clone(), watch.clone()))?;
     for one in &starting {
         // A shard that ended meanwhile is noticed by the watch.
@@ -163,6 +169,8 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             control: Mutex::new(None),
             journal_figures: journal.as_ref().map(|journal| journal.figures().clone()),
             journal: Mutex::new(journal),
+            broker_figures: broker.as_ref().map(|broker| broker.figures().clone()),
+            broker: Mutex::new(broker),
             store: store.clone(),
             hooks: hooks.clone(),
             telemetry: telemetry.clone(),
@@ -311,6 +319,7 @@ struct Plan {
     seed: [u64; 2],
     watch: Watch,
     journal: Option<(Link, Vec<StoredRoom>)>,
+    broker: Option<(crate::broker::Link, u64)>,
 }
 
 /// A shard whose thread runs and waits for the mesh.
@@ -351,7 +360,7 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, .. } =
+    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, broker, .. } =
         plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
@@ -384,7 +393,7 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
         seed,
         entropy,
         journal,
-        broker: None,
+        broker,
     };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
@@ -425,7 +434,8 @@ fn watch_over(hub: &Hub) -> io::Result<()> {
         let ended = (0..inner.mesh.shards()).any(|shard| watch.has_ended(shard));
         let control_ended = lock(&inner.control).as_ref().is_some_and(|control| !control.is_running());
         let journal_ended = lock(&inner.journal).as_ref().is_some_and(|journal| !journal.is_running());
-        if !draining && (ended || control_ended || journal_ended) {
+        let broker_ended = lock(&inner.broker).as_ref().is_some_and(|broker| !broker.is_running());
+        if !draining && (ended || control_ended || journal_ended || broker_ended) {
             tracing::error!("a part of the hub ended unexpectedly; the hub ends");
             inner.failed.store(true, std::sync::atomic::Ordering::Relaxed);
             return;
