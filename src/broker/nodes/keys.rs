@@ -17,6 +17,7 @@ const RETIRE: &str = include_str!("scripts/retire.lua");
 const FINISH: &str = include_str!("scripts/finish.lua");
 const CLAIM: &str = include_str!("scripts/claim.lua");
 const RELEASE: &str = include_str!("scripts/release.lua");
+const PRESENT: &str = include_str!("scripts/present.lua");
 
 /// A run of a node, as it is in keys and messages.
 pub(super) fn run_text(run: u64) -> String {
@@ -95,6 +96,16 @@ impl Keys {
     /// Gives ids of clients back.
     pub(super) fn release(&self, run: u64, ids: &[Box<str>]) -> Cmd {
         with_ids(script(RELEASE, &[self.clients()]), run, ids)
+    }
+
+    /// Tells which sessions are in rooms, with what members are told of them, or without where they left.
+    pub(super) fn present_changes<'a>(&self, run: u64, changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Cmd {
+        let mut command = script(PRESENT, &[self.present(run), self.key("index"), self.key("dead")]);
+        command.arg(run_text(run)).arg(self.key("present:"));
+        for (field, told) in changes {
+            command.arg(field).arg(told.unwrap_or_default());
+        }
+        command
     }
 
     /// A part of a hash.

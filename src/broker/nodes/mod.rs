@@ -61,10 +61,10 @@ pub struct Service {
     pub answer: Box<dyn Fn(Asked) -> Answering + Send>,
     /// Is told what changed, on the nodes' thread: it must not wait.
     pub event: Box<dyn Fn(Event) + Send>,
-    /// Who was present through a dead node and is not through another one: the room, and what is told of it.
-    pub absent: Box<dyn Fn(&str, Bytes) + Send>,
-    /// An answer that came when nobody waited for it any more; what was asked, and the answer.
-    pub late: Box<dyn Fn(u64, Bytes, Bytes) + Send>,
+    /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
+    pub presence: Box<dyn Fn(&str, Bytes, bool) + Send>,
+    /// A node's answer that came when nobody waited for it any more.
+    pub late: Box<dyn Fn(NodeInfo, Bytes) + Send>,
 }
 
 /// Who waits for the answer to a claim.
@@ -120,7 +120,7 @@ struct Call {
 enum Task {
     Claim { id: Box<str>, tell: Tell },
     Release { id: Box<str> },
-    Present { room: Box<str>, session: Box<str>, told: Option<Bytes> },
+    Present { room: Box<str>, session: Box<str>, told: Bytes, is_there: bool },
     Cleaned { run: u64 },
 }
 
@@ -180,7 +180,18 @@ impl Handle {
         pending
     }
 
-    /// The same, of all other nodes.
+    /// The same, of all other nodes; a function is told what they answered, on the nodes' thread, where it must not wait.
+    pub fn call_others_then(
+        &self,
+        data: impl Into<Bytes>,
+        timeout: Duration,
+        then: impl FnOnce(Result<Vec<Answer>, HubError>) + Send + 'static,
+    ) {
+        let (to, data, responder) = (self.others().to_vec(), data.into(), Responder::to(then));
+        drop(self.0.calls.try_send(Call { to, data, timeout, responder }));
+    }
+
+    /// The same, for who awaits it.
     pub fn call_others(&self, data: impl Into<Bytes>, timeout: Duration) -> Pending<Vec<Answer>> {
         self.call(self.others().to_vec(), data, timeout)
     }
@@ -198,10 +209,10 @@ impl Handle {
         self.task(Task::Release { id: id.into() });
     }
 
-    /// A session is present in a room through this node: what its members are to be told should this node die. None: it is
-    /// not any more.
-    pub fn present(&self, room: &str, session: &str, told: Option<Bytes>) {
-        self.task(Task::Present { room: room.into(), session: session.into(), told });
+    /// A session is in a room through this node, or is not any more. The room's members are told by
+    /// [`Service::presence`], but where another node has the session there, and also should this node die.
+    pub fn present(&self, room: &str, session: &str, told: Bytes, is_there: bool) {
+        self.task(Task::Present { room: room.into(), session: session.into(), told, is_there });
     }
 
     /// What [`Event::CleanUp`] asked for is done.

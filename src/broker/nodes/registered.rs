@@ -1,7 +1,7 @@
 //! What this node has in Redis under its name, and what of it is still to be said: ids of clients, and who is present in
 //! rooms. Pure; kept here as well, so that it can be said again when the registry was lost.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -74,9 +74,37 @@ impl<T> Ids<T> {
 /// Who is present in rooms through this node, by room and session.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
-    here: BTreeMap<Box<str>, Bytes>,
-    /// Fields that have to be written or deleted.
-    changed: std::collections::BTreeSet<Box<str>>,
+    here: HashMap<Box<str>, Here>,
+    /// Who is not any more, with what members are told.
+    left: HashMap<Box<str>, Bytes>,
+    /// Fields that have to be written.
+    changed: BTreeSet<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Here {
+    told: Bytes,
+    /// Whether members know of it.
+    is_known: bool,
+}
+
+/// Something to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) field: Box<str>,
+    /// What members are told.
+    pub(super) told: Bytes,
+    pub(super) kind: ChangeKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChangeKind {
+    /// A session is there.
+    Entered,
+    /// It is there, as members know.
+    Again,
+    /// It is not there any more.
+    Left,
 }
 
 /// Stands between room and session in the name of a field; neither has control characters.
@@ -94,40 +122,59 @@ pub(super) fn room_of(field: &str) -> &str {
 
 impl Presence {
     /// Somebody is there, or not any more.
-    pub(super) fn set(&mut self, room: &str, session: &str, told: Option<Bytes>) {
+    pub(super) fn set(&mut self, room: &str, session: &str, told: Bytes, is_there: bool) {
         let field = field(room, session);
-        match told {
-            Some(told) => drop(self.here.insert(field.clone(), told)),
-            None => drop(self.here.remove(&field)),
+        if is_there {
+            // Who comes back before it was told to have left was there all the time.
+            let has_left = self.left.remove(&field).is_some();
+            let is_known = has_left || self.here.get(&field).is_some_and(|here| here.is_known);
+            self.here.insert(field.clone(), Here { told, is_known });
+        } else {
+            match self.here.remove(&field) {
+                Some(here) if here.is_known => drop(self.left.insert(field.clone(), told)),
+                // Gone before anybody was told that it came.
+                Some(_) => {
+                    self.changed.remove(&field);
+                    return;
+                }
+                None => return,
+            }
         }
         self.changed.insert(field);
     }
 
-    /// The next fields to write (with what is told) or to delete.
-    pub(super) fn next(&mut self, max: usize) -> Vec<(Box<str>, Option<Bytes>)> {
-        let mut fields = Vec::new();
-        while fields.len() < max
+    /// The next changes to write. What is sent counts as known from here on.
+    pub(super) fn next(&mut self, max: usize) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while changes.len() < max
             && let Some(field) = self.changed.pop_first()
         {
-            let told = self.here.get(&field).cloned();
-            fields.push((field, told));
+            if let Some(here) = self.here.get_mut(&field) {
+                let was_known = std::mem::replace(&mut here.is_known, true);
+                let kind = if was_known { ChangeKind::Again } else { ChangeKind::Entered };
+                changes.push(Change { told: here.told.clone(), field, kind });
+            } else if let Some(told) = self.left.remove(&field) {
+                changes.push(Change { field, told, kind: ChangeKind::Left });
+            }
         }
-        fields
+        changes
     }
 
-    /// Fields that could not be written.
-    pub(super) fn not_written(&mut self, fields: impl IntoIterator<Item = Box<str>>) {
-        self.changed.extend(fields);
+    /// Changes of which it is not known whether they were written: they are written again.
+    pub(super) fn not_written(&mut self, changes: Vec<Change>) {
+        for Change { field, told, kind } in changes {
+            match (kind, self.here.get_mut(&field)) {
+                (ChangeKind::Left, None) => drop(self.left.insert(field.clone(), told)),
+                (ChangeKind::Entered, Some(here)) => here.is_known = false,
+                _ => {}
+            }
+            self.changed.insert(field);
+        }
     }
 
     /// All have to be written again.
     pub(super) fn lost(&mut self) {
         self.changed.extend(self.here.keys().cloned());
-    }
-
-    /// Whether there is something to write.
-    pub(super) fn is_changed(&self) -> bool {
-        !self.changed.is_empty()
     }
 }
 
@@ -169,19 +216,47 @@ mod tests {
         assert!(ids.next_releases(10).is_empty());
     }
 
+    fn told() -> Bytes {
+        Bytes::from_static(b"{}")
+    }
+
+    fn kinds(changes: &[Change]) -> Vec<(&str, ChangeKind)> {
+        changes.iter().map(|change| (&*change.field, change.kind)).collect()
+    }
+
     #[test]
-    fn of_who_is_present_the_last_state_is_written() {
+    fn of_who_comes_and_goes_the_last_state_is_written() {
         let mut presence = Presence::default();
-        let told = Bytes::from_static(b"{}");
-        presence.set("project:1", "s", Some(told.clone()));
-        presence.set("project:1", "s", None);
-        presence.set("project:1", "t", None);
-        presence.set("project:1", "t", Some(told.clone()));
-        let written = presence.next(10);
-        assert_eq!(written, [("project:1\ts".into(), None), ("project:1\tt".into(), Some(told.clone()))]);
-        assert!(!presence.is_changed());
-        presence.lost();
-        assert_eq!(presence.next(10), [("project:1\tt".into(), Some(told))]);
+        presence.set("project:1", "s", told(), true);
+        presence.set("project:1", "s", told(), false);
+        assert_eq!(presence.next(10), [], "nobody was told that it came");
+        presence.set("project:1", "t", told(), true);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Entered)]);
+        presence.set("project:1", "t", told(), false);
+        presence.set("project:1", "t", told(), true);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Again)], "it was there all the time");
+        presence.set("project:1", "t", told(), false);
+        presence.set("project:1", "u", told(), false);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Left)]);
         assert_eq!(room_of("project:1\tt"), "project:1");
+    }
+
+    #[test]
+    fn what_may_not_have_been_written_is_written_again() {
+        let mut presence = Presence::default();
+        presence.set("project:1", "s", told(), true);
+        let changes = presence.next(10);
+        presence.not_written(changes);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
+        presence.lost();
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Again)]);
+        presence.set("project:1", "s", told(), false);
+        let changes = presence.next(10);
+        presence.not_written(changes.clone());
+        assert_eq!(presence.next(10), changes);
+        // It came back meanwhile.
+        presence.not_written(changes);
+        presence.set("project:1", "s", told(), true);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Again)]);
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::calls::{Failure, Frame, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
-use super::registered::{Ids, Presence, room_of};
+use super::registered::{Change, ChangeKind, Ids, Presence, room_of};
 use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
 use crate::broker::redis::scripts::Scripts;
@@ -67,9 +67,11 @@ pub(super) struct Worker {
     generation: u64,
     attempts: u32,
     is_beating: bool,
+    /// When this node said something to itself that it has not heard.
+    canary_sent_ms: Option<u64>,
     members: Members,
     pending: Pending,
-    /// What was asked in calls, for answers that come too late.
+    /// Calls of others that are being carried out.
     serving: usize,
     ids: Ids<Tell>,
     presence: Presence,
@@ -98,7 +100,7 @@ enum What {
     Claimed { claims: Vec<(Box<str>, Tell)>, answer: Result<Value, RedisError> },
     Released { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
     Registered(Result<Value, RedisError>),
-    Written { fields: Vec<Box<str>>, answer: Result<Value, RedisError> },
+    Written { changes: Vec<Change>, answer: Result<Value, RedisError> },
     Served { to: u64, number: u64, outcome: Result<Vec<u8>, HubError> },
     Freed { node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError> },
     Finished { run: u64, answer: Result<Value, RedisError> },
@@ -129,6 +131,7 @@ impl Worker {
             generation: 0,
             attempts: 0,
             is_beating: false,
+            canary_sent_ms: None,
             pending: Pending::default(),
             serving: 0,
             ids: Ids::default(),
@@ -190,6 +193,9 @@ impl Worker {
         match &self.link {
             Link::Down { retry_ms } if *retry_ms <= now_ms => self.connect(),
             Link::Down { .. } | Link::Connecting => {}
+            Link::Up { .. } if self.canary_sent_ms.is_some_and(|sent| sent + self.bounds.timeout_ms <= now_ms) => {
+                self.link_lost(&"it does not bring what is said to this node");
+            }
             Link::Up { .. } => {
                 self.register();
                 if !self.is_beating && self.members.next_ms() <= now_ms {
@@ -230,7 +236,7 @@ impl Worker {
         self.attempts = self.attempts.saturating_add(1);
         self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
         self.generation += 1;
-        (self.is_beating, self.batches) = (false, 0);
+        (self.is_beating, self.batches, self.canary_sent_ms) = (false, 0, None);
         self.members.failed(now_ms);
         // What was being written may be written or not.
         self.presence.lost();
@@ -286,11 +292,14 @@ impl Worker {
 
     fn heard(&mut self, from: u64, frame: Frame) {
         match frame {
+            Frame::Look if from == self.run => self.canary_sent_ms = None,
             Frame::Look => self.members.look_soon(),
             Frame::Answer { number, outcome } => {
                 let outcome = outcome.map_err(Failure::Refused);
-                if let Err(Ok(late)) = self.pending.answered(number, from, outcome) {
-                    (self.service.late)(from, Bytes::new(), late);
+                if let Err(Ok(late)) = self.pending.answered(number, from, outcome)
+                    && let Some(node) = self.members.others().find(|node| node.run == from)
+                {
+                    (self.service.late)(node.clone(), late);
                 }
             }
             Frame::Call { number, ttl_ms, data } => {
@@ -360,7 +369,7 @@ impl Worker {
             Task::Claim { id, tell } if self.publish_connection().is_some() => self.ids.claim(id, tell),
             Task::Claim { tell, .. } => tell(Err(ClaimFailure::Unreachable)),
             Task::Release { id } => self.ids.release(id),
-            Task::Present { room, session, told } => self.presence.set(&room, &session, told),
+            Task::Present { room, session, told, is_there } => self.presence.set(&room, &session, told, is_there),
             Task::Cleaned { run } => self.finish(run),
         }
     }
@@ -370,8 +379,8 @@ impl Worker {
         while self.batches < BATCHES_MAX {
             let releases = self.ids.next_releases(BATCH);
             let claims = self.ids.next_claims(BATCH);
-            let fields = self.presence.next(BATCH);
-            if releases.is_empty() && claims.is_empty() && fields.is_empty() {
+            let changes = self.presence.next(BATCH);
+            if releases.is_empty() && claims.is_empty() && changes.is_empty() {
                 return;
             }
             if !releases.is_empty() {
@@ -385,34 +394,13 @@ impl Worker {
                 self.batches += 1;
                 self.send(command, move |answer| What::Claimed { claims, answer });
             }
-            if !fields.is_empty() {
-                self.write_presence(fields);
-            }
-        }
-    }
-
-    fn write_presence(&mut self, fields: Vec<(Box<str>, Option<Bytes>)>) {
-        let key = self.keys.present(self.run);
-        let (mut set, mut deleted) = (cmd("HSET"), cmd("HDEL"));
-        set.arg(&key);
-        deleted.arg(&key);
-        let (mut to_set, mut to_delete) = (Vec::new(), Vec::new());
-        for (field, told) in fields {
-            match told {
-                Some(told) => {
-                    set.arg(&*field).arg(&told[..]);
-                    to_set.push(field);
-                }
-                None => {
-                    deleted.arg(&*field);
-                    to_delete.push(field);
-                }
-            }
-        }
-        for (command, fields) in [(set, to_set), (deleted, to_delete)] {
-            if !fields.is_empty() {
+            if !changes.is_empty() {
+                let told = |change: &Change| (change.kind != ChangeKind::Left).then(|| change.told.clone());
+                let fields: Vec<_> = changes.iter().map(|change| (change.field.clone(), told(change))).collect();
+                let fields = fields.iter().map(|(field, told)| (&**field, told.as_deref()));
+                let command = self.keys.present_changes(self.run, fields);
                 self.batches += 1;
-                self.send(command, move |answer| What::Written { fields, answer });
+                self.send(command, move |answer| What::Written { changes, answer });
             }
         }
     }
@@ -424,6 +412,11 @@ impl Worker {
         let may_bury = self.members.may_bury(now_ms);
         let command = self.keys.beat(self.run, &info, self.bounds.lease_ms, CLEAN_MS, may_bury);
         self.is_beating = self.send(command, What::Beaten);
+        // A connection may be there and bring nothing.
+        if let (None, Some(frame)) = (self.canary_sent_ms, Frame::Look.encode(self.run)) {
+            self.canary_sent_ms = Some(now_ms);
+            self.send(self.keys.publish(self.run, &frame), What::Said);
+        }
         self.members.sent(now_ms);
     }
 
@@ -490,7 +483,7 @@ impl Worker {
         match outcome {
             Ok(absent) => {
                 for (field, told) in absent {
-                    (self.service.absent)(room_of(&field), told);
+                    (self.service.presence)(room_of(&field), told, false);
                 }
                 (self.service.event)(Event::CleanUp(node));
             }
@@ -529,9 +522,11 @@ impl Worker {
                 }
                 self.batch_done(answer, is_former);
             }
-            What::Written { fields, answer } => {
-                if answer.is_err() {
-                    self.presence.not_written(fields);
+            What::Written { changes, answer } => {
+                match &answer {
+                    Ok(Value::Array(alone)) => self.tell_presence(&changes, alone),
+                    Ok(_) => {}
+                    Err(_) => self.presence.not_written(changes),
                 }
                 self.batch_done(answer, is_former);
             }
@@ -562,6 +557,16 @@ impl Worker {
                 }
                 Err(error) => self.failed(&error),
             },
+        }
+    }
+
+    /// Tells of who came or went where no other node has them.
+    fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
+        for (change, _) in changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)) {
+            let is_there = change.kind == ChangeKind::Entered;
+            if change.kind != ChangeKind::Again {
+                (self.service.presence)(room_of(&change.field), change.told.clone(), is_there);
+            }
         }
     }
 
