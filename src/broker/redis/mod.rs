@@ -11,6 +11,7 @@
 
 pub mod connection;
 pub mod encoding;
+pub mod locks;
 pub mod placement;
 pub mod scripts;
 pub mod server;
