@@ -329,7 +329,8 @@ impl Node {
         let (link, intake) = broker::link(1);
         let figures = Arc::new(BrokerFigures::default());
         let (wake, woken) = mpsc::channel();
-        let wake = Box::new(move |shard| drop(wake.send(shard)));
+        // A test that ended listens no more.
+        let wake = Box::new(move |shard| wake.send(shard).unwrap_or_default());
         let identity = Identity { run, name: format!("node-{run}") };
         let broker = broker::start(config, &identity, intake, figures.clone(), wake)?;
         Ok(Node {
@@ -431,7 +432,8 @@ impl Node {
                 return;
             }
             assert!(Instant::now() < end, "in vain: {what}");
-            drop(self.woken.recv_timeout(Duration::from_millis(20)));
+            // Looked at again in any case.
+            self.woken.recv_timeout(Duration::from_millis(20)).unwrap_or_default();
         }
     }
 
@@ -497,7 +499,14 @@ pub fn event(run: u64, tag: u64, key: Option<&str>) -> BrokeredEvent {
     let mut id = [b'0'; 36];
     id.copy_from_slice(format!("{:020}-{tag:015}", run % 1_000_000_007).as_bytes());
     let data = Bytes::from(format!("{{\"tag\":{tag},\"text\":\"{}\"}}", "x".repeat(80)));
-    BrokeredEvent { id, unix_ms: 1_800_000_000_000, kind: "doc.updated".into(), data, key: key.map(Into::into), exclude: None }
+    BrokeredEvent {
+        id,
+        unix_ms: 1_800_000_000_000,
+        kind: "doc.updated".into(),
+        data,
+        key: key.map(Into::into),
+        exclude: None,
+    }
 }
 
 pub fn tag_of(event: &BrokeredEvent) -> u64 {

@@ -59,6 +59,8 @@ pub struct Worker {
     reader: Reader,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
+    /// One that ended the wait.
+    arrived: Option<Report>,
     pushed: Arc<Notify>,
     start: Instant,
     bounds: Limits,
@@ -145,6 +147,7 @@ impl Worker {
             reader: Reader::new(DEPTH_MAX),
             reports,
             reporter,
+            arrived: None,
             pushed: Arc::new(Notify::new()),
             start: Instant::now(),
             bounds: limits,
@@ -201,9 +204,8 @@ impl Worker {
                 () = self.intake.entries() => {}
                 () = self.pushed.notified() => {}
                 report = self.reports.recv() => {
-                    if let Some(report) = report {
-                        self.report(report);
-                    }
+                    // Handled in its place: what was pushed before it is taken first.
+                    self.arrived = report;
                 }
                 () = wait => {}
             }
@@ -218,7 +220,7 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.take_pushed(at);
         }
-        while let Ok(report) = self.reports.try_recv() {
+        while let Some(report) = self.arrived.take().or_else(|| self.reports.try_recv().ok()) {
             self.report(report);
         }
         for shard in 0..self.intake.shards() {

@@ -1,0 +1,5 @@
+//! The broker against real Redis servers: what is published arrives everywhere once and in order, whatever breaks.
+
+mod faults;
+mod rooms;
+mod support;
