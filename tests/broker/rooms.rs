@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ringhub::broker::redis::encoding::UNREADABLE;
 use ringhub::hub::brokered::{Keep, Place, ToBroker};
 
-use super::support::{Node, Redis, config, event, eventually, program, tag_of};
+use super::support::{Node, Redis, event, eventually, program, tag_of};
 
 #[test]
 fn events_of_two_nodes_arrive_at_both_once_and_in_the_same_order() {
@@ -67,18 +67,22 @@ fn the_same_key_is_published_once_by_whichever_node() {
     let redis = Redis::start(&program, &[]);
     let (mut one, mut two) = (Node::start(&redis.url()), Node::start(&redis.url()));
     one.follow("doc:1");
-    let first = one.publish_keyed("doc:1", 1, "order:7");
-    let again = two.publish_keyed("doc:1", 2, "order:7");
+    let first = one.publish_with_key("doc:1", 1, "order:7").expect("published");
+    one.until_seq("doc:1", 1);
+    let again = two.publish_with_key("doc:1", 2, "order:7").expect("published");
     assert_eq!(again.events[0].seq, first.events[0].seq);
     assert_eq!(again.events[0].duplicate_of, Some(one.room("doc:1").events.first().expect("it came").id));
-    assert_eq!(two.publish_keyed("doc:2", 3, "order:7").events[0].duplicate_of, None, "a key is one of its room");
+    assert_eq!(
+        two.publish_with_key("doc:2", 3, "order:7").expect("published").events[0].duplicate_of,
+        None,
+        "a key is one of its room"
+    );
 
     // Within one submission as well, and what is not published takes no number.
     let events = vec![event(9, 10, None), event(9, 11, Some("k")), event(9, 12, Some("k")), event(9, 13, None)];
     let number = one.submit_events("doc:1", events);
     let numbers = one.answer(number).expect("it is published");
-    let seqs =
-        numbers.events.iter().map(|one| (one.seq, one.duplicate_of.map(|id| id == event(9, 11, None).id)));
+    let seqs = numbers.events.iter().map(|one| (one.seq, one.duplicate_of.map(|id| id == event(9, 11, None).id)));
     assert_eq!(seqs.collect::<Vec<_>>(), [(2, None), (3, None), (3, Some(true)), (4, None)]);
     one.until_seq("doc:1", 4);
     assert_eq!(one.room("doc:1").tags(), [1, 10, 11, 13]);
@@ -274,9 +278,7 @@ fn rooms_of_several_servers_are_spread_and_found_again() {
     let list = |order: [usize; 3]| order.map(|at| servers[at].url()).join("\",\"");
     let with = |order| {
         let text = list(order);
-        let config = config(&servers[0].url(), "").clone();
         let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"{text}\"]\ntimeout_ms = 500\n");
-        drop(config);
         Node::with(&ringhub::config::Config::from_toml(&text).expect("valid")).expect("it starts")
     };
     let (mut one, mut two) = (with([0, 1, 2]), with([2, 0, 1]));

@@ -192,7 +192,10 @@ impl Tracker {
             State::Behind => {}
             State::Reading(reading) => reading.wait(message, bytes),
             State::Live => {
-                if !self.take(message, told) {
+                // A server repeats nothing: one that gives known numbers again has forgotten what it gave them to.
+                let is_repeat = !message.events.is_empty()
+                    && self.place.is_some_and(|place| place.epoch == message.epoch && message.last_seq() < place.seq);
+                if is_repeat || !self.take(message, told) {
                     self.state = State::Behind;
                 }
             }
@@ -482,9 +485,10 @@ mod tests {
         let mut tracker = live();
         assert_eq!(heard(&mut tracker, message(7, 4, 3, &[4, 5])), "E7 4:4,5");
         assert_eq!(heard(&mut tracker, message(7, 4, 3, &[4, 5])), "");
-        assert_eq!(heard(&mut tracker, message(7, 3, 2, &[3])), "");
         assert_eq!(heard(&mut tracker, message(7, 5, 4, &[5, 6])), "E7 6:6");
         assert!(!tracker.is_behind());
+        assert_eq!(heard(&mut tracker, message(7, 3, 2, &[3])), "");
+        assert!(tracker.is_behind(), "numbers that are given again are looked at");
     }
 
     #[test]
@@ -862,7 +866,7 @@ mod tests {
                     }
                 }
             }
-            if step == steps {
+            if step == steps || step == steps + 300 {
                 // A canary or a message would tell sooner or later; what was dropped in silence ends with this.
                 tracker.fall_behind();
             }
