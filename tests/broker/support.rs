@@ -34,13 +34,14 @@ pub fn program() -> Option<PathBuf> {
     found
 }
 
-/// A port that nobody listens on. No other test of this process gets it.
+/// A port that nobody listens on, nor on that of its cluster's bus; below those that the system gives to others. No other test
+/// of this process gets it.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let base = 20_000 + (std::process::id() % 200) as u16 * 100;
+        let base = 10_000 + (std::process::id() % 100) as u16 * 100;
         let port = base + NEXT.fetch_add(1, Ordering::SeqCst) % 100;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
     }
@@ -51,17 +52,36 @@ pub struct Redis {
     program: PathBuf,
     folder: PathBuf,
     options: Vec<String>,
+    file: Option<PathBuf>,
     child: Option<Child>,
     pub port: u16,
 }
 
 impl Redis {
     pub fn start(program: &std::path::Path, options: &[&str]) -> Redis {
+        let mut redis = Redis::new(program);
+        redis.options = options.iter().map(|option| option.to_string()).collect();
+        redis.run();
+        redis
+    }
+
+    fn new(program: &std::path::Path) -> Redis {
         let port = free_port();
         let folder = std::env::temp_dir().join(format!("ringhub-redis-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
-        let options = options.iter().map(|option| option.to_string()).collect();
-        let mut redis = Redis { program: program.to_owned(), folder, options, child: None, port };
+        Redis { program: program.to_owned(), folder, options: Vec::new(), file: None, child: None, port }
+    }
+
+    /// A sentinel of the server at a port, with so many of them having to agree.
+    pub fn sentinel(program: &std::path::Path, watched: u16, quorum: u32) -> Redis {
+        let mut redis = Redis::new(program);
+        let file = redis.folder.join("sentinel.conf");
+        let text = format!(
+            "sentinel monitor mymaster 127.0.0.1 {watched} {quorum}\nsentinel down-after-milliseconds mymaster 500\n\
+             sentinel failover-timeout mymaster 2000\n"
+        );
+        std::fs::write(&file, text).expect("a file");
+        redis.file = Some(file);
         redis.run();
         redis
     }
@@ -71,10 +91,12 @@ impl Redis {
         let mut command = Command::new(&self.program);
         let port = self.port.to_string();
         let folder = self.folder.display().to_string();
-        // Options before the first -- are a configuration file's name: sentinels need one.
-        command.args(self.options.iter().filter(|option| option.ends_with(".conf")));
-        command.args(["--port", &port, "--dir", &folder, "--save", "", "--bind", "127.0.0.1", "--loglevel", "warning"]);
-        command.args(self.options.iter().filter(|option| !option.ends_with(".conf")));
+        if let Some(file) = &self.file {
+            command.arg(file).arg("--sentinel");
+        } else {
+            command.args(["--save", "", "--loglevel", "warning"]).args(&self.options);
+        }
+        command.args(["--port", &port, "--dir", &folder, "--bind", "127.0.0.1"]);
         let log = std::fs::File::create(self.folder.join("log")).expect("a log");
         self.child = Some(command.stdout(log).stderr(Stdio::null()).spawn().expect("redis-server starts"));
         eventually("the server answers", || match self.try_command::<String>(&["PING"]) {
@@ -311,9 +333,9 @@ pub struct Node {
 
 const SHARD: ShardId = ShardId(0);
 
-/// The configuration of nodes at this address.
+/// The configuration of nodes at this address, or these with `","` between them.
 pub fn config(url: &str, more: &str) -> Config {
-    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = \"{url}\"\ntimeout_ms = 500\n{more}\n");
+    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"{url}\"]\ntimeout_ms = 500\n{more}\n");
     Config::from_toml(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -429,6 +451,12 @@ impl Node {
             // Looked at again in any case.
             self.woken.recv_timeout(Duration::from_millis(20)).unwrap_or_default();
         }
+    }
+
+    /// Takes what it is told within a time, or the first of it.
+    pub fn wait(&mut self, time: Duration) {
+        self.woken.recv_timeout(time).unwrap_or_default();
+        self.take();
     }
 
     /// Takes what it was told up to now.

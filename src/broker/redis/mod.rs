@@ -12,6 +12,7 @@
 pub mod connection;
 pub mod encoding;
 pub mod placement;
+pub mod request;
 pub mod scripts;
 pub mod server;
 pub mod submissions;
