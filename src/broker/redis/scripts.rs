@@ -6,7 +6,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use redis::{Cmd, cmd};
 
 use super::encoding::EventId;
-use super::submissions::Publish;
+use super::request::Publish;
 use super::tracker::Wanted;
 use crate::hub::brokered::SharedLock;
 use crate::hub::name::RoomName;

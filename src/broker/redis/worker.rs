@@ -25,9 +25,10 @@ use super::connection::{Connections, Inbox, LinkError};
 use super::encoding::{self, Reader};
 use super::locks;
 use super::placement;
+use super::request::Request;
 use super::scripts::Scripts;
 use super::server::{self, CANARY_MS, Link, Meaning, Server};
-use super::submissions::{Answer, DOUBTFUL, NO_LINK, Outcome, Request, Told as Answered};
+use super::submissions::{Answer, DOUBTFUL, NO_LINK, Outcome, Told as Answered};
 use super::tracker::{Page, Step, Told, Tracker, Wanted};
 use crate::broker::figures::BrokerFigures;
 use crate::broker::link::Intake;
@@ -60,6 +61,8 @@ pub struct Worker {
     reader: Reader,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
+    /// One that ended the wait.
+    arrived: Option<Report>,
     pushed: Arc<Notify>,
     start: Instant,
     bounds: Limits,
@@ -147,6 +150,7 @@ impl Worker {
             reader: Reader::new(DEPTH_MAX),
             reports,
             reporter,
+            arrived: None,
             pushed: Arc::new(Notify::new()),
             start: Instant::now(),
             bounds: limits,
@@ -203,9 +207,8 @@ impl Worker {
                 () = self.intake.entries() => {}
                 () = self.pushed.notified() => {}
                 report = self.reports.recv() => {
-                    if let Some(report) = report {
-                        self.report(report);
-                    }
+                    // Handled in its place: what was pushed before it is taken first.
+                    self.arrived = report;
                 }
                 () = wait => {}
             }
@@ -220,7 +223,7 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.take_pushed(at);
         }
-        while let Ok(report) = self.reports.try_recv() {
+        while let Some(report) = self.arrived.take().or_else(|| self.reports.try_recv().ok()) {
             self.report(report);
         }
         for shard in 0..self.intake.shards() {

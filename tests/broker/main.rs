@@ -1,0 +1,7 @@
+//! The broker against real Redis servers: what is published arrives everywhere once and in order, whatever breaks.
+
+mod faults;
+mod measure;
+mod rooms;
+mod support;
+mod topologies;
