@@ -341,12 +341,21 @@ test('the system view shows what works and what does not', async () => {
   await card('Hub').getByText('2 of 2').waitFor();
   await card('Store').getByText('works').waitFor();
   await card('Journal').getByText('works').waitFor();
-  await card('Broker').getByText('in memory').waitFor();
+  await card('Broker').getByText('memory', { exact: true }).waitFor();
   await card('Hooks: events').getByText('connection', { exact: true }).waitFor({ timeout: 30_000 });
   const client = await Client.join(backendless);
   client.socket.send(JSON.stringify({ type: 'nonsense', id: 1 }));
   await card('Errors told to clients').getByText('unknown_type').waitFor();
   client.leave();
+  // A broker of another kind, and a store that is in trouble, as a hub would tell of them.
+  await page.route('**/api/v1/websocket/stats', async (route) => {
+    const answer = await route.fetch();
+    const stats = await answer.json();
+    Object.assign(stats.store, { breaker: 'open', trouble: 'full' });
+    await route.fulfill({ response: answer, json: { ...stats, broker: { kind: 'elsewhere', breaker: 'half_open', trouble: 'no answer', waiting: 1234 } } });
+  });
+  for (const text of ['elsewhere', 'is tried', 'no answer', '1,234']) await card('Broker').getByText(text, { exact: true }).waitFor();
+  for (const text of ['down', 'full']) await card('Store').getByText(text, { exact: true }).waitFor();
   await page.leave();
   await backendless.stop();
 });
