@@ -246,6 +246,12 @@ test('a slow client is found, its trace is read, and it is disconnected', async 
   await says(page, /wait; behind in 1 room/);
   await says(page, '"place": "near the-slow-one"');
   await page.getByRole('region', { name: 'Trace' }).getByText('fell behind').waitFor();
+  const trace = page.getByRole('region', { name: 'Trace' });
+  await trace.getByText('subscribed').first().waitFor();
+  await page.getByLabel('trouble only').check();
+  await until(async () => (await trace.getByText('subscribed').count()) === 0, 'what is as it should be is left out');
+  await trace.getByText('fell behind').waitFor();
+  await page.getByLabel('trouble only').uncheck();
   await page.getByLabel('Event id').fill(id);
   await page.getByRole('button', { name: 'Explain' }).click();
   await says(page, 'written');

@@ -28,7 +28,7 @@ export class System {
     this._cards = h('div', { class: 'cards' });
     /** @type {Map<string, { element: HTMLElement, status: HTMLElement, facts: Facts }>} */
     this._shown = new Map();
-    this._shards = new SmallTable('Shards', ['Shard', 'Busy', 'Turns/s', 'Turn p99', 'Mesh waits', 'Requests wait', 'Journal waits', 'Slow readers', 'Gaps', 'Buffers out']);
+    this._shards = new SmallTable('Shards', ['Shard', 'Busy', 'Turns/s', 'Turn p99', 'Mesh waits', 'Requests wait', 'Journal waits', 'Fell behind', 'Gaps', 'Buffers out']);
     this.element = h(
       'div',
       { class: 'view' },
