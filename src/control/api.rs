@@ -182,6 +182,7 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             shards_deaf: None,
+            broker: BrokerStatus { kind: "memory" },
             store: self.store.as_ref().map(Store::status),
             hooks: self.hooks.as_ref().map(Hooks::status),
             telemetry: self.telemetry.as_ref().map(Telemetry::status),
@@ -192,6 +193,13 @@ impl<B: Backend> Api<B> {
             shards: &shards.shards,
         }
     }
+}
+
+/// What numbers the events of rooms and brings them to every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BrokerStatus {
+    /// `memory`: the shards of this process, which is the only node.
+    pub kind: &'static str,
 }
 
 /// The health pages.
@@ -205,6 +213,7 @@ pub(crate) struct Page<'a> {
     /// Shards that answer, but don't hear others or aren't heard by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_deaf: Option<usize>,
+    broker: BrokerStatus,
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
