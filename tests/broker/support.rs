@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringhub::broker::{self, Broker, BrokerFigures, Identity, Link};
 use ringhub::config::Config;
-use ringhub::hub::brokered::{BrokeredEvent, Followed, FromBroker, Keep, Numbers, Place, Submission, ToBroker};
+use ringhub::hub::brokered::{
+    BrokeredEvent, Followed, FromBroker, Keep, LockCall, Locked, Numbers, Place, SharedLock, Submission, ToBroker,
+};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::native::Refused;
 use rustix::process::{Pid, Signal, kill_process};
@@ -326,6 +328,7 @@ pub struct Node {
     next_number: u64,
     pub rooms: HashMap<String, Room>,
     pub answers: HashMap<u64, Result<Numbers, Refused>>,
+    pub locked: HashMap<u64, Result<Locked, Refused>>,
     pub cleared: HashMap<u64, Result<u64, Refused>>,
     pub keep: Keep,
     run: u64,
@@ -363,6 +366,7 @@ impl Node {
             next_number: 0,
             rooms: HashMap::new(),
             answers: HashMap::new(),
+            locked: HashMap::new(),
             cleared: HashMap::new(),
             keep: Keep { events_max: 10_000, age_ms: 3_600_000 },
             run,
@@ -431,6 +435,15 @@ impl Node {
         self.answer(number)
     }
 
+    pub fn lock(&mut self, room: &str, field: &str, action: SharedLock) -> Result<Locked, Refused> {
+        self.next_number += 1;
+        let number = self.next_number;
+        let call = LockCall { room: self.name(room), field: field.into(), number, action };
+        self.give(vec![ToBroker::Lock(Box::new(call))]);
+        self.until("the lock is answered", |node| node.locked.contains_key(&number));
+        self.locked.remove(&number).expect("there is one")
+    }
+
     pub fn clear(&mut self, room: &str) -> Result<u64, Refused> {
         self.next_number += 1;
         let number = self.next_number;
@@ -474,6 +487,7 @@ impl Node {
                 assert!(self.answers.insert(number, outcome).is_none(), "a submission is answered once");
             }
             FromBroker::Cleared { number, outcome } => drop(self.cleared.insert(number, outcome)),
+            FromBroker::Locked { number, outcome } => drop(self.locked.insert(number, outcome)),
             FromBroker::Followed { room, outcome: Err(_) } => {
                 self.rooms.entry(room.as_str().to_owned()).or_default().refused += 1;
             }

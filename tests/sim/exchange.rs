@@ -94,10 +94,6 @@ impl Exchange {
         self.sides[node].is_up = is_up;
     }
 
-    pub fn is_up(&self, node: usize) -> bool {
-        self.sides[node].is_up
-    }
-
     /// All is lost, as if it had been started anew without its data.
     pub fn lose_all(&mut self) {
         for log in self.rooms.values_mut() {

@@ -166,11 +166,11 @@ function service(title, { breaker, trouble, ...counts }) {
  * @param {any} broker
  * @returns {Card}
  */
-function brokerCard({ kind, ...status }) {
-  const { state, facts } = service('Broker', status);
+function brokerCard({ kind, state, ...status }) {
+  const { facts } = service('Broker', status);
   const isHere = kind === 'memory';
   const nodes = /** @type {[string, string]} */ (['Nodes', 'this one, whose shards number and keep all rooms']);
-  return { title: 'Broker', state: state ?? (isHere ? { word: 'works', tone: 'good' } : undefined), facts: [['Kind', plain(kind)], ...(isHere ? [nodes] : []), ...facts] };
+  return { title: 'Broker', state: state === 'up' ? { word: 'works', tone: 'good' } : { word: 'down', tone: 'bad' }, facts: [['Kind', plain(kind)], ...(isHere ? [nodes] : []), ...facts] };
 }
 
 /**
