@@ -186,15 +186,37 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             shards_deaf: None,
+            broker: BrokerStatus::of(self.backend.broker()),
             store: self.store.as_ref().map(Store::status),
             hooks: self.hooks.as_ref().map(Hooks::status),
             telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
-            broker: self.backend.broker(),
             total,
             shards: &shards.shards,
         }
+    }
+}
+
+/// What numbers the events of rooms and brings them to every node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BrokerStatus {
+    /// `memory`: the shards of this process, which is the only node; or `redis`.
+    pub kind: &'static str,
+    /// `up`, or `down` while one of its servers can't be reached. The node takes no traffic then: rooms that nobody here is
+    /// in can't be joined, and nothing can be published in those of that server.
+    pub state: &'static str,
+    /// What it has counted, where nodes share rooms; `/metrics` says what the figures mean.
+    #[schema(value_type = Option<Object>)]
+    #[serde(flatten)]
+    pub figures: Option<BrokerSnapshot>,
+}
+
+impl BrokerStatus {
+    fn of(figures: Option<BrokerSnapshot>) -> BrokerStatus {
+        let kind = if figures.is_some() { "redis" } else { "memory" };
+        let is_up = figures.as_ref().is_none_or(BrokerSnapshot::is_up);
+        BrokerStatus { kind, state: if is_up { "up" } else { "down" }, figures }
     }
 }
 
@@ -209,6 +231,7 @@ pub(crate) struct Page<'a> {
     /// Shards that answer, but don't hear others or aren't heard by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_deaf: Option<usize>,
+    broker: BrokerStatus,
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
@@ -223,11 +246,6 @@ pub(crate) struct Page<'a> {
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     journal: Option<JournalSnapshot>,
-    /// What carries rooms between nodes. While it can't be reached the node takes no traffic: rooms that nobody here is in
-    /// can't be joined, and nothing can be published.
-    #[schema(value_type = Option<Object>)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    broker: Option<BrokerSnapshot>,
     /// All shards together.
     #[schema(value_type = Object)]
     total: &'a ShardFigures,

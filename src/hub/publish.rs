@@ -56,10 +56,7 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         if self.is_relaying() {
-            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
-            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
-            let received_us = now.monotonic_us;
-            self.publish_relayed(Publish { room, kind, data, key, exclude, received_us, reply });
+            self.say_relayed(room.clone(), kind, Bytes::copy_from_slice(data));
             return Ok(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 0, queued: 0, nodes: 0 });
         }
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;

@@ -10,21 +10,25 @@
 //!
 //! A home that is new asks for the room's state first. Until it has that, whatever is asked of it waits, in order.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::batch::Address;
 use super::brokered::{BrokeredEvent, Carried, Followed, FromBroker, Keep, Numbers, Origin, Place, Submission, ToBroker};
 use super::core::Core;
+use super::locks::LockAsked;
 use super::message::{HistoryAsked, Join, JoinRefused, Joined, Message, OVERLOADED, Publish, Published, ReplyTo};
 use super::name::RoomName;
 use super::presence::Turn;
 use super::publish::BATCH_BYTES_MAX;
 use super::reply::Responder;
 use super::rooms::{Home, RoomId};
+use super::shared_locks::{LockWait, Unfreed};
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::{Event, Stamp, rfc3339};
 use crate::wire::native::{Refused, Since};
@@ -34,6 +38,8 @@ const UNREACHABLE: Refused =
     Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now; the room's state is not known");
 /// Logs that may be waiting to be emptied.
 const CLEARS_MAX: usize = 1024;
+/// Events of the hub itself that wait for a broker that can't be reached.
+const UNSAID_MAX: usize = 65_536;
 /// What is asked of one room while its state is not known.
 const WAITING_MAX: usize = 65_536;
 /// Counted for each publisher that waits for the broker, besides its event.
@@ -94,8 +100,8 @@ pub struct HistoryCall {
 pub(super) struct Relaying {
     /// This run of this node.
     node: u64,
-    /// The number of the last submission, or of the last log that is to be emptied.
-    number: u64,
+    /// The number of the last submission, or of whatever else is to be answered.
+    pub(super) number: u64,
     /// What was published this turn, by room.
     open: Vec<Open>,
     places: HashMap<RoomName, usize, FixedState>,
@@ -104,6 +110,14 @@ pub(super) struct Relaying {
     /// Bytes of the events that wait for an answer.
     pending_bytes: usize,
     clears: HashMap<u64, Responder<u64>, FixedState>,
+    /// Calls about locks that are not answered yet, by their number.
+    pub(super) locks: HashMap<u64, LockWait, FixedState>,
+    /// What is asked of locks of which the broker is being asked something.
+    pub(super) asking: HashMap<(RoomName, Arc<str>), VecDeque<LockAsked>, FixedState>,
+    /// What the hub itself has to say and the broker did not take.
+    unsaid: Vec<Publish>,
+    /// Locks that have ended here, of which the broker could not be told.
+    pub(super) unfreed: Vec<Unfreed>,
     /// What is still to be handed over.
     pub(super) out: Vec<ToBroker>,
     figures: RelayFigures,
@@ -120,6 +134,8 @@ pub struct RelayFigures {
     pub lost_places: u64,
     /// Times that a room's log was found to have begun anew.
     pub renewed: u64,
+    /// Events of the hub itself (presence, locks) that were lost because too many waited for the broker.
+    pub unsaid_lost: u64,
     /// Bytes of events that wait for the broker.
     pub pending_bytes: u64,
 }
@@ -147,6 +163,8 @@ struct Waiting {
     kind: Box<str>,
     received_us: u64,
     exclude: Option<Address>,
+    /// Data and key of an event that the hub itself has to say. Nobody else would say it again, so it is kept until it is taken.
+    own: Option<(Bytes, Option<Box<str>>)>,
 }
 
 impl Relayed {
@@ -177,6 +195,10 @@ impl Core {
             pending: HashMap::with_hasher(FixedState::with_seed(seed)),
             pending_bytes: 0,
             clears: HashMap::with_hasher(FixedState::with_seed(seed)),
+            locks: HashMap::with_hasher(FixedState::with_seed(seed)),
+            asking: HashMap::with_hasher(FixedState::with_seed(seed)),
+            unsaid: Vec::new(),
+            unfreed: Vec::new(),
             out: Vec::new(),
             figures: RelayFigures::default(),
         }));
@@ -223,6 +245,29 @@ impl Core {
 
     /// Puts an event behind the others of the turn; it is answered when the broker has numbered it.
     pub(super) fn publish_relayed(&mut self, publish: Publish) {
+        self.relay(publish, None);
+    }
+
+    /// The same for what the hub itself has to say of a room: while the broker can't be reached, it is said again, and by its
+    /// key no more than once.
+    pub(super) fn say_relayed(&mut self, room: RoomName, kind: &str, data: Bytes) {
+        let key = self.ids.stamp(self.now.unix_ms).id;
+        let key = String::from_utf8_lossy(&key).into_owned().into_boxed_str();
+        let (own, received_us, reply) = (data.clone(), self.now.monotonic_us, ReplyTo::Nobody);
+        let publish = Publish { room, kind: kind.into(), data, key: Some(key), exclude: None, received_us, reply };
+        self.relay(publish, Some(own));
+    }
+
+    /// Says once more what the broker did not take; to be called once a second.
+    pub(super) fn say_again(&mut self) {
+        let unsaid = self.relaying.as_deref_mut().map(|relaying| mem::take(&mut relaying.unsaid)).unwrap_or_default();
+        for publish in unsaid {
+            let own = publish.data.clone();
+            self.relay(publish, Some(own));
+        }
+    }
+
+    fn relay(&mut self, publish: Publish, own: Option<Bytes>) {
         let Publish { room, kind, data, key, exclude, received_us, reply } = publish;
         let bytes_max = self.limits.broker_pending_bytes_max;
         let id = self.ids.stamp(self.now.unix_ms).id;
@@ -236,8 +281,9 @@ impl Core {
         }
         relaying.pending_bytes += bytes;
         let origin = exclude.map(|address| Origin { node: relaying.node, address });
+        let own = own.map(|data| (data, key.clone()));
         let event = BrokeredEvent { id, unix_ms, kind: kind.clone(), data, key, exclude: origin };
-        let waiting = Waiting { reply, id, kind, received_us, exclude };
+        let waiting = Waiting { reply, id, kind, received_us, exclude, own };
         let place = match relaying.places.get(&room) {
             Some(place) => *place,
             None => {
@@ -299,6 +345,7 @@ impl Core {
                     responder.resolve(outcome.map_err(Into::into));
                 }
             }
+            FromBroker::Locked { number, outcome } => self.locked(number, outcome),
             FromBroker::Emptied { room, epoch, log_from } => self.emptied(&room, epoch, log_from),
         }
     }
@@ -312,8 +359,11 @@ impl Core {
             outcome => {
                 let refused = outcome.err().unwrap_or(UNREACHABLE);
                 relaying.figures.refused += waiting.len() as u64;
-                for Waiting { reply, .. } in waiting {
-                    self.answer(reply, room.clone(), Err(refused.clone()));
+                for Waiting { reply, kind, received_us, own, .. } in waiting {
+                    match own {
+                        Some((data, key)) => self.keep_unsaid(room.clone(), kind, data, key, received_us),
+                        None => self.answer(reply, room.clone(), Err(refused.clone())),
+                    }
                 }
                 return;
             }
@@ -325,7 +375,7 @@ impl Core {
         let elsewhere = numbers.nodes.saturating_sub(u32::from(home.is_some()));
         let is_followed = home.is_some();
         for (waiting, numbered) in waiting.into_iter().zip(numbers.events) {
-            let Waiting { reply, id, kind, received_us, exclude } = waiting;
+            let Waiting { reply, id, kind, received_us, exclude, .. } = waiting;
             let (duplicate, seq) = (numbered.duplicate_of.is_some(), numbered.seq);
             if duplicate {
                 self.figures.duplicates += 1;
@@ -342,6 +392,16 @@ impl Core {
             let (epoch, nodes) = (numbers.epoch, elsewhere);
             let published = Published { id, seq, epoch, duplicate, delivered, queued, nodes };
             self.answer(reply, room.clone(), Ok(published));
+        }
+    }
+
+    fn keep_unsaid(&mut self, room: RoomName, kind: Box<str>, data: Bytes, key: Option<Box<str>>, received_us: u64) {
+        let Some(relaying) = self.relaying.as_deref_mut() else { return };
+        if relaying.unsaid.len() < UNSAID_MAX {
+            let (exclude, reply) = (None, ReplyTo::Nobody);
+            relaying.unsaid.push(Publish { room, kind, data, key, exclude, received_us, reply });
+        } else {
+            relaying.figures.unsaid_lost += 1;
         }
     }
 
@@ -362,6 +422,7 @@ impl Core {
             relaying.figures.carried += events.len() as u64;
         }
         for event in events {
+            self.note_freed(id, &event);
             self.append(id, event);
         }
     }

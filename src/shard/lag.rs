@@ -52,7 +52,9 @@ impl State {
     pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits, is_replay: bool) {
         if self.note_lag(conn, room, after_seq, waits) {
             self.core.park(room, conn);
-            self.figures.slow_readers.add(1);
+            if !is_replay {
+                self.figures.slow_readers.add(1);
+            }
             if let Some(room) = self.core.rooms().get(room).map(|room| room.name.clone()) {
                 self.core.recorder.change(conn, What::FellBehind { room, after_seq, is_replay });
             }

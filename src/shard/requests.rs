@@ -61,7 +61,7 @@ impl State {
                 responder.resolve(Ok(self.core.lock_page(room.as_ref(), &window)));
             }
             Request::Unlock { room, field, responder } => {
-                responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
+                self.core.force_unlock(&room, &field, now, responder);
             }
             Request::Presence { room, responder } => {
                 let asked = PresenceAsked { room, asker: Asker::Handle(responder) };

@@ -165,6 +165,34 @@ test('a page that is looked at again notices that its connection is dead', async
   await page.context().close();
 });
 
+test('a page that a draining hub has refused waits for as long as the hub says', async () => {
+  const going = await Hub.start({ 'drain.seconds': 10, 'drain.spread_ms': 8000, 'cors.origins': '["*"]' });
+  const page = await visit(browser, pages.url);
+  await page.evaluate(
+    async ([module, token]) => {
+      const { Ringhub } = await import(module);
+      window.make = () => new Ringhub({ token, reconnect_min_ms: 100, reconnect_max_ms: 100 });
+      // Those that it has to see off keep it.
+      window.there = await Promise.all(Array.from({ length: 40 }, () => make().connect()));
+    },
+    [`${going.http}/ringhub.js`, token()],
+  );
+  going.process.kill('SIGTERM');
+  await until(() => fetch(`${going.http}/ready`).then(({ status }) => status === 503), 'it drains');
+  const change = await page.evaluate(
+    () =>
+      new Promise((resolve) => {
+        const late = make();
+        late.on('state', (change) => change.reason === 'the answer is 503' && resolve({ state: change.state, retry_in_ms: change.retry_in_ms }));
+        late.connect();
+      }),
+  );
+  assert.equal(change.state, 'waiting');
+  assert.ok(change.retry_in_ms >= 1000 && change.retry_in_ms <= 1100, String(change.retry_in_ms));
+  await page.context().close();
+  await going.stop('SIGKILL');
+});
+
 test('a page outlives a restart of the hub', async () => {
   const page = await client();
   const room = freshRoom();
