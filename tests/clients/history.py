@@ -224,13 +224,11 @@ def what_is_given_was_published(history: History, seen: list[Seen]) -> Iterator[
             yield f"{event.witness} saw {event.value} in {event.room}; it was published in {publish.room}"
         elif publish.outcome == REFUSED:
             yield f"{event.witness} saw {event.value} in {event.room}; its publisher {publish.publisher} was told {publish.error!r}"
-        elif publish.outcome == ACKNOWLEDGED and publish.id != event.id:
-            yield f"{event.witness} saw {event.value} in {event.room} with the id {event.id}; its publisher was told {publish.id}"
 
 
 def _of_each_value(seen: list[Seen]) -> Iterable[Seen]:
-    """Each event once for each place and id that it was seen with."""
-    return {(event.value, event.room, event.id): event for event in seen}.values()
+    """Each event once for each room that it was seen in."""
+    return {(event.value, event.room): event for event in seen}.values()
 
 
 def one_number_is_one_event(_: History, seen: list[Seen]) -> Iterator[str]:

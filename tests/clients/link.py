@@ -89,9 +89,17 @@ class Link:
 
     def stop(self) -> None:
         self.refuse()
-        self._server.close()
+        self._do(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        carrying = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
 
     # What it does with connections.
 

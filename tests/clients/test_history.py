@@ -225,7 +225,7 @@ PLANTED = {
     deliver_what_another_room_has: "it was published in project:2",
     deliver_what_was_refused: "its publisher publisher-",
     answer_with_another_number: "to the answer to",
-    answer_with_another_id: "its publisher was told id-0",
+    answer_with_another_id: "(id-0) to the answer to",
     acknowledge_what_is_lost: "999999 was acknowledged as",
     publish_a_value_twice: "is at",
     number_against_time: "before it was published",
