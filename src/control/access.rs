@@ -15,8 +15,8 @@ use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, read_json};
-use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::connections::{check_reason, whom};
+use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::Refusals;
 use crate::node::Withdrew;
 

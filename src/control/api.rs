@@ -18,16 +18,14 @@ use utoipa::ToSchema;
 use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::{Backend, PublishRequest, Published};
+use super::body::Asked;
 use super::door::{Door, Remote};
 use super::engine::{self, EngineOptions};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
-use crate::broker::BrokerSnapshot;
-use crate::broker::nodes::NodeInfo;
 use super::metrics::Metrics;
-use super::body::Asked;
 use super::nodes::call::NodeFigures;
 use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::{self, Refusals};
@@ -38,6 +36,8 @@ use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
+use crate::broker::BrokerSnapshot;
+use crate::broker::nodes::NodeInfo;
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -395,7 +395,8 @@ pub(crate) async fn stats<B: Backend>(
     let here = |backend: &B| std::future::ready(Ok(NodeFigures::of(backend)));
     let (parts, told) = api.gather(&scope, here, NodeCall::Stats).await?.present()?;
     let infos = api.backend.nodes().map(|nodes| nodes.alive());
-    let nodes = infos.map(|infos| parts.into_iter().filter_map(|(node, figures)| NodeStats::new(node?, figures, &infos)).collect());
+    let nodes = infos
+        .map(|infos| parts.into_iter().filter_map(|(node, figures)| NodeStats::new(node?, figures, &infos)).collect());
     let status = if api.backend.draining() { "draining" } else { "ok" };
     let figures = api.backend.figures();
     let lately = api.windows.lately(Instant::now(), &figures, api.backend.times());

@@ -76,7 +76,15 @@ struct HolderView {
 impl From<LockInfo> for LockView {
     fn from(lock: LockInfo) -> LockView {
         let LockInfo { room, field, token, expires_at, client_id, session_id, user_id } = lock;
-        LockView { room, field, holder: HolderView { client_id, session_id, user_id }, token, expires_at, place: String::new() }.placed()
+        LockView {
+            room,
+            field,
+            holder: HolderView { client_id, session_id, user_id },
+            token,
+            expires_at,
+            place: String::new(),
+        }
+        .placed()
     }
 }
 

@@ -53,11 +53,7 @@ pub(crate) async fn session<B: Backend>(
 }
 
 /// A session, where it is connected, or else where it may be resumed.
-async fn find<B: Backend>(
-    api: &Api<B>,
-    scope: &ScopeAsked,
-    session_id: &str,
-) -> Result<(Node, SessionView), ApiError> {
+async fn find<B: Backend>(api: &Api<B>, scope: &ScopeAsked, session_id: &str) -> Result<(Node, SessionView), ApiError> {
     let call = NodeCall::Session { session_id: session_id.into() };
     let gathered = api.gather(scope, |backend| backend.session(session_id), call).await?;
     let (mut found, _) = gathered.found()?;

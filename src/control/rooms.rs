@@ -62,7 +62,8 @@ pub(crate) async fn list<B: Backend>(
     let (limit, is_first) = (window.limit, window.after.is_none());
     let filter = RoomFilter { kind, search, occupied };
     let call = NodeCall::Rooms { filter: filter.clone(), window: window.clone() };
-    let here = |backend: &B| backend.rooms(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.room));
+    let here =
+        |backend: &B| backend.rooms(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.room));
     let (parts, told) = api.gather(&scope, here, call).await?.present()?;
     let Page { items, total, next } = merge::rooms(parts, is_first, limit);
     Ok(json(StatusCode::OK, &Across::new(RoomsPage { rooms: items, total, next }, told)))

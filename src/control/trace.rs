@@ -64,9 +64,8 @@ pub(crate) async fn trace<B: Backend>(
     let call = NodeCall::Trace { client_id: client_id.as_str().into(), limit };
     let here = |backend: &B| backend.trace(&client_id, limit).map_ok(|traces| traces.iter().map(value).collect());
     let (parts, told) = api.gather(&scope, here, call).await?.found()?;
-    let of_node = |(node, traces): (Node, Vec<Value>)| {
-        traces.into_iter().map(move |item| Of { item, node: node.clone() })
-    };
+    let of_node =
+        |(node, traces): (Node, Vec<Value>)| traces.into_iter().map(move |item| Of { item, node: node.clone() });
     let connections = parts.into_iter().flat_map(of_node).collect();
     Ok(json(StatusCode::OK, &Across::new(Trace { client_id, connections }, told)))
 }

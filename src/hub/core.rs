@@ -557,7 +557,15 @@ impl Core {
         let outcome = match session {
             // What the backend is told another way is accepted, whether or not it reads the inbox as well.
             Some(session) => (session.deposit(data, inbox_max) || is_told)
-                .then_some(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 1, queued: 0, nodes: 0 })
+                .then_some(Published {
+                    id: [0; 36],
+                    seq: 0,
+                    epoch: 0,
+                    duplicate: false,
+                    delivered: 1,
+                    queued: 0,
+                    nodes: 0,
+                })
                 .ok_or(Refused::new(
                     ErrorCode::Unavailable,
                     "the session's inbox is full; the backend does not read it",

@@ -99,8 +99,7 @@ impl State {
         let user_id: Arc<str> = admit.identity.user_id.as_str().into();
         // An id that was drawn is held by nobody else.
         let over_nodes = has_client && admit.client_id.is_some() && self.nodes.is_some();
-        let waiting =
-            u8::from(peer.is_some()) + u8::from(has_client) + u8::from(limits_users) + u8::from(over_nodes);
+        let waiting = u8::from(peer.is_some()) + u8::from(has_client) + u8::from(limits_users) + u8::from(over_nodes);
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;

@@ -11,9 +11,7 @@ use crate::broker::nodes::{Answer, ClaimFailure, Failure, Handle};
 use crate::control::nodes::call::{PresentMember, PresentPart};
 use crate::control::nodes::{ANSWER_WAIT, NodeCall, merge};
 use crate::hub::batch::Address;
-use crate::hub::message::{
-    ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Ticket,
-};
+use crate::hub::message::{ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Asker, MEMBERS_LISTED_MAX, RoomPresence};
 use crate::hub::reply::{HubError, Responder};
@@ -77,7 +75,9 @@ impl State {
         outcome: Result<Published, Refused>,
     ) -> Option<(Ticket, Result<Published, Refused>)> {
         match (&self.nodes, outcome, ticket) {
-            (Some(nodes), Ok(published), ticket @ (Ticket::Direct(Some(_)) | Ticket::Part(_))) if published.nodes > 0 => {
+            (Some(nodes), Ok(published), ticket @ (Ticket::Direct(Some(_)) | Ticket::Part(_)))
+                if published.nodes > 0 =>
+            {
                 let (mesh, of_room) = (self.mesh.clone(), room.clone());
                 count_audience(nodes, room.as_str(), published, move |published| {
                     let outcome = Ok(published);
@@ -158,7 +158,8 @@ fn told<T: serde::de::DeserializeOwned>(answers: Vec<Answer>) -> impl Iterator<I
 
 /// What became of an event for a client that was looked for at other nodes.
 fn sent_elsewhere(answers: Result<Vec<Answer>, HubError>) -> Result<Published, Refused> {
-    let unavailable = || Refused::new(ErrorCode::Unavailable, "not all nodes could be asked for this client; try again");
+    let unavailable =
+        || Refused::new(ErrorCode::Unavailable, "not all nodes could be asked for this client; try again");
     let answers = answers.map_err(|_| unavailable())?;
     let is_missing = |answer: &Answer| {
         let outcome = answer.outcome.as_ref().err();

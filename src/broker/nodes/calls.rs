@@ -75,8 +75,15 @@ impl Frame {
     /// As it goes over the link; none where it is no JSON or too long.
     pub(super) fn encode(&self, from: u64) -> Option<Vec<u8>> {
         let raw = |data: &Bytes| serde_json::from_slice::<Box<RawValue>>(data).ok();
-        let mut written =
-            Written { from: run_text(from), look: false, call: None, answer: None, ttl_ms: None, data: None, error: None };
+        let mut written = Written {
+            from: run_text(from),
+            look: false,
+            call: None,
+            answer: None,
+            ttl_ms: None,
+            data: None,
+            error: None,
+        };
         let data;
         match self {
             Frame::Look => written.look = true,

@@ -99,7 +99,11 @@ impl Keys {
     }
 
     /// Tells which sessions are in rooms, with what members are told of them, or without where they left.
-    pub(super) fn present_changes<'a>(&self, run: u64, changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Cmd {
+    pub(super) fn present_changes<'a>(
+        &self,
+        run: u64,
+        changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+    ) -> Cmd {
         let mut command = script(PRESENT, &[self.present(run), self.key("index"), self.key("dead")]);
         command.arg(run_text(run)).arg(self.key("present:"));
         for (field, told) in changes {

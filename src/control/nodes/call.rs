@@ -27,27 +27,79 @@ const LIST_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(crate) enum NodeCall {
-    Connections { filter: ConnectionFilter, window: Window },
-    Connection { client_id: Box<str> },
-    Trace { client_id: Box<str>, limit: usize },
-    Explain { client_id: Box<str>, event_id: Box<str> },
-    SetMetadata { client_id: Box<str>, set: Map<String, Value> },
-    Disconnect { who: Target, code: u16, reason: Box<str> },
-    Reauthenticate { who: Target, grace_s: u64 },
-    Withdraw { who: Target, permissions: Vec<Box<str>>, disconnect: bool, reason: Box<str> },
-    Presence { room: Box<str> },
-    Locks { room: Option<Box<str>>, window: Window },
-    ForceUnlock { room: Box<str>, field: Box<str> },
-    Session { session_id: Box<str> },
-    Rooms { filter: RoomFilter, window: Window },
-    Room { room: Box<str> },
+    Connections {
+        filter: ConnectionFilter,
+        window: Window,
+    },
+    Connection {
+        client_id: Box<str>,
+    },
+    Trace {
+        client_id: Box<str>,
+        limit: usize,
+    },
+    Explain {
+        client_id: Box<str>,
+        event_id: Box<str>,
+    },
+    SetMetadata {
+        client_id: Box<str>,
+        set: Map<String, Value>,
+    },
+    Disconnect {
+        who: Target,
+        code: u16,
+        reason: Box<str>,
+    },
+    Reauthenticate {
+        who: Target,
+        grace_s: u64,
+    },
+    Withdraw {
+        who: Target,
+        permissions: Vec<Box<str>>,
+        disconnect: bool,
+        reason: Box<str>,
+    },
+    Presence {
+        room: Box<str>,
+    },
+    Locks {
+        room: Option<Box<str>>,
+        window: Window,
+    },
+    ForceUnlock {
+        room: Box<str>,
+        field: Box<str>,
+    },
+    Session {
+        session_id: Box<str>,
+    },
+    Rooms {
+        filter: RoomFilter,
+        window: Window,
+    },
+    Room {
+        room: Box<str>,
+    },
     Stats,
-    Receive { session_id: Box<str> },
+    Receive {
+        session_id: Box<str>,
+    },
     /// In base64, since it need not be text.
-    PutBack { session_id: Box<str>, message: String },
+    PutBack {
+        session_id: Box<str>,
+        message: String,
+    },
     /// `data` is the text of JSON, so that it stays the bytes that came.
-    SendToClient { client_id: Box<str>, kind: Box<str>, data: String },
-    Audience { room: Box<str> },
+    SendToClient {
+        client_id: Box<str>,
+        kind: Box<str>,
+        data: String,
+    },
+    Audience {
+        room: Box<str>,
+    },
 }
 
 /// A part of a list, in order.

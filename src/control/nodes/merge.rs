@@ -34,9 +34,9 @@ pub(crate) struct Page<T> {
 pub(crate) fn pages<T>(parts: Vec<(Node, Part<T>)>, limit: usize, name: impl Fn(&T) -> &str) -> Page<Of<T>> {
     let total = parts.iter().map(|(_, part)| part.total).sum();
     let upto = parts.iter().filter_map(|(_, part)| part.upto.clone()).min();
-    let items = parts.into_iter().flat_map(|(node, part)| {
-        part.items.into_iter().map(move |item| Of { item, node: node.clone() })
-    });
+    let items = parts
+        .into_iter()
+        .flat_map(|(node, part)| part.items.into_iter().map(move |item| Of { item, node: node.clone() }));
     let mut items: Vec<Of<T>> = items.filter(|of| upto.as_deref().is_none_or(|upto| name(&of.item) <= upto)).collect();
     items.sort_by(|one, other| (name(&one.item), &one.node).cmp(&(name(&other.item), &other.node)));
     let next = cut(&mut items, limit, |of| name(&of.item)).or(upto.map(String::from));
@@ -219,7 +219,8 @@ mod tests {
             (node("n2"), part(&[room("a", 3, 7), room("b", 1, 1)], None)),
         ];
         let page = rooms(parts.clone(), true, 10);
-        let names: Vec<_> = page.items.iter().map(|item| (&*item.room.room, item.room.members, item.room.seq)).collect();
+        let names: Vec<_> =
+            page.items.iter().map(|item| (&*item.room.room, item.room.members, item.room.seq)).collect();
         assert_eq!(names, [("a", 5, 7), ("b", 1, 1), ("c", 1, 1)]);
         assert_eq!((page.total, page.next), (3, None));
         let by_node = page.items[0].members_by_node.clone().expect("told");
@@ -239,7 +240,8 @@ mod tests {
             metadata: Default::default(),
             joined_ms,
         };
-        let part = |members: &[PresentMember], seq| PresentPart { count: members.len(), seq, members: members.to_vec() };
+        let part =
+            |members: &[PresentMember], seq| PresentPart { count: members.len(), seq, members: members.to_vec() };
         let parts = vec![
             (node("n1"), part(&[member("s", 1), member("t", 4)], 8)),
             (node("n2"), part(&[member("s", 6), member("u", 2)], 9)),

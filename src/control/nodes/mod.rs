@@ -72,7 +72,12 @@ impl<T> Across<T> {
             return Across { answer, nodes: None, partial: None, missing: None };
         };
         let is_partial = !missing.is_empty();
-        Across { answer, nodes: Some(nodes), partial: is_partial.then_some(true), missing: is_partial.then_some(missing) }
+        Across {
+            answer,
+            nodes: Some(nodes),
+            partial: is_partial.then_some(true),
+            missing: is_partial.then_some(missing),
+        }
     }
 
     /// Without the names of those that answered, where the answer itself tells them.
@@ -207,7 +212,9 @@ impl<T> Gathered<T> {
         match self.told {
             Some(told) if !told.missing.is_empty() => {
                 let missing = told.missing.join(", ");
-                Err(ApiError::unavailable(format!("the nodes that answered don't have it, and these did not answer: {missing}")))
+                Err(ApiError::unavailable(format!(
+                    "the nodes that answered don't have it, and these did not answer: {missing}"
+                )))
             }
             _ => Err(absent.unwrap_or_else(|| HubError::new(ErrorCode::NotFound, "no node has it")).into()),
         }
