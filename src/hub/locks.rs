@@ -434,12 +434,7 @@ impl Core {
 
     /// Does something with a lock that exists, and settles when it is to be looked at next. Does not forget the room, of
     /// which something may still have to be told.
-    pub(super) fn with_lock<R>(
-        &mut self,
-        room: &RoomName,
-        field: &Arc<str>,
-        act: impl FnOnce(&mut Lock) -> R,
-    ) -> Option<R> {
+    pub(super) fn with_lock<R>(&mut self, room: &RoomName, field: &Arc<str>, act: impl FnOnce(&mut Lock) -> R) -> Option<R> {
         let id = self.rooms.find(room)?;
         let home = self.rooms.get_mut(id)?.home.as_deref_mut()?;
         let locks = home.locks_mut()?;

@@ -19,9 +19,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::batch::Address;
-use super::brokered::{
-    BrokeredEvent, Carried, Followed, FromBroker, Keep, Numbers, Origin, Place, Submission, ToBroker,
-};
+use super::brokered::{BrokeredEvent, Carried, Followed, FromBroker, Keep, Numbers, Origin, Place, Submission, ToBroker};
 use super::core::Core;
 use super::locks::LockAsked;
 use super::message::{HistoryAsked, Join, JoinRefused, Joined, Message, OVERLOADED, Publish, Published, ReplyTo};
@@ -228,8 +226,10 @@ impl Core {
 
     /// Counters so far.
     pub fn relay_figures(&self) -> RelayFigures {
-        let figures =
-            |relaying: &Relaying| RelayFigures { pending_bytes: relaying.pending_bytes as u64, ..relaying.figures };
+        let figures = |relaying: &Relaying| RelayFigures {
+            pending_bytes: relaying.pending_bytes as u64,
+            ..relaying.figures
+        };
         self.relaying.as_deref().map(figures).unwrap_or_default()
     }
 
@@ -621,10 +621,7 @@ impl Core {
         home.epoch = epoch;
         home.seq = first_seq.saturating_sub(1);
         self.log_bytes = self.log_bytes.saturating_sub(before);
-        if had_members
-            && is_missing
-            && let Some(relaying) = self.relaying.as_deref_mut()
-        {
+        if had_members && is_missing && let Some(relaying) = self.relaying.as_deref_mut() {
             relaying.figures.renewed += 1;
         }
         self.restock(id, events);
@@ -679,8 +676,7 @@ impl Core {
                 let Join { room, address, selection, ticket, .. } = *join;
                 let outcome = Err(JoinRefused::Broker);
                 let (replay, resume_token, turn, withdrawn) = (None, None, Turn::default(), None);
-                let joined =
-                    Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
+                let joined = Joined { room, address, selection, ticket, outcome, replay, resume_token, turn, withdrawn };
                 self.send(address.shard, Message::Joined(Box::new(joined)));
             }
             Message::History(ask) => {

@@ -196,7 +196,7 @@ mod tests {
         ids.release("a".into());
         assert!(ids.next_releases(10).is_empty(), "somebody still has it");
         ids.release("a".into());
-        assert_eq!(ids.next_releases(10), ["a".into()]);
+        assert_eq!(ids.next_releases(10), [Box::<str>::from("a")]);
         ids.release("a".into());
         assert!(ids.next_releases(10).is_empty());
     }
