@@ -24,7 +24,6 @@ use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
-use crate::broker::BrokerSnapshot;
 use super::metrics::Metrics;
 use super::openapi::{self, Refusals};
 use super::performance;
@@ -34,6 +33,7 @@ use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
+use crate::broker::BrokerSnapshot;
 use crate::hub::reply::Pending;
 
 /// What handlers need.

@@ -29,6 +29,7 @@ pub mod presence_home;
 mod publish;
 pub mod recorder;
 pub mod relayed;
+pub mod relaying;
 pub mod reply;
 pub mod resume;
 pub mod rooms;

@@ -63,7 +63,8 @@ impl Core {
         }
         let (room, field, now) = (asked.room.clone(), asked.field.clone(), self.now);
         let is_release = matches!(asked.action, LockAction::Release { .. });
-        let asking = self.relaying.as_deref_mut().and_then(|relaying| relaying.asking.get_mut(&(room.clone(), field.clone())));
+        let asking =
+            self.relaying.as_deref_mut().and_then(|relaying| relaying.asking.get_mut(&(room.clone(), field.clone())));
         if let Some(asking) = asking.filter(|_| !is_release) {
             // What comes of it depends on the answer to those before.
             if asking.len() < ASKING_MAX {
@@ -147,7 +148,8 @@ impl Core {
 
     fn lock_answered(&mut self, asked: LockAsked, outcome: LockOutcome) {
         let LockAsked { room, field, address, who, known, reference, .. } = asked;
-        let told = LockTold { room: room.clone(), field, address, session_id: who.session_id, known, reference, outcome };
+        let told =
+            LockTold { room: room.clone(), field, address, session_id: who.session_id, known, reference, outcome };
         self.tell_lock(told);
         if let Some(id) = self.rooms.find(&room) {
             self.rooms.forget_if_idle(id);
@@ -160,11 +162,15 @@ impl Core {
         match wait {
             Some(LockWait::Asked { asked, ttl_ms, at }) => self.lock_decided(*asked, ttl_ms, at, outcome),
             Some(LockWait::Freed(unfreed)) => {
-                if outcome.is_err() && let Some(relaying) = self.relaying.as_deref_mut() {
+                if outcome.is_err()
+                    && let Some(relaying) = self.relaying.as_deref_mut()
+                {
                     relaying.unfreed.push(unfreed);
                 }
             }
-            Some(LockWait::Forced { room, field, responder }) => self.forced_elsewhere(&room, &field, outcome, responder),
+            Some(LockWait::Forced { room, field, responder }) => {
+                self.forced_elsewhere(&room, &field, outcome, responder)
+            }
             None => {}
         }
     }

@@ -360,8 +360,22 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, broker, .. } =
-        plan;
+    let Plan {
+        shard,
+        cpu,
+        options,
+        listeners,
+        settings,
+        figures,
+        inbox,
+        ledger,
+        hooks,
+        hasher,
+        seed,
+        journal,
+        broker,
+        ..
+    } = plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }

@@ -13,8 +13,8 @@ use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::core::epoch_text;
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
-use crate::hub::outbox::{Full, Lane};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::{Full, Lane};
 use crate::hub::recorder::What;
 use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::RoomId;
@@ -124,7 +124,8 @@ impl State {
     /// from the last event that they have; their home tells them what is missing.
     pub fn renewed(&mut self, room: &RoomName, after_seq: u64) {
         let Some(id) = self.core.rooms().find(room) else { return };
-        let members: Vec<ConnKey> = self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
+        let members: Vec<ConnKey> =
+            self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
         let is_another = after_seq == BEFORE_ALL;
         for conn in members {
             // What has its number already goes first.
