@@ -36,7 +36,7 @@ pub fn program() -> Option<PathBuf> {
 
 /// A port that nobody listens on, nor on that of its cluster's bus; below those that the system gives to others. No other test
 /// of this process gets it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let base = 10_000 + (std::process::id() % 100) as u16 * 100;
