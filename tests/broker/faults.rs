@@ -60,7 +60,7 @@ fn a_connection_cut_at_any_byte_loses_nothing_and_publishes_nothing_twice() {
     let Some(program) = program() else { return };
     let redis = Redis::start(&program, &[]);
     let proxy = Proxy::start(redis.address());
-    let (mut node, mut witness) = (start(&proxy.url(), ""), Node::start(&redis.url()));
+    let (mut node, mut witness) = (start(&proxy.url(), "timeout_ms = 10000"), Node::start(&redis.url()));
     node.follow("doc:1");
     witness.follow("doc:1");
     let mut tags = Vec::new();

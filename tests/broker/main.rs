@@ -1,5 +1,6 @@
 //! The broker against real Redis servers: what is published arrives everywhere once and in order, whatever breaks.
 
+mod access;
 mod faults;
 mod locks;
 mod measure;

@@ -58,7 +58,7 @@ fn measure_events_in_batches() {
     let figures = follower.join().expect("it has all");
     let (took, cpu) = (started.elapsed().as_secs_f64(), redis.cpu_seconds() - cpu);
     eprintln!(
-        "{EVENTS} events of 128 bytes in batches of {BATCH}, in {ROOMS} rooms, to one other node: {:.0}/s; \
+        "{EVENTS} events with about 100 bytes of data in batches of {BATCH}, in {ROOMS} rooms, to one other node: {:.0}/s; \
          Redis used {cpu:.2} s of a core: {:.0} events a second and core; {} holes",
         EVENTS as f64 / took,
         EVENTS as f64 / cpu,

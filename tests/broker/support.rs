@@ -38,7 +38,7 @@ pub fn program() -> Option<PathBuf> {
 
 /// A port that nobody listens on, nor on that of its cluster's bus; below those that the system gives to others. No other test
 /// of this process gets it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let base = 10_000 + (std::process::id() % 100) as u16 * 100;
@@ -338,7 +338,9 @@ const SHARD: ShardId = ShardId(0);
 
 /// The configuration of nodes at this address, or these with `","` between them.
 pub fn config(url: &str, more: &str) -> Config {
-    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"{url}\"]\ntimeout_ms = 500\n{more}\n");
+    // Short where nothing is said, so that what waits for it does not take long.
+    let timeout = if more.contains("timeout_ms") { "" } else { "timeout_ms = 500\n" };
+    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"{url}\"]\n{timeout}{more}\n");
     Config::from_toml(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 

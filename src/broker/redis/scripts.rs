@@ -14,8 +14,8 @@ use crate::hub::name::RoomName;
 /// How long a room's epoch and numbers are kept after its last event: much longer than any log.
 const META_MS: u64 = 30 * 24 * 3600 * 1000;
 
-/// Bytes of events that one read brings, about.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes of events that one read brings, about; the largest event may be more.
+const READ_BYTES: usize = 256 << 10;
 
 /// A script.
 #[derive(Debug)]

@@ -165,21 +165,19 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.begin_link(at);
         }
-        for _ in 0..self.servers.len() {
-            let Some(report) = self.reports.recv().await else { break };
-            let is_hopeless = match &report.what {
-                What::Connected(outcome, _) => (**outcome).as_ref().is_err_and(|error| error.remedy().is_some()),
-                _ => false,
+        let mut missing = self.servers.len();
+        while missing > 0
+            && let Some(report) = self.reports.recv().await
+        {
+            let What::Connected(outcome, inbox) = report.what else {
+                self.report(report);
+                continue;
             };
-            match report.what {
-                What::Connected(outcome, inbox) => {
-                    let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
-                    match *outcome {
-                        Err(error) if is_hopeless => drop(first.get_or_insert((name, error))),
-                        outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
-                    }
-                }
-                what => self.report(Report { what, ..report }),
+            missing -= 1;
+            let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
+            match *outcome {
+                Err(error) if error.remedy().is_some() => drop(first.get_or_insert((name, error))),
+                outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
             }
         }
         first.map_or(Ok(()), Err)
@@ -359,8 +357,7 @@ impl Worker {
         for channel in &pushed.dropped {
             self.figures.overruns.add(1);
             if let Some(room) = self.scripts.room_of(channel) {
-                let room: Box<str> = room.into();
-                self.fall_behind(&room);
+                self.fall_behind(room);
             }
         }
         for push in pushed.messages {
@@ -431,8 +428,7 @@ impl Worker {
             // Whatever it was, it has a number.
             tracker.fall_behind();
         }
-        let name: Box<str> = name.into();
-        self.queue_read(&name);
+        self.queue_read(name);
     }
 
     fn hear_canary(&mut self, at: usize, channel: &[u8]) {
