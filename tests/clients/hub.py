@@ -117,7 +117,10 @@ def toml(value) -> str:
 
 
 class Hub:
-    """A running hub. `settings` are options by key; `arguments` go to `ringhub serve` as they are."""
+    """A running hub. `settings` are options by key; `arguments` go to `ringhub serve` as they are.
+
+    It is waited for until `ready` is answered with 200. `prefix` are the words of a command that runs it.
+    """
 
     # How clients trust whoever ends TLS in front of it; the hub itself speaks none.
     tls: ssl.SSLContext | None = None
@@ -133,12 +136,15 @@ class Hub:
         port: int | None = None,
         environment: dict | None = None,
         secret: str | None = SECRET,
+        ready: str = "/ready",
+        prefix: tuple[str, ...] = (),
     ):
         self.port = port or free_port()
         self.host = host
         self.command = command
         self.settings = dict(settings or {})
-        self.arguments = [str(binary()), command, "--listen", f"{host}:{self.port}", *arguments]
+        self.ready = ready
+        self.arguments = [*prefix, str(binary()), command, "--listen", f"{host}:{self.port}", *arguments]
         if command == "serve":
             self.arguments += ["--shards", str(shards)]
             self.settings = UNLIMITED | {"drain.seconds": 2, "drain.spread_ms": 200} | self.settings
@@ -283,8 +289,8 @@ class Hub:
         if self.settings.get("listen.proxy_protocol") or self.command == "conformance":
             with socket.create_connection((self.host, self.port), 1):
                 return True
-        ready = int(internal.rsplit(":", 1)[1]) if (internal := self.settings.get("listen.internal")) else None
-        return self.get("/ready", port=ready)[0] == 200
+        port = int(internal.rsplit(":", 1)[1]) if (internal := self.settings.get("listen.internal")) else None
+        return self.get(self.ready, port=port)[0] == 200
 
 
 def main() -> int:
