@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::{Backend, PublishRequest, Published};
+use super::body::Asked;
 use super::door::{Door, Remote};
 use super::engine::{self, EngineOptions};
 use super::figures::{ShardFigures, Snapshot};
@@ -25,6 +26,8 @@ use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
+use super::nodes::call::NodeFigures;
+use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::{self, Refusals};
 use super::performance;
 use super::process::{self, Process};
@@ -34,6 +37,7 @@ use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
 use crate::broker::BrokerSnapshot;
+use crate::broker::nodes::NodeInfo;
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -257,6 +261,35 @@ pub(crate) struct Stats<'a> {
     page: Page<'a>,
     /// Rates and percentiles over the last seconds.
     lately: Lately,
+    /// Every node's figures, where there are several; what stands beside is of the node that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<Vec<NodeStats>>,
+}
+
+/// What a node of several tells.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NodeStats {
+    /// Its name.
+    node: String,
+    /// Where its clients connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public: Option<String>,
+    /// Where its operators connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal: Option<String>,
+    version: String,
+    /// When it was started, in milliseconds since 1970.
+    started_ms: u64,
+    #[serde(flatten)]
+    figures: NodeFigures,
+}
+
+impl NodeStats {
+    fn new(node: String, figures: NodeFigures, infos: &[NodeInfo]) -> Option<NodeStats> {
+        let NodeInfo { public, internal, version, started_ms, .. } =
+            infos.iter().find(|info| info.name == node).cloned()?;
+        Some(NodeStats { node, public, internal, version, started_ms, figures })
+    }
 }
 
 #[derive(Serialize)]
@@ -350,18 +383,26 @@ pub(crate) async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Respon
     get,
     path = "/api/v1/websocket/stats",
     tag = "health",
-    responses((status = 200, body = Stats), Refusals),
+    params(ScopeAsked),
+    responses((status = 200, body = Across<Stats>), Refusals),
 )]
 pub(crate) async fn stats<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.identify(&headers)?;
+    let here = |backend: &B| std::future::ready(Ok(NodeFigures::of(backend)));
+    let (parts, told) = api.gather(&scope, here, NodeCall::Stats).await?.present()?;
+    let infos = api.backend.nodes().map(|nodes| nodes.alive());
+    let nodes = infos
+        .map(|infos| parts.into_iter().filter_map(|(node, figures)| NodeStats::new(node?, figures, &infos)).collect());
     let status = if api.backend.draining() { "draining" } else { "ok" };
     let figures = api.backend.figures();
     let lately = api.windows.lately(Instant::now(), &figures, api.backend.times());
     let total = figures.total();
-    Ok(json(StatusCode::OK, &Stats { page: api.page(status, &total, &figures), lately }))
+    let stats = Stats { page: api.page(status, &total, &figures), lately, nodes };
+    Ok(json(StatusCode::OK, &Across::new(stats, told).without_nodes()))
 }
 
 /// Figures for Prometheus.

@@ -304,7 +304,8 @@ impl Core {
             }
             let id = numbered.duplicate_of.unwrap_or(id);
             let delivered = here.saturating_add(elsewhere);
-            let published = Published { id, seq, epoch: numbers.epoch, duplicate, delivered, queued };
+            let (epoch, nodes) = (numbers.epoch, elsewhere);
+            let published = Published { id, seq, epoch, duplicate, delivered, queued, nodes };
             self.answer(reply, room.clone(), Ok(published));
         }
     }
