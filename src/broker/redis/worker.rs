@@ -715,17 +715,17 @@ impl Worker {
         let [epoch, seq, id, log_from, Value::Array(entries)] = <[Value; 5]>::try_from(parts).ok()? else {
             return None;
         };
-        let number = |value: &Value| match value {
-            Value::BulkString(digits) => encoding::whole_number(digits),
+        let seq_of = |value: &Value| match value {
+            Value::BulkString(digits) => encoding::seq(digits),
             _ => None,
         };
-        let Value::BulkString(id) = id else { return None };
+        let (Value::BulkString(epoch), Value::BulkString(id)) = (epoch, id) else { return None };
         let mut found = Vec::with_capacity(entries.len() / 2);
         let mut entries = entries.into_iter();
         while let (Some(last), Some(Value::BulkString(message))) = (entries.next(), entries.next()) {
-            found.push((number(&last)?, self.reader.message(&message.into())));
+            found.push((seq_of(&last)?, self.reader.message(&message.into())));
         }
-        let (epoch, seq, log_from) = (number(&epoch)?, number(&seq)?, number(&log_from)?);
+        let (epoch, seq, log_from) = (encoding::epoch(&epoch)?, seq_of(&seq)?, seq_of(&log_from)?);
         Some(Page { epoch, seq, id: encoding::id(&id), log_from, entries: found })
     }
 
