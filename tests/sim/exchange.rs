@@ -236,7 +236,8 @@ impl Exchange {
     }
 
     fn state_after(&mut self, room: &str, from: Option<Place>) -> Followed {
-        let truth = from.and_then(|from| self.truth.get(&(room.to_owned(), from.epoch, from.seq))).map(|event| event.id);
+        let truth =
+            from.and_then(|from| self.truth.get(&(room.to_owned(), from.epoch, from.seq))).map(|event| event.id);
         let log = self.log(room, None);
         if from.is_some_and(|from| from.epoch == log.epoch && from.seq > log.seq) {
             self.renew(room);
