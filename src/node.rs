@@ -18,6 +18,7 @@ mod broker;
 mod inspect;
 mod journal;
 mod locks;
+mod nodes;
 mod start;
 mod trace;
 mod wait;
@@ -42,6 +43,7 @@ pub use api::Sent;
 pub use locks::LockInfo;
 pub use start::StartError;
 
+use crate::broker::nodes::Nodes;
 use crate::broker::{Broker, BrokerFigures};
 use crate::config::{Config, ConfigError};
 use crate::control::hooks::Hooks;
@@ -110,6 +112,8 @@ struct Inner {
     journal_figures: Option<Arc<JournalFigures>>,
     broker: Mutex<Option<Broker>>,
     broker_figures: Option<Arc<BrokerFigures>>,
+    nodes: Mutex<Option<Nodes>>,
+    nodes_handle: Option<crate::broker::nodes::Handle>,
     store: Option<Store>,
     hooks: Option<Hooks>,
     telemetry: Option<Telemetry>,
@@ -221,6 +225,11 @@ impl Hub {
             if thread.join().is_err() {
                 self.inner.failed.store(true, Ordering::Relaxed);
             }
+        }
+        // The other nodes learn that nobody is here any more; they clean up.
+        let nodes = lock(&self.inner.nodes).take();
+        if nodes.is_some_and(|nodes| nodes.shutdown().is_err()) {
+            self.inner.failed.store(true, Ordering::Relaxed);
         }
         // Last, with all that the shards gave it.
         let journal = lock(&self.inner.journal).take();

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 
 pub mod figures;
 pub mod link;
+pub mod nodes;
 pub mod redis;
 
 pub use figures::{BrokerFigures, BrokerSnapshot};

@@ -223,6 +223,9 @@ options! {
         /// How long publishes wait for a broker that can't be reached before they are refused as `unavailable`; 0 refuses
         /// them at once.
         buffer_ms: u64 = 0, range(0, 60_000), "ms", Restart;
+        /// How long a node counts as living after it was last heard of; it says so three times in that time. The same for all
+        /// nodes.
+        lease_ms: u64 = 5000, range(500, 300_000), "ms", Restart;
     }
 
     /// The servers of `broker.kind = "redis"`.

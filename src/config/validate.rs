@@ -89,9 +89,13 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             );
         }
     }
+    let is_shared = config.broker.kind != BrokerKind::Memory;
+    if is_shared && config.journal.path.is_some() {
+        report("journal.path", "can't be with broker.kind = \"redis\", which keeps the logs of all rooms".to_owned());
+    }
     for kind in &config.kinds {
         let own = |rule: &JoinRule| matches!(rule, JoinRule::OwnUser | JoinRule::OwnSession);
-        if kind.durable && config.journal.path.is_none() {
+        if kind.durable && config.journal.path.is_none() && !is_shared {
             report(
                 &format!("rooms.{}.durable", kind.name),
                 "needs journal.path, the folder for the journal".to_owned(),

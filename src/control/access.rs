@@ -14,8 +14,9 @@ use utoipa::ToSchema;
 use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
-use super::body::read_json;
+use super::body::{Asked, read_json};
 use super::connections::{check_reason, whom};
+use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::Refusals;
 use crate::node::Withdrew;
 
@@ -53,20 +54,25 @@ struct Reauthenticating {
     post,
     path = "/api/v1/reauthenticate",
     tag = "connections",
+    params(ScopeAsked),
     request_body = Reauthenticate,
-    responses((status = 200, body = Reauthenticating), Refusals),
+    responses((status = 200, body = Across<Reauthenticating>), Refusals),
 )]
 pub(crate) async fn reauthenticate<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
     body: Body,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let Reauthenticate { client, session, sessions, user, grace_s } =
         read_json(&headers, body, api.body_bytes_max).await?;
     let who = whom(client, session, sessions, user, api.events_max)?;
-    let asked = api.remote(api.backend.reauthenticate(&who, Duration::from_secs(grace_s))).await?;
-    Ok(json(StatusCode::OK, &Reauthenticating { asked }))
+    let call = NodeCall::Reauthenticate { who: who.clone(), grace_s };
+    let here = |backend: &B| backend.reauthenticate(&who, Duration::from_secs(grace_s));
+    let (parts, told) = api.gather(&scope, here, call).await?.found()?;
+    let asked = parts.into_iter().map(|(_, count)| count).sum();
+    Ok(json(StatusCode::OK, &Across::new(Reauthenticating { asked }, told)))
 }
 
 /// From whom permissions are taken away: exactly one of `client`, `session`, `sessions` and `user`.
@@ -99,12 +105,14 @@ fn withdrawn() -> String {
     post,
     path = "/api/v1/withdraw",
     tag = "connections",
+    params(ScopeAsked),
     request_body = WithdrawAsked,
-    responses((status = 200, body = Withdrew), Refusals),
+    responses((status = 200, body = Across<Withdrew>), Refusals),
 )]
 pub(crate) async fn withdraw<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
     body: Body,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
@@ -112,7 +120,20 @@ pub(crate) async fn withdraw<B: Backend>(
         read_json(&headers, body, api.body_bytes_max).await?;
     check_reason(&reason)?;
     let who = whom(client, session, sessions, user, api.events_max)?;
+    let call = NodeCall::Withdraw {
+        who: who.clone(),
+        permissions: permissions.iter().map(|one| one.as_str().into()).collect(),
+        disconnect,
+        reason: reason.as_str().into(),
+    };
     let permissions: Vec<&str> = permissions.iter().map(String::as_str).collect();
-    let withdrew = api.remote(api.backend.withdraw(&who, &permissions, disconnect, &reason)).await?;
-    Ok(json(StatusCode::OK, &withdrew))
+    let here = |backend: &B| backend.withdraw(&who, &permissions, disconnect, &reason);
+    let (parts, told) = api.gather(&scope, here, call).await?.found()?;
+    let mut all = Withdrew::default();
+    for (_, withdrew) in parts {
+        all.connections += withdrew.connections;
+        all.closed += withdrew.closed;
+        all.sessions += withdrew.sessions;
+    }
+    Ok(json(StatusCode::OK, &Across::new(all, told)))
 }

@@ -18,14 +18,16 @@ use utoipa::ToSchema;
 use super::alerts::{self, Board};
 use super::answer::{ApiError, json};
 use super::backend::{Backend, PublishRequest, Published};
+use super::body::Asked;
 use super::door::{Door, Remote};
 use super::engine::{self, EngineOptions};
 use super::figures::{ShardFigures, Snapshot};
 use super::github::{Hook, github};
 use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
-use crate::broker::BrokerSnapshot;
 use super::metrics::Metrics;
+use super::nodes::call::NodeFigures;
+use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::{self, Refusals};
 use super::performance;
 use super::process::{self, Process};
@@ -34,6 +36,8 @@ use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
 use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
+use crate::broker::BrokerSnapshot;
+use crate::broker::nodes::NodeInfo;
 use crate::hub::reply::Pending;
 
 /// What handlers need.
@@ -182,15 +186,37 @@ impl<B: Backend> Api<B> {
             uptime_s: self.started.elapsed().as_secs(),
             shards_answering: None,
             shards_deaf: None,
+            broker: BrokerStatus::of(self.backend.broker()),
             store: self.store.as_ref().map(Store::status),
             hooks: self.hooks.as_ref().map(Hooks::status),
             telemetry: self.telemetry.as_ref().map(Telemetry::status),
             process: process::read(),
             journal: self.backend.journal(),
-            broker: self.backend.broker(),
             total,
             shards: &shards.shards,
         }
+    }
+}
+
+/// What numbers the events of rooms and brings them to every node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BrokerStatus {
+    /// `memory`: the shards of this process, which is the only node; or `redis`.
+    pub kind: &'static str,
+    /// `up`, or `down` while one of its servers can't be reached. The node takes no traffic then: rooms that nobody here is
+    /// in can't be joined, and nothing can be published in those of that server.
+    pub state: &'static str,
+    /// What it has counted, where nodes share rooms; `/metrics` says what the figures mean.
+    #[schema(value_type = Option<Object>)]
+    #[serde(flatten)]
+    pub figures: Option<BrokerSnapshot>,
+}
+
+impl BrokerStatus {
+    fn of(figures: Option<BrokerSnapshot>) -> BrokerStatus {
+        let kind = if figures.is_some() { "redis" } else { "memory" };
+        let is_up = figures.as_ref().is_none_or(BrokerSnapshot::is_up);
+        BrokerStatus { kind, state: if is_up { "up" } else { "down" }, figures }
     }
 }
 
@@ -205,6 +231,7 @@ pub(crate) struct Page<'a> {
     /// Shards that answer, but don't hear others or aren't heard by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_deaf: Option<usize>,
+    broker: BrokerStatus,
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,
@@ -219,11 +246,6 @@ pub(crate) struct Page<'a> {
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     journal: Option<JournalSnapshot>,
-    /// What carries rooms between nodes. While it can't be reached the node takes no traffic: rooms that nobody here is in
-    /// can't be joined, and nothing can be published.
-    #[schema(value_type = Option<Object>)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    broker: Option<BrokerSnapshot>,
     /// All shards together.
     #[schema(value_type = Object)]
     total: &'a ShardFigures,
@@ -239,6 +261,35 @@ pub(crate) struct Stats<'a> {
     page: Page<'a>,
     /// Rates and percentiles over the last seconds.
     lately: Lately,
+    /// Every node's figures, where there are several; what stands beside is of the node that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<Vec<NodeStats>>,
+}
+
+/// What a node of several tells.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct NodeStats {
+    /// Its name.
+    node: String,
+    /// Where its clients connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public: Option<String>,
+    /// Where its operators connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal: Option<String>,
+    version: String,
+    /// When it was started, in milliseconds since 1970.
+    started_ms: u64,
+    #[serde(flatten)]
+    figures: NodeFigures,
+}
+
+impl NodeStats {
+    fn new(node: String, figures: NodeFigures, infos: &[NodeInfo]) -> Option<NodeStats> {
+        let NodeInfo { public, internal, version, started_ms, .. } =
+            infos.iter().find(|info| info.name == node).cloned()?;
+        Some(NodeStats { node, public, internal, version, started_ms, figures })
+    }
 }
 
 #[derive(Serialize)]
@@ -332,18 +383,26 @@ pub(crate) async fn health<B: Backend>(State(api): State<Arc<Api<B>>>) -> Respon
     get,
     path = "/api/v1/websocket/stats",
     tag = "health",
-    responses((status = 200, body = Stats), Refusals),
+    params(ScopeAsked),
+    responses((status = 200, body = Across<Stats>), Refusals),
 )]
 pub(crate) async fn stats<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.identify(&headers)?;
+    let here = |backend: &B| std::future::ready(Ok(NodeFigures::of(backend)));
+    let (parts, told) = api.gather(&scope, here, NodeCall::Stats).await?.present()?;
+    let infos = api.backend.nodes().map(|nodes| nodes.alive());
+    let nodes = infos
+        .map(|infos| parts.into_iter().filter_map(|(node, figures)| NodeStats::new(node?, figures, &infos)).collect());
     let status = if api.backend.draining() { "draining" } else { "ok" };
     let figures = api.backend.figures();
     let lately = api.windows.lately(Instant::now(), &figures, api.backend.times());
     let total = figures.total();
-    Ok(json(StatusCode::OK, &Stats { page: api.page(status, &total, &figures), lately }))
+    let stats = Stats { page: api.page(status, &total, &figures), lately, nodes };
+    Ok(json(StatusCode::OK, &Across::new(stats, told).without_nodes()))
 }
 
 /// Figures for Prometheus.

@@ -18,6 +18,7 @@ use super::figures::{ShardTimes, Snapshot};
 use super::inbox::{Adopted, ConnectionOrigin};
 use super::journal::JournalSnapshot;
 use crate::broker::BrokerSnapshot;
+use crate::broker::nodes;
 use crate::config::Config;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
@@ -43,6 +44,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Sends one event to a client, to sessions or to a user's connections, after checking what `identity` may do.
     fn send(&self, identity: &Arc<Self::Identity>, to: &Target, kind: &str, data: Bytes) -> Pending<Sent>;
+
+    /// Sends one event to a client that is connected to this node.
+    fn send_here(&self, client_id: &str, kind: &str, data: Bytes) -> Pending<Sent>;
+
+    /// How many connections of this node are in a room, and for how many absent sessions of it events wait there.
+    fn audience(&self, room: &str) -> Pending<(u32, u32)>;
+
+    /// The nodes of the cluster; none where there is one node.
+    fn nodes(&self) -> Option<nodes::Handle> {
+        None
+    }
 
     /// The next message of a session's client, whenever it comes. One that arrived and was not used has to be put back.
     fn receive(&self, session_id: &str) -> Pending<Bytes>;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use futures_util::TryFutureExt as _;
 use futures_util::future::join_all;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
@@ -15,9 +16,11 @@ use utoipa::ToSchema;
 use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::{Backend, PublishRequest, empty};
-use super::body::read_json;
+use super::body::{Asked, read_json};
+use super::nodes::{Across, NodeCall, ScopeAsked};
 use super::openapi::Refusals;
 use super::publish::Entry;
+use crate::node::Sent;
 
 /// The room that every connection is in.
 const EVERYONE: &str = "global";
@@ -97,13 +100,31 @@ struct Tested {
     post,
     path = "/ws/broadcast/test",
     tag = "events",
-    responses((status = 200, body = Tested), Refusals),
+    params(ScopeAsked),
+    responses((status = 200, body = Across<Tested>), Refusals),
 )]
-pub(crate) async fn test<B: Backend>(State(api): State<Arc<Api<B>>>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(crate) async fn test<B: Backend>(
+    State(api): State<Arc<Api<B>>>,
+    headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
+) -> Result<Response, ApiError> {
     let identity = api.admin(&headers)?;
     let data = RawValue::from_string(r#"{"severity":"info","message":"This is a test.","test":true}"#.to_owned());
     let data = data.map_err(|error| ApiError::bad_json(error.to_string()))?;
     let event = PublishRequest { room: EVERYONE.to_owned(), kind: "system_alert".to_owned(), data, key: None };
     let published = api.publish(&identity, event).await?;
-    Ok(json(StatusCode::OK, &Tested { connections: published.delivered, id: published.id }))
+    if api.backend.nodes().is_none() {
+        let tested = Tested { connections: published.delivered, id: published.id };
+        return Ok(json(StatusCode::OK, &Across::new(tested, None)));
+    }
+    // It goes to all of them; those that are asked are counted.
+    let call = NodeCall::Audience { room: EVERYONE.into() };
+    let here = |backend: &B| {
+        let sent = |(members, queued)| Sent { delivered: u64::from(members), queued: u64::from(queued) };
+        backend.audience(EVERYONE).map_ok(sent)
+    };
+    let (parts, told) = api.gather(&scope, here, call).await?.present()?;
+    let connections = parts.iter().map(|(_, sent): &(_, Sent)| sent.delivered).sum::<u64>();
+    let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+    Ok(json(StatusCode::OK, &Across::new(Tested { connections, id: published.id }, told)))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use futures_util::TryFutureExt as _;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named, read_json};
+use super::nodes::call::Part;
+use super::nodes::merge::{self, Page};
+use super::nodes::{Across, NodeCall, Of, ScopeAsked};
 use super::openapi::Refusals;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Window};
 use crate::node::Target;
@@ -44,11 +48,6 @@ impl Paging {
     }
 }
 
-/// The name to go on after; none where the list is at its end.
-pub(crate) fn next_after<T>(items: &[T], limit: usize, name: impl Fn(&T) -> &str) -> Option<String> {
-    items.last().filter(|_| items.len() == limit).map(|last| name(last).to_owned())
-}
-
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ConnectionsAsked {
@@ -62,7 +61,7 @@ pub(crate) struct ConnectionsAsked {
 
 #[derive(Serialize, ToSchema)]
 struct ConnectionsPage {
-    connections: Vec<ConnectionView>,
+    connections: Vec<Of<ConnectionView>>,
     total: usize,
     next: Option<String>,
 }
@@ -73,22 +72,27 @@ struct ConnectionsPage {
     get,
     path = "/api/v1/connections",
     tag = "connections",
-    params(ConnectionsAsked),
-    responses((status = 200, body = ConnectionsPage), Refusals),
+    params(ConnectionsAsked, ScopeAsked),
+    responses((status = 200, body = Across<ConnectionsPage>), Refusals),
 )]
 pub(crate) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Asked(asked): Asked<ConnectionsAsked>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let ConnectionsAsked { user, session, room, search, after, limit } = asked;
     let window = Paging { after, limit }.window()?;
     let limit = window.limit;
     let filter = ConnectionFilter { user_id: user, session_id: session, room, search };
-    let listing = api.remote(api.backend.connections(filter, window)).await?;
-    let next = next_after(&listing.items, limit, |view| &view.client_id);
-    Ok(json(StatusCode::OK, &ConnectionsPage { connections: listing.items, total: listing.total, next }))
+    let call = NodeCall::Connections { filter: filter.clone(), window: window.clone() };
+    let here = |backend: &B| {
+        backend.connections(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.client_id))
+    };
+    let (parts, told) = api.gather(&scope, here, call).await?.present()?;
+    let Page { items, total, next } = merge::pages(parts, limit, |view: &ConnectionView| &view.client_id);
+    Ok(json(StatusCode::OK, &Across::new(ConnectionsPage { connections: items, total, next }, told)))
 }
 
 /// The same list, where it is looked for beside the sockets.
@@ -97,15 +101,16 @@ pub(crate) async fn list<B: Backend>(
     get,
     path = "/ws/connections",
     tag = "connections",
-    params(ConnectionsAsked),
-    responses((status = 200, body = ConnectionsPage), Refusals),
+    params(ConnectionsAsked, ScopeAsked),
+    responses((status = 200, body = Across<ConnectionsPage>), Refusals),
 )]
 pub(crate) async fn list_beside_sockets<B: Backend>(
     api: State<Arc<Api<B>>>,
     headers: HeaderMap,
     asked: Asked<ConnectionsAsked>,
+    scope: Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
-    list(api, headers, asked).await
+    list(api, headers, asked, scope).await
 }
 
 /// Shows one connection.
@@ -114,16 +119,20 @@ pub(crate) async fn list_beside_sockets<B: Backend>(
     get,
     path = "/api/v1/connections/{client_id}",
     tag = "connections",
-    params(("client_id" = String, Path, description = "The client's id")),
-    responses((status = 200, body = ConnectionView), Refusals),
+    params(("client_id" = String, Path, description = "The client's id"), ScopeAsked),
+    responses((status = 200, body = Of<ConnectionView>), Refusals),
 )]
 pub(crate) async fn show<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(client_id): Named<String>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
-    Ok(json(StatusCode::OK, &api.remote(api.backend.connection(&client_id)).await?))
+    let call = NodeCall::Connection { client_id: client_id.as_str().into() };
+    let gathered = api.gather(&scope, |backend| backend.connection(&client_id), call).await?;
+    let (node, item) = gathered.first()?;
+    Ok(json(StatusCode::OK, &Of { item, node }))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -147,20 +156,23 @@ struct Changed {
     patch,
     path = "/api/v1/connections/{client_id}",
     tag = "connections",
-    params(("client_id" = String, Path, description = "The client's id")),
+    params(("client_id" = String, Path, description = "The client's id"), ScopeAsked),
     request_body = Change,
-    responses((status = 200, body = Changed), Refusals),
+    responses((status = 200, body = Of<Changed>), Refusals),
 )]
 pub(crate) async fn change<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(client_id): Named<String>,
+    Asked(scope): Asked<ScopeAsked>,
     body: Body,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let Change { metadata } = read_json(&headers, body, api.body_bytes_max).await?;
-    let metadata = api.remote(api.backend.set_metadata(&client_id, metadata)).await?;
-    Ok(json(StatusCode::OK, &Changed { client_id, metadata }))
+    let call = NodeCall::SetMetadata { client_id: client_id.as_str().into(), set: metadata.clone() };
+    let gathered = api.gather(&scope, |backend| backend.set_metadata(&client_id, metadata), call).await?;
+    let (node, metadata) = gathered.first()?;
+    Ok(json(StatusCode::OK, &Of { item: Changed { client_id, metadata }, node }))
 }
 
 /// How connections are closed.
@@ -217,21 +229,21 @@ struct Disconnected {
     delete,
     path = "/api/v1/connections/{client_id}",
     tag = "connections",
-    params(("client_id" = String, Path, description = "The client's id"), Farewell),
-    responses((status = 200, body = Disconnected), Refusals),
+    params(("client_id" = String, Path, description = "The client's id"), Farewell, ScopeAsked),
+    responses((status = 200, body = Across<Disconnected>), Refusals),
 )]
 pub(crate) async fn end<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(client_id): Named<String>,
     Asked(farewell): Asked<Farewell>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let Farewell { code, reason } = farewell;
     check_reason(&reason)?;
     let who = Target::Client(client_id.into());
-    let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
-    Ok(json(StatusCode::OK, &Disconnected { disconnected }))
+    disconnect(&api, &scope, who, code, &reason).await
 }
 
 /// Whom `POST /api/v1/disconnect` is about: exactly one of these.
@@ -254,12 +266,14 @@ struct Disconnect {
     post,
     path = "/api/v1/disconnect",
     tag = "connections",
+    params(ScopeAsked),
     request_body = Disconnect,
-    responses((status = 200, body = Disconnected), Refusals),
+    responses((status = 200, body = Across<Disconnected>), Refusals),
 )]
 pub(crate) async fn end_many<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
+    Asked(scope): Asked<ScopeAsked>,
     body: Body,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
@@ -267,6 +281,19 @@ pub(crate) async fn end_many<B: Backend>(
         read_json(&headers, body, api.body_bytes_max).await?;
     check_reason(&reason)?;
     let who = whom(client, session, sessions, user, api.events_max)?;
-    let disconnected = api.remote(api.backend.disconnect(&who, code, &reason)).await?;
-    Ok(json(StatusCode::OK, &Disconnected { disconnected }))
+    disconnect(&api, &scope, who, code, &reason).await
+}
+
+async fn disconnect<B: Backend>(
+    api: &Api<B>,
+    scope: &ScopeAsked,
+    who: Target,
+    code: u16,
+    reason: &str,
+) -> Result<Response, ApiError> {
+    let call = NodeCall::Disconnect { who: who.clone(), code, reason: reason.into() };
+    let gathered = api.gather(scope, |backend| backend.disconnect(&who, code, reason), call).await?;
+    let (parts, told) = gathered.found()?;
+    let disconnected = parts.into_iter().map(|(_, count)| count).sum();
+    Ok(json(StatusCode::OK, &Across::new(Disconnected { disconnected }, told)))
 }

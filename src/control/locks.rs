@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use futures_util::TryFutureExt as _;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,11 @@ use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named};
 use super::connections::Paging;
+use super::nodes::call::Part;
+use super::nodes::merge;
+use super::nodes::{Across, NodeCall, Of, ScopeAsked};
 use super::openapi::Refusals;
-use crate::hub::lock_pages::LockPage;
+use crate::hub::lock_pages::{LockPage, place};
 use crate::hub::reply::HubError;
 use crate::node::LockInfo;
 use crate::wire::codes::ErrorCode;
@@ -36,15 +40,18 @@ pub(crate) struct LocksAsked {
 #[derive(Serialize, ToSchema)]
 struct LocksPage {
     /// By room and field.
-    locks: Vec<LockView>,
+    locks: Vec<Of<LockView>>,
     /// How many are held in all.
     total: usize,
     /// Where to go on; null at the end.
-    next: Option<Box<str>>,
+    next: Option<String>,
 }
 
-#[derive(Serialize, ToSchema)]
-struct LockView {
+/// The locks of one node.
+pub(crate) type Locks = Part<LockView>;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub(crate) struct LockView {
     room: String,
     field: String,
     holder: HolderView,
@@ -52,10 +59,14 @@ struct LockView {
     token: u64,
     /// RFC 3339 in UTC.
     expires_at: String,
+    /// Its place in the list.
+    #[serde(skip)]
+    #[schema(ignore)]
+    place: String,
 }
 
 /// Who holds a lock: the session, and the connection that took or renewed it last.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 struct HolderView {
     client_id: String,
     session_id: String,
@@ -65,7 +76,21 @@ struct HolderView {
 impl From<LockInfo> for LockView {
     fn from(lock: LockInfo) -> LockView {
         let LockInfo { room, field, token, expires_at, client_id, session_id, user_id } = lock;
-        LockView { room, field, holder: HolderView { client_id, session_id, user_id }, token, expires_at }
+        LockView {
+            room,
+            field,
+            holder: HolderView { client_id, session_id, user_id },
+            token,
+            expires_at,
+            place: String::new(),
+        }
+        .placed()
+    }
+}
+
+impl LockView {
+    fn placed(self) -> LockView {
+        LockView { place: place(&self.room, &self.field).into(), ..self }
     }
 }
 
@@ -75,13 +100,14 @@ impl From<LockInfo> for LockView {
     get,
     path = "/api/v1/locks",
     tag = "locks",
-    params(LocksAsked),
-    responses((status = 200, body = LocksPage), Refusals),
+    params(LocksAsked, ScopeAsked),
+    responses((status = 200, body = Across<LocksPage>), Refusals),
 )]
 pub(crate) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Asked(asked): Asked<LocksAsked>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     let LocksAsked { room, after, limit } = asked;
     match &room {
@@ -89,9 +115,21 @@ pub(crate) async fn list<B: Backend>(
         None => drop(api.admin(&headers)?),
     }
     let window = Paging { after, limit }.window()?;
-    let LockPage { locks, total, next } = api.remote(api.backend.locks(room.as_deref(), window)).await?;
-    let locks = locks.into_iter().map(Into::into).collect();
-    Ok(json(StatusCode::OK, &LocksPage { locks, total, next }))
+    let limit = window.limit;
+    let call = NodeCall::Locks { room: room.clone(), window: window.clone() };
+    let here = |backend: &B| backend.locks(room.as_deref(), window).map_ok(locks_of);
+    let (mut parts, told) = api.gather(&scope, here, call).await?.present()?;
+    for (_, part) in &mut parts {
+        part.items = std::mem::take(&mut part.items).into_iter().map(LockView::placed).collect();
+    }
+    let merge::Page { items, total, next } = merge::pages(parts, limit, |lock: &LockView| &lock.place);
+    Ok(json(StatusCode::OK, &Across::new(LocksPage { locks: items, total, next }, told)))
+}
+
+/// The locks that this node has.
+pub(crate) fn locks_of(page: LockPage) -> Locks {
+    let LockPage { locks, total, next } = page;
+    Part { items: locks.into_iter().map(Into::into).collect(), total, upto: next }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -110,17 +148,22 @@ struct Unlocked {
     params(
         ("room" = String, Path, description = "The room's name"),
         ("field" = String, Path, description = "The field's name"),
+        ScopeAsked,
     ),
-    responses((status = 200, body = Unlocked), Refusals),
+    responses((status = 200, body = Across<Unlocked>), Refusals),
 )]
 pub(crate) async fn unlock<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named((room, field)): Named<(String, String)>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
-    if !api.remote(api.backend.force_unlock(&room, &field)).await? {
+    let call = NodeCall::ForceUnlock { room: room.as_str().into(), field: field.as_str().into() };
+    let gathered = api.gather(&scope, |backend| backend.force_unlock(&room, &field), call).await?;
+    let (parts, told) = gathered.present()?;
+    if !parts.into_iter().any(|(_, released)| released) {
         return Err(HubError::new(ErrorCode::NotFound, "nobody holds this lock").into());
     }
-    Ok(json(StatusCode::OK, &Unlocked { room, field, released: true }))
+    Ok(json(StatusCode::OK, &Across::new(Unlocked { room, field, released: true }, told)))
 }

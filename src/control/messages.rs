@@ -1,6 +1,7 @@
 //! Direct messages to sessions, users and clients, and what sessions' clients sent for the backend.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Body;
@@ -17,13 +18,19 @@ use utoipa::ToSchema;
 use super::answer::{ApiError, Inner, json};
 use super::api::Api;
 use super::backend::{Backend, empty};
-use super::body::{Named, read_json};
+use super::body::{Asked, Named, read_json};
+use super::nodes::call::{Handed, Waiting};
+use super::nodes::{ANSWER_WAIT, Node, NodeCall, Of, ScopeAsked};
 use super::openapi::Refusals;
 use super::poll::IsOver;
+use crate::broker::nodes::{self, Answer, Failure, NodeInfo};
 use crate::hub::reply::Pending;
 use crate::hub::view::SessionView;
 use crate::node::{Sent, Target};
 use crate::wire::native::is_client_id;
+
+/// The longest wait for a message at another node: that of a call, and a moment.
+const RECEIVE_MAX: Duration = Duration::from_secs(310);
 
 /// Shows one session, connected or not.
 #[utoipa::path(
@@ -31,16 +38,28 @@ use crate::wire::native::is_client_id;
     get,
     path = "/api/v1/sessions/{session_id}",
     tag = "messages",
-    params(("session_id" = String, Path, description = "The session's id")),
-    responses((status = 200, body = SessionView), Refusals),
+    params(("session_id" = String, Path, description = "The session's id"), ScopeAsked),
+    responses((status = 200, body = Of<SessionView>), Refusals),
 )]
 pub(crate) async fn session<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(session_id): Named<String>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
-    Ok(json(StatusCode::OK, &api.remote(api.backend.session(&session_id)).await?))
+    let (node, item) = find(&api, &scope, &session_id).await?;
+    Ok(json(StatusCode::OK, &Of { item, node }))
+}
+
+/// A session, where it is connected, or else where it may be resumed.
+async fn find<B: Backend>(api: &Api<B>, scope: &ScopeAsked, session_id: &str) -> Result<(Node, SessionView), ApiError> {
+    let call = NodeCall::Session { session_id: session_id.into() };
+    let gathered = api.gather(scope, |backend| backend.session(session_id), call).await?;
+    let (mut found, _) = gathered.found()?;
+    // The order of those that are alike stays.
+    found.sort_by_key(|(_, view): &(_, SessionView)| !view.connected);
+    found.into_iter().next().ok_or_else(ApiError::not_found)
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -187,6 +206,7 @@ struct Received<'a> {
     params(
         ("session_id" = String, Path, description = "The session's id"),
         ("timeout_s" = Option<u64>, Query, description = "Seconds to wait at most, up to 300; 30 where it is left out"),
+        ScopeAsked,
     ),
     responses((status = 200, body = Received), (status = 204, description = "No message came in time"), Refusals),
 )]
@@ -194,10 +214,18 @@ pub(crate) async fn receive<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(session_id): Named<String>,
+    Asked(scope): Asked<ScopeAsked>,
     Extension(is_over): Extension<IsOver>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let session_id = checked(&session_id)?;
+    if let Some(nodes) = api.backend.nodes() {
+        let (node, _) = find(&api, &scope, &session_id).await?;
+        let other = nodes.others().iter().find(|other| Some(&other.name) == node.as_ref()).cloned();
+        if let Some(other) = other {
+            return receive_elsewhere(&api, nodes, other, session_id, is_over).await;
+        }
+    }
     let mut waiting = Waiting { pending: api.backend.receive(&session_id), backend: api.backend.clone(), session_id };
     let outcome = match select(api.remote(&mut waiting.pending), is_over).await {
         Either::Left((outcome, _)) => Some(outcome),
@@ -207,29 +235,73 @@ pub(crate) async fn receive<B: Backend>(
     let outcome = outcome.or_else(|| waiting.pending.close());
     match outcome {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
-        Some(message) => {
-            let message = message?;
-            let text = std::str::from_utf8(&message).unwrap_or("null");
-            let data = serde_json::from_str(text).unwrap_or(RawValue::NULL);
-            let headers = [(header::CACHE_CONTROL, "no-store")];
-            let answer = json(StatusCode::OK, &Received { session_id: &waiting.session_id, data });
-            Ok((headers, answer).into_response())
+        Some(message) => Ok(received(&waiting.session_id, &message?)),
+    }
+}
+
+fn received(session_id: &str, message: &[u8]) -> Response {
+    let text = std::str::from_utf8(message).unwrap_or("null");
+    let data = serde_json::from_str(text).unwrap_or(RawValue::NULL);
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    (headers, json(StatusCode::OK, &Received { session_id, data })).into_response()
+}
+
+/// Receives at the node that has the session. What comes when nobody waits any more is put back there.
+async fn receive_elsewhere<B: Backend>(
+    api: &Api<B>,
+    nodes: nodes::Handle,
+    node: NodeInfo,
+    session_id: Box<str>,
+    is_over: IsOver,
+) -> Result<Response, ApiError> {
+    let call = NodeCall::Receive { session_id: session_id.clone() };
+    let text = serde_json::to_vec(&call).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let pending = nodes.call(vec![node.clone()], text, RECEIVE_MAX);
+    let mut waiting = WaitingElsewhere { pending, nodes, node, session_id };
+    let outcome = match select(api.remote(&mut waiting.pending), is_over).await {
+        Either::Left((outcome, _)) => Some(outcome),
+        Either::Right(_) => None,
+    };
+    let outcome = outcome.or_else(|| waiting.pending.close());
+    let Some(answers) = outcome else { return Ok(StatusCode::NO_CONTENT.into_response()) };
+    match answers?.into_iter().next().map(|answer| answer.outcome) {
+        Some(Ok(text)) => {
+            let message = serde_json::from_slice::<Handed>(&text).ok().and_then(|handed| handed.message());
+            let unread = || ApiError::unavailable("what the session's node answered can't be read");
+            Ok(received(&waiting.session_id, &message.ok_or_else(unread)?))
+        }
+        Some(Err(Failure::Refused(error))) => Err(error.into()),
+        Some(Err(Failure::Missing)) | None => {
+            Err(ApiError::unavailable(format!("the session's node, {}, does not answer", waiting.node.name)))
         }
     }
 }
 
-/// Waits for a message. One that comes when nobody waits any more, because the caller has gone, is put back.
-struct Waiting<B: Backend> {
-    pending: Pending<Bytes>,
-    backend: B,
+/// Waits for another node's message. The caller going away ends the wait there as well.
+struct WaitingElsewhere {
+    pending: Pending<Vec<Answer>>,
+    nodes: nodes::Handle,
+    node: NodeInfo,
     session_id: Box<str>,
 }
 
-impl<B: Backend> Drop for Waiting<B> {
+impl Drop for WaitingElsewhere {
     fn drop(&mut self) {
-        if let Some(Ok(message)) = self.pending.close() {
-            self.backend.put_back(&self.session_id, message);
+        // One that comes later is put back by who gets it then.
+        if let Some(Ok(answers)) = self.pending.close() {
+            for text in answers.into_iter().filter_map(|answer| answer.outcome.ok()) {
+                put_back_elsewhere(&self.nodes, self.node.clone(), &text);
+            }
         }
+    }
+}
+
+/// Gives a message back to the node that handed it over.
+pub(crate) fn put_back_elsewhere(nodes: &nodes::Handle, node: NodeInfo, answer: &[u8]) {
+    let Ok(Handed { session_id, handed }) = serde_json::from_slice(answer) else { return };
+    let call = NodeCall::PutBack { session_id, message: handed };
+    if let Ok(text) = serde_json::to_vec(&call) {
+        drop(nodes.call(vec![node], text, ANSWER_WAIT));
     }
 }
 

@@ -50,6 +50,7 @@ mod messages;
 mod metrics;
 mod moment;
 mod monitor;
+pub(crate) mod nodes;
 mod openapi;
 mod operations;
 mod performance;
@@ -75,6 +76,7 @@ pub use figures::{Figures, ShardFigures, ShardTimes, Snapshot};
 pub use histogram::{Counts, Histogram};
 pub use inbox::{Adopted, ConnectionOrigin, Inbox, Intake, inbox};
 pub use journal::JournalSnapshot;
+pub(crate) use messages::put_back_elsewhere;
 
 use alerts::Board;
 use api::Api;

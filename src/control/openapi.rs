@@ -3,15 +3,19 @@
 use axum::response::{IntoResponse, Response};
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::answer::{Body, json};
 use super::backend::{PublishRequest, Published};
+use super::nodes::Of;
+use super::nodes::call::PresentMember;
 use super::publish::Entry;
 use super::{
     access, alerts, api, broadcast, connections, github, locks, messages, performance, publish, rooms, trace, web,
 };
+use crate::wire::envelope::rfc3339;
 
 /// What every call may answer where it does not do what was asked.
 #[derive(IntoResponses)]
@@ -88,31 +92,37 @@ pub(crate) struct History {
 
 /// Who is in a room.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes; the room's home writes it")]
 pub(crate) struct PresenceTold {
     /// The room's name.
-    room: String,
+    pub(crate) room: String,
     /// The room's last event before this was found out.
-    seq: u64,
+    pub(crate) seq: u64,
     /// How many sessions are there.
-    count: usize,
+    pub(crate) count: usize,
     /// In the order in which they joined.
-    members: Vec<Member>,
+    pub(crate) members: Vec<Of<Member>>,
     /// Whether there are more than are listed.
-    more: bool,
+    pub(crate) more: bool,
 }
 
 /// A session that is in a room.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes; the room's home writes it")]
 pub(crate) struct Member {
     client_id: String,
     user_id: String,
     session_id: String,
     #[schema(value_type = Object)]
-    metadata: serde_json::Value,
+    metadata: Map<String, Value>,
     /// RFC 3339 in UTC.
     joined_at: String,
+}
+
+impl From<Of<PresentMember>> for Of<Member> {
+    fn from(of: Of<PresentMember>) -> Of<Member> {
+        let PresentMember { client_id, user_id, session_id, metadata, joined_ms } = of.item;
+        let joined_at = String::from_utf8_lossy(&rfc3339(joined_ms)).into_owned();
+        Of { item: Member { client_id, user_id, session_id, metadata, joined_at }, node: of.node }
+    }
 }
 
 struct Bearer;

@@ -4,14 +4,14 @@ use std::fs;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Clock ticks in a second as `/proc` counts them: fixed by the kernel's user interface on all platforms Rust runs on.
 const TICKS_PER_S: f64 = 100.0;
 
 /// A process's figures; 0 where the kernel does not tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Process {
     /// User and system time of all threads.
     pub(crate) cpu_seconds: f64,

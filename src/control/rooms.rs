@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use futures_util::TryFutureExt as _;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap};
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,11 @@ use super::answer::{ApiError, json};
 use super::api::Api;
 use super::backend::Backend;
 use super::body::{Asked, Named};
-use super::connections::{Paging, next_after};
-use super::openapi::{History, PresenceTold, Refusals};
+use super::connections::Paging;
+use super::nodes::call::{Part, PresentPart};
+use super::nodes::merge::{self, Page, RoomAcross};
+use super::nodes::{Across, NodeCall, Of, ScopeAsked};
+use super::openapi::{History, Member, PresenceTold, Refusals};
 use crate::hub::presence::MEMBERS_LISTED_MAX;
 use crate::hub::view::{RoomFilter, RoomView};
 use crate::wire::native::{HISTORY_EVENTS_MAX, Since};
@@ -32,7 +36,7 @@ pub(crate) struct RoomsAsked {
 
 #[derive(Serialize, ToSchema)]
 struct RoomsPage {
-    rooms: Vec<RoomView>,
+    rooms: Vec<RoomAcross>,
     total: usize,
     next: Option<String>,
 }
@@ -43,21 +47,26 @@ struct RoomsPage {
     get,
     path = "/api/v1/rooms",
     tag = "rooms",
-    params(RoomsAsked),
-    responses((status = 200, body = RoomsPage), Refusals),
+    params(RoomsAsked, ScopeAsked),
+    responses((status = 200, body = Across<RoomsPage>), Refusals),
 )]
 pub(crate) async fn list<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Asked(asked): Asked<RoomsAsked>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     api.admin(&headers)?;
     let RoomsAsked { kind, search, occupied, after, limit } = asked;
     let window = Paging { after, limit }.window()?;
-    let limit = window.limit;
-    let listing = api.remote(api.backend.rooms(RoomFilter { kind, search, occupied }, window)).await?;
-    let next = next_after(&listing.items, limit, |view| &view.room);
-    Ok(json(StatusCode::OK, &RoomsPage { rooms: listing.items, total: listing.total, next }))
+    let (limit, is_first) = (window.limit, window.after.is_none());
+    let filter = RoomFilter { kind, search, occupied };
+    let call = NodeCall::Rooms { filter: filter.clone(), window: window.clone() };
+    let here =
+        |backend: &B| backend.rooms(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.room));
+    let (parts, told) = api.gather(&scope, here, call).await?.present()?;
+    let Page { items, total, next } = merge::rooms(parts, is_first, limit);
+    Ok(json(StatusCode::OK, &Across::new(RoomsPage { rooms: items, total, next }, told)))
 }
 
 /// Shows one room.
@@ -66,17 +75,25 @@ pub(crate) async fn list<B: Backend>(
     get,
     path = "/api/v1/rooms/{room}",
     tag = "rooms",
-    params(("room" = String, Path, description = "The room's name")),
-    responses((status = 200, body = RoomView), Refusals),
+    params(("room" = String, Path, description = "The room's name"), ScopeAsked),
+    responses((status = 200, body = Across<RoomAcross>), Refusals),
 )]
 pub(crate) async fn show<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(room): Named<String>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     let identity = api.identify(&headers)?;
     api.backend.may_read(&identity, &room)?;
-    Ok(json(StatusCode::OK, &api.remote(api.backend.room(&room)).await?))
+    let call = NodeCall::Room { room: room.as_str().into() };
+    let (parts, told) = api.gather(&scope, |backend| backend.room(&room), call).await?.found()?;
+    let rooms = parts.into_iter().map(|(node, view): (_, RoomView)| RoomAcross::new(&node, view));
+    let whole = rooms.reduce(|mut whole, one| {
+        whole.with(one);
+        whole
+    });
+    Ok(json(StatusCode::OK, &Across::new(whole.ok_or_else(ApiError::not_found)?, told)))
 }
 
 /// Where to begin: at most one of `since` (a `seq`, with its `epoch` where that is known), `last` and `seconds`.
@@ -147,14 +164,15 @@ pub(crate) struct PresenceAsked {
     get,
     path = "/api/v1/rooms/{room}/presence",
     tag = "rooms",
-    params(("room" = String, Path, description = "The room's name"), PresenceAsked),
-    responses((status = 200, body = PresenceTold), Refusals),
+    params(("room" = String, Path, description = "The room's name"), PresenceAsked, ScopeAsked),
+    responses((status = 200, body = Across<PresenceTold>), Refusals),
 )]
 pub(crate) async fn presence<B: Backend>(
     State(api): State<Arc<Api<B>>>,
     headers: HeaderMap,
     Named(room): Named<String>,
     Asked(asked): Asked<PresenceAsked>,
+    Asked(scope): Asked<ScopeAsked>,
 ) -> Result<Response, ApiError> {
     let identity = api.identify(&headers)?;
     api.backend.may_read(&identity, &room)?;
@@ -162,10 +180,13 @@ pub(crate) async fn presence<B: Backend>(
     if !(1..=MEMBERS_LISTED_MAX).contains(&limit) {
         return Err(ApiError::bad_request(format!("limit is 1 to {MEMBERS_LISTED_MAX}")));
     }
-    let mut present = api.remote(api.backend.presence(&room)).await?;
-    present.members.truncate(limit);
-    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-    Ok((StatusCode::OK, headers, present.body(&room)).into_response())
+    let call = NodeCall::Presence { room: room.as_str().into() };
+    let gathered = api.gather(&scope, |backend| backend.presence(&room).map_ok(PresentPart::from), call).await?;
+    let (parts, told) = gathered.present()?;
+    let (count, seq, members) = merge::presence(parts, limit);
+    let more = count > members.len();
+    let members = members.into_iter().map(Of::<Member>::from).collect();
+    Ok(json(StatusCode::OK, &Across::new(PresenceTold { room, seq, count, members, more }, told)))
 }
 
 #[derive(Serialize, ToSchema)]

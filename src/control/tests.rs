@@ -59,6 +59,14 @@ impl Backend for FakeHub {
         Pending::ready(Ok(Sent { delivered: 1, queued: 0 }))
     }
 
+    fn send_here(&self, _: &str, _: &str, _: Bytes) -> Pending<Sent> {
+        absent()
+    }
+
+    fn audience(&self, _: &str) -> Pending<(u32, u32)> {
+        absent()
+    }
+
     fn receive(&self, session_id: &str) -> Pending<Bytes> {
         let (answer, pending) = pending();
         match session_id {

@@ -23,7 +23,7 @@ const STEPS: [&str; 5] = ["checkout", "build", "test", "package", "deploy"];
 const SUGGESTIONS: [&str; 3] =
     ["These two functions do the same", "A timeout is missing here", "This index is not used any more"];
 /// Characters of one transcript.
-const TRANSCRIPT: usize = 16_000;
+const TRANSCRIPT: usize = 32_000;
 
 /// For whom an event is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl World {
             workflows: PROJECTS.into_iter().map(workflow).collect(),
             archives: Due::every(80..110),
             sums_up: Due::every(5_000..5_001),
-            announces: Due::every(20_000..40_000),
+            announces: Due::every(8_000..16_000),
             sandbox: Due::every(15_000..25_000),
             has_sandbox: false,
             sold: 0,

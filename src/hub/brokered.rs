@@ -8,7 +8,10 @@
 //! **in order, each once and without holes**: whatever was missed on the way, the broker reads from what is kept before it
 //! passes on anything later.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::batch::Address;
 use super::name::RoomName;
@@ -39,6 +42,8 @@ pub enum ToBroker {
         /// Comes back with the answer.
         number: u64,
     },
+    /// Something is wanted of a field's lock; answered by [`FromBroker::Locked`].
+    Lock(Box<LockCall>),
 }
 
 /// From the broker to a room's home.
@@ -79,6 +84,91 @@ pub enum FromBroker {
         /// The number of the first event that is not meant.
         log_from: u64,
     },
+    /// What became of a [`ToBroker::Lock`].
+    Locked {
+        /// The number that came with it.
+        number: u64,
+        /// The outcome, or why it is not known.
+        outcome: Result<Locked, Refused>,
+    },
+}
+
+/// Something that is wanted of a field's lock, which all nodes share.
+#[derive(Debug)]
+pub struct LockCall {
+    /// The room.
+    pub room: RoomName,
+    /// The field.
+    pub field: Arc<str>,
+    /// Comes back with the answer.
+    pub number: u64,
+    /// What is wanted.
+    pub action: SharedLock,
+}
+
+/// What may be wanted of a lock that all nodes share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharedLock {
+    /// To have it, for so long from when the broker is asked.
+    Acquire {
+        /// For how long.
+        ttl_ms: u64,
+        /// The session. It is given another number where it has the lock already.
+        session: Arc<str>,
+        /// What others are told of who has it.
+        holder: LockOwner,
+    },
+    /// To have it for longer.
+    Renew {
+        /// The number that it is held with.
+        token: u64,
+        /// For how long from now on.
+        ttl_ms: u64,
+    },
+    /// That nobody has it.
+    Free {
+        /// The number that it is held with; whatever it is where there is none.
+        token: Option<u64>,
+    },
+}
+
+/// Who has a lock, as other nodes know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockOwner {
+    /// The connection that took it.
+    pub client_id: Box<str>,
+    /// The session, whose it is.
+    pub session_id: Box<str>,
+    /// Whom that acts for.
+    pub user_id: Box<str>,
+}
+
+/// What became of a call about a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Locked {
+    /// It is the session's.
+    Granted {
+        /// The number that it has it with: larger than any before for that field.
+        token: u64,
+    },
+    /// Another session has it.
+    Held {
+        /// For how long, unless it is renewed.
+        left_ms: u64,
+        /// Who.
+        owner: LockOwner,
+    },
+    /// It is held for longer.
+    Renewed,
+    /// It was held, and is free now.
+    Freed {
+        /// The number that it was held with.
+        token: u64,
+        /// Who had it.
+        owner: LockOwner,
+    },
+    /// It is not held, or not with that number.
+    NotHeld,
 }
 
 /// The code of a submission of which it is not known whether it was taken is `unavailable`, with this text.

@@ -26,7 +26,7 @@ use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::Who;
 use super::recorder::{Recorder, RecorderLimits};
-use super::relayed::Relaying;
+use super::relaying::Relaying;
 use super::reply::Responder;
 use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};
@@ -173,6 +173,8 @@ pub struct Core {
     pub(super) lingering: Lingering,
     /// Sessions that are on their way from one connection to another.
     pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
+    /// Who has come into rooms or gone, with what members are told of it, where other nodes are asked first.
+    pub(super) presence_out: Vec<(RoomName, Arc<str>, Bytes, bool)>,
     /// Until when something is known of sessions that left rooms.
     pub(super) presence_away: VecDeque<(u64, RoomName, Arc<Who>)>,
     pub(super) ids: Ids,
@@ -214,6 +216,7 @@ impl Core {
             away: VecDeque::new(),
             lingering: Lingering::default(),
             handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
+            presence_out: Vec::new(),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
             scratch: Scratch::new(limits.depth_max),
@@ -272,6 +275,12 @@ impl Core {
     /// the kinds of which that is told.
     pub fn take_occupancy(&mut self) -> Vec<(RoomName, bool)> {
         std::mem::take(&mut self.occupancy)
+    }
+
+    /// Who has come into rooms homed here (true) or gone since the last call, where other nodes have to be asked before
+    /// members are told: the room, the session, and what they are told.
+    pub fn take_presence(&mut self) -> Vec<(RoomName, Arc<str>, Bytes, bool)> {
+        std::mem::take(&mut self.presence_out)
     }
 
     /// The events that got a number here since the last call, by their room's kind.
@@ -419,6 +428,10 @@ impl Core {
             Message::ReleasePeer { peer } => self.directory.release_peer(peer, self.limits.peer),
             Message::SendToClient { client_id, direct } => match self.directory.client(&client_id) {
                 Some(address) => self.send(address.shard, Message::ForwardToSession { address, direct }),
+                // It may be at another node.
+                None if self.is_relaying() && !direct.only_here => {
+                    return Some(Message::SendToClient { client_id, direct });
+                }
                 None => self.refuse_direct(*direct),
             },
             other => return self.presence_message(other),
@@ -544,7 +557,15 @@ impl Core {
         let outcome = match session {
             // What the backend is told another way is accepted, whether or not it reads the inbox as well.
             Some(session) => (session.deposit(data, inbox_max) || is_told)
-                .then_some(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 1, queued: 0 })
+                .then_some(Published {
+                    id: [0; 36],
+                    seq: 0,
+                    epoch: 0,
+                    duplicate: false,
+                    delivered: 1,
+                    queued: 0,
+                    nodes: 0,
+                })
                 .ok_or(Refused::new(
                     ErrorCode::Unavailable,
                     "the session's inbox is full; the backend does not read it",
@@ -610,6 +631,12 @@ impl Core {
     pub fn is_occupied(&self, room: &RoomName) -> bool {
         let room = self.rooms.find(room).and_then(|id| self.rooms.get(id));
         room.and_then(|room| room.home.as_ref()).is_some_and(|home| home.members_total() > 0)
+    }
+
+    /// How many members a room homed here has, and for how many absent sessions what is published there waits.
+    pub fn audience(&self, room: &RoomName) -> (u32, u32) {
+        let room = self.rooms.find(room).and_then(|id| self.rooms.get(id));
+        room.and_then(|room| room.home.as_deref()).map_or((0, 0), Home::audience)
     }
 
     /// The rooms homed here that have members.

@@ -204,7 +204,7 @@ impl Core {
         let durable = home.durable_mut().ok_or(OVERLOADED)?;
         durable.given += 1;
         let seq = durable.given;
-        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered: 0, queued: 0 };
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered: 0, queued: 0, nodes: 0 };
         // The log outlives this run, and so must be what tells its keys apart.
         let hash = key.as_ref().map_or(0, |key| FixedState::with_seed(epoch).hash_one(key) | 1);
         if let Some(key) = &key {

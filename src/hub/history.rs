@@ -214,6 +214,8 @@ impl Core {
     pub fn sweep(&mut self, now: Now) {
         self.now = now;
         self.expire_lingering();
+        self.free_again();
+        self.say_again();
         let now_ms = now.unix_ms;
         let places = self.rooms.places();
         let share = (places / 60).max(SWEEP_MIN).min(places);

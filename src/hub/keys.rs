@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn published(seq: u64) -> Published {
-        Published { id: [b'0'; 36], seq, epoch: 1, duplicate: false, delivered: 0, queued: 0 }
+        Published { id: [b'0'; 36], seq, epoch: 1, duplicate: false, delivered: 0, queued: 0, nodes: 0 }
     }
 
     #[test]

@@ -97,6 +97,28 @@ impl Lock {
         self.held.as_ref()
     }
 
+    /// Whether a session may have the lock: true where it has it already. A refusal is counted. [`Lock::pass`] comes first.
+    pub fn check(&mut self, address: Address, who: &Holder, known: Option<u64>, now: Now) -> Result<bool, LockHeld> {
+        let now_ms = now.monotonic_us / 1000;
+        if let Some(held) = &self.held {
+            let is_its_own = held.address == address || known == Some(held.token);
+            if !is_its_own || !held.holder.is_session_of(who) {
+                let refused = LockHeld { holder: Some(held.holder.clone()), expires_at_ms: held.expires_at_ms };
+                self.count_refusal(who.clone(), now_ms);
+                return Err(refused);
+            }
+            return Ok(true);
+        }
+        if let Some((next, until_ms)) = &self.reserved
+            && !next.is_session_of(who)
+        {
+            let expires_at_ms = now.unix_ms + until_ms.saturating_sub(now_ms);
+            self.count_refusal(who.clone(), now_ms);
+            return Err(LockHeld { holder: None, expires_at_ms });
+        }
+        Ok(false)
+    }
+
     /// Takes the lock for a session, or renews it where that holds it already; true where it was taken. `known` is the
     /// number that its connection knows the session to hold it with. [`Lock::pass`] comes first.
     pub fn acquire(
@@ -108,21 +130,7 @@ impl Lock {
         now: Now,
         token: impl FnOnce() -> u64,
     ) -> Result<(&Held, bool), LockHeld> {
-        let now_ms = now.monotonic_us / 1000;
-        if let Some(held) = &self.held {
-            let is_its_own = held.address == address || known == Some(held.token);
-            if !is_its_own || !held.holder.is_session_of(&who) {
-                let refused = LockHeld { holder: Some(held.holder.clone()), expires_at_ms: held.expires_at_ms };
-                self.count_refusal(who, now_ms);
-                return Err(refused);
-            }
-        } else if let Some((next, until_ms)) = &self.reserved
-            && !next.is_session_of(&who)
-        {
-            let expires_at_ms = now.unix_ms + until_ms.saturating_sub(now_ms);
-            self.count_refusal(who, now_ms);
-            return Err(LockHeld { holder: None, expires_at_ms });
-        }
+        self.check(address, &who, known, now)?;
         self.reserved = None;
         self.waiters.retain(|waiter| !waiter.who.is_session_of(&who));
         let is_taken = self.held.is_none();

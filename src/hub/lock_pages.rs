@@ -56,7 +56,7 @@ impl LockPage {
 }
 
 /// The name of a lock's place in the list.
-fn place(room: &str, field: &str) -> Box<str> {
+pub fn place(room: &str, field: &str) -> Box<str> {
     format!("{room}{BETWEEN}{field}").into()
 }
 

@@ -7,6 +7,8 @@
 //! What a session holds is known twice: here, and in the list of its connection, which becomes part of what is kept for its
 //! return. Whoever drops that list for good frees what is on it ([`Core::free_locks`]), each by its number, so that it does
 //! not matter what happened to the lock meanwhile.
+//!
+//! Larger than most files because what is asked of a lock and what is answered is told here as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use super::core::Core;
 use super::lock::{Held, Holder, Lock, LockHeld};
 use super::message::Message;
 use super::name::RoomName;
+use super::reply::Responder;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
@@ -244,6 +247,7 @@ impl Core {
     pub(super) fn lock(&mut self, asked: LockAsked) {
         // What is over must not be renewed, though its turn has not come yet.
         self.expire_locks();
+        let Some(asked) = self.lock_of_all_nodes(asked) else { return };
         let LockAsked { room, field, address, who, action, known, reference } = asked;
         let session_id = who.session_id.clone();
         let outcome = match action {
@@ -275,6 +279,19 @@ impl Core {
     ) -> LockOutcome {
         let now = self.now;
         let token = self.locks.next_token(now);
+        self.grant_lock(room, field, (address, who, known), ttl_ms, now, token)
+    }
+
+    /// Gives a lock to a session, from `now` on and with that number where it did not have it.
+    pub(super) fn grant_lock(
+        &mut self,
+        room: &RoomName,
+        field: &Arc<str>,
+        (address, who, known): (Address, Holder, Option<u64>),
+        ttl_ms: u64,
+        now: Now,
+        token: u64,
+    ) -> LockOutcome {
         if let Err(refused) = self.ensure_lock(room, field) {
             return LockOutcome::Refused(refused);
         }
@@ -318,6 +335,7 @@ impl Core {
     ) -> Option<Held> {
         let now_ms = self.now.monotonic_us / 1000;
         let held = self.with_lock(room, field, |lock| lock.free(token, now_ms)).flatten()?;
+        self.free_for_all_nodes(room, field, &held);
         self.lock_ended(room, "lock.released", field, &held, |data| {
             data.extend_from_slice(b",\"reason\":\"");
             data.extend_from_slice(reason.as_str().as_bytes());
@@ -327,15 +345,31 @@ impl Core {
     }
 
     /// An operator frees a field, whoever holds it. False where nobody does.
-    pub fn force_unlock(&mut self, room: &RoomName, field: &str, now: Now) -> bool {
+    pub fn force_unlock(&mut self, room: &RoomName, field: &str, now: Now, responder: Responder<bool>) {
         self.now = now;
         self.expire_locks();
         let field: Arc<str> = field.into();
-        let Some(held) = self.free_lock(room, &field, None, Freed::Forced) else { return false };
+        if self.force_here(room, &field) {
+            responder.resolve(Ok(true));
+        } else if self.is_relaying() {
+            self.force_elsewhere(room, field, responder);
+        } else {
+            responder.resolve(Ok(false));
+        }
+    }
+
+    fn force_here(&mut self, room: &RoomName, field: &Arc<str>) -> bool {
+        let Some(held) = self.free_lock(room, field, None, Freed::Forced) else { return false };
+        self.tell_forced(room, field, held);
+        true
+    }
+
+    /// Tells a holder that its lock was freed without it.
+    pub(super) fn tell_forced(&mut self, room: &RoomName, field: &Arc<str>, held: Held) {
+        let field = field.clone();
         let Held { token, address, holder, .. } = held;
         let (room, session_id, outcome) = (room.clone(), holder.session_id, LockOutcome::Forced { token });
         self.tell_lock(LockTold { room, field, address, session_id, known: None, reference: None, outcome });
-        true
     }
 
     /// Ends what is over by now.
@@ -346,6 +380,7 @@ impl Core {
             let ended = self.with_lock(&room, &field, |lock| lock.pass(now_ms)).flatten();
             if let Some(held) = ended {
                 self.locks.figures.expired += 1;
+                self.free_for_all_nodes(&room, &field, &held);
                 self.lock_ended(&room, "lock.expired", &field, &held, |_| {});
             } else if let Some(id) = self.rooms.find(&room) {
                 self.rooms.forget_if_idle(id);
@@ -365,11 +400,11 @@ impl Core {
         self.locks.figures
     }
 
-    fn tell_lock(&mut self, told: LockTold) {
+    pub(super) fn tell_lock(&mut self, told: LockTold) {
         self.send(told.address.shard, Message::LockTold(Box::new(told)));
     }
 
-    fn ensure_lock(&mut self, room: &RoomName, field: &Arc<str>) -> Result<(), Refused> {
+    pub(super) fn ensure_lock(&mut self, room: &RoomName, field: &Arc<str>) -> Result<(), Refused> {
         let id = self.ensure_home(room).ok_or(super::message::OVERLOADED)?;
         let locks_max = self.limits.locks_per_room_max;
         let locks = self.home_mut(id).and_then(|home| home.locks());
@@ -401,7 +436,12 @@ impl Core {
 
     /// Does something with a lock that exists, and settles when it is to be looked at next. Does not forget the room, of
     /// which something may still have to be told.
-    fn with_lock<R>(&mut self, room: &RoomName, field: &Arc<str>, act: impl FnOnce(&mut Lock) -> R) -> Option<R> {
+    pub(super) fn with_lock<R>(
+        &mut self,
+        room: &RoomName,
+        field: &Arc<str>,
+        act: impl FnOnce(&mut Lock) -> R,
+    ) -> Option<R> {
         let id = self.rooms.find(room)?;
         let home = self.rooms.get_mut(id)?.home.as_deref_mut()?;
         let locks = home.locks_mut()?;
@@ -434,7 +474,7 @@ impl Core {
         self.lock_event(room, kind, field, held.token, &held.holder, more);
     }
 
-    fn lock_event(
+    pub(super) fn lock_event(
         &mut self,
         room: &RoomName,
         kind: &str,
@@ -468,7 +508,7 @@ pub(super) fn lock_info(room: &RoomName, field: &str, held: &Held) -> LockInfo {
     }
 }
 
-fn held_lock(room: &RoomName, field: &Arc<str>, held: &Held) -> HeldLock {
+pub(super) fn held_lock(room: &RoomName, field: &Arc<str>, held: &Held) -> HeldLock {
     let Held { token, until_ms, expires_at_ms, .. } = *held;
     HeldLock { room: room.clone(), field: field.clone(), token, until_ms, expires_at_ms }
 }
@@ -603,9 +643,12 @@ mod tests {
         }
         let locks = core.list_locks(&core.hasher().room("project:1"));
         assert_eq!((locks.len(), locks[0].token, &*locks[0].session_id), (1, new.token, "2"));
-        assert!(core.force_unlock(&new.room, "title", at(10_003)));
-        assert!(!core.force_unlock(&new.room, "title", at(10_003)));
-        assert!(!core.force_unlock(&new.room, "body", at(10_003)));
+        let mut force = |field: &str| {
+            let (responder, freed) = super::super::reply::pending();
+            core.force_unlock(&new.room, field, at(10_003), responder);
+            freed.wait().expect("known")
+        };
+        assert_eq!(["title", "title", "body"].map(&mut force), [true, false, false]);
     }
 
     #[test]

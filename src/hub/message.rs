@@ -605,6 +605,8 @@ pub struct Direct {
     pub kind: Box<str>,
     /// The event's data: valid JSON.
     pub data: Bytes,
+    /// Whether it is not looked for at other nodes.
+    pub only_here: bool,
     /// Who is told of the outcome.
     pub reply: ReplyTo,
 }
@@ -662,6 +664,8 @@ pub struct Published {
     pub delivered: u32,
     /// How many absent sessions it waits for.
     pub queued: u32,
+    /// How many other nodes it goes to, each of which counts as one connection in `delivered`.
+    pub nodes: u32,
 }
 
 impl Published {
@@ -723,7 +727,7 @@ pub struct Withdraw {
 }
 
 /// From whom permissions were taken away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Withdrew {
     /// Connections.
     pub connections: u32,
@@ -757,6 +761,8 @@ pub enum ClaimKind {
     Peer,
     /// The user's number of connections.
     User,
+    /// The client id, over all nodes.
+    Cluster,
 }
 
 /// Why a claim was refused.
@@ -764,6 +770,8 @@ pub enum ClaimKind {
 pub enum ClaimRefused {
     /// Another connection has the client id.
     Taken,
+    /// The other nodes can't be asked.
+    Unreachable,
     /// The user has too many connections.
     UserConnections,
     /// Too many connections from there.

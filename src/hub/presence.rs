@@ -28,6 +28,8 @@ pub const MEMBERS_LISTED_MAX: usize = 1000;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Questions that may wait for one room. They are answered together, so this bounds memory, not work.
 const ASKERS_MAX: usize = 4096;
+/// The type of the event that tells who has come.
+const JOINED: &str = "presence.joined";
 /// A table of this size is not worth being made smaller.
 const KNOWN_KEPT: usize = 64;
 
@@ -387,7 +389,7 @@ impl Known {
     /// What members have to be told so that they know what is so.
     fn settle(&mut self, tells: bool) -> Option<Tell> {
         let kind = match (self.told, self.state) {
-            (false, KnownState::Live) if tells => "presence.joined",
+            (false, KnownState::Live) if tells => JOINED,
             (true, KnownState::Gone(_)) => "presence.left",
             _ => return None,
         };
@@ -410,6 +412,11 @@ impl Present {
 }
 
 impl Tell {
+    /// Whether it tells that somebody has come.
+    pub fn is_there(&self) -> bool {
+        self.kind == JOINED
+    }
+
     /// The event's data.
     pub fn data(&self) -> Vec<u8> {
         let Who { client_id, session_id, identity, metadata, .. } = &*self.who;

@@ -96,6 +96,11 @@ impl Core {
 
     fn tell_presence(&mut self, room: &RoomName, tell: Option<Tell>) {
         let Some(tell) = tell else { return };
+        if self.is_relaying() {
+            // Another node may have the session there.
+            let (session, told) = (tell.who.session_id.clone(), tell.data());
+            return self.presence_out.push((room.clone(), session, Bytes::from(told), tell.is_there()));
+        }
         let now = self.now;
         let published = self.publish_here(room, tell.kind, &tell.data(), None, None, now);
         debug_assert!(published.is_ok(), "a room that is there takes its own events");

@@ -56,11 +56,16 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         if self.is_relaying() {
-            let (room, data) = (room.clone(), Bytes::copy_from_slice(data));
-            let (kind, key, reply) = (kind.into(), key.map(Into::into), ReplyTo::Nobody);
-            let received_us = now.monotonic_us;
-            self.publish_relayed(Publish { room, kind, data, key, exclude, received_us, reply });
-            return Ok(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 0, queued: 0 });
+            self.say_relayed(room.clone(), kind, Bytes::copy_from_slice(data));
+            return Ok(Published {
+                id: [0; 36],
+                seq: 0,
+                epoch: 0,
+                duplicate: false,
+                delivered: 0,
+                queued: 0,
+                nodes: 0,
+            });
         }
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
         if self.home_mut(id).is_some_and(|home| home.is_durable()) {
@@ -101,7 +106,7 @@ impl Core {
         home.seq += 1;
         let (seq, epoch) = (home.seq, home.epoch);
         let (delivered, queued) = home.audience();
-        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued };
+        let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued, nodes: 0 };
         if let Some(key) = key {
             let seed = home.epoch;
             home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);

@@ -173,7 +173,7 @@ impl StoredBatch {
         let id_at = before + (event.kind_at + event.kind_bytes) as usize + envelope::ID_BEHIND_KIND;
         let id = *self.bytes.get(id_at..)?.first_chunk()?;
         let seq = self.first_seq + u64::from(place);
-        Some(Published { id, seq, epoch, duplicate: false, delivered: 0, queued: 0 })
+        Some(Published { id, seq, epoch, duplicate: false, delivered: 0, queued: 0, nodes: 0 })
     }
 
     /// The batch again; none where it is not sound.

@@ -1,13 +1,14 @@
 //! What operators are shown of connections, rooms and sessions, and by what they choose.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// A connection, as operators see it.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConnectionView {
     /// Its id.
     pub client_id: String,
@@ -20,7 +21,8 @@ pub struct ConnectionView {
     /// The token's roles.
     pub roles: Vec<String>,
     /// What it speaks: `native`, or `sse` for a stream of server-sent events.
-    pub protocol: &'static str,
+    #[schema(value_type = String)]
+    pub protocol: Cow<'static, str>,
     /// The rooms it is in.
     pub rooms: Vec<String>,
     /// What it said about itself.
@@ -47,7 +49,7 @@ pub struct ConnectionView {
 }
 
 /// A room, as operators see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RoomView {
     /// Its name.
     pub room: String,
@@ -70,7 +72,7 @@ pub struct RoomView {
 }
 
 /// A session, as operators see it.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SessionView {
     /// Its id.
     pub session_id: String,
@@ -90,7 +92,7 @@ pub struct SessionView {
 }
 
 /// Which connections one wants to see; all that is said has to hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionFilter {
     /// Those of a user.
     pub user_id: Option<Box<str>>,
@@ -103,7 +105,7 @@ pub struct ConnectionFilter {
 }
 
 /// Which rooms one wants to see; all that is said has to hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomFilter {
     /// Those of a kind.
     pub kind: Option<Box<str>>,
@@ -114,7 +116,7 @@ pub struct RoomFilter {
 }
 
 /// A part of a list that is ordered by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
     /// What comes behind this name.
     pub after: Option<Box<str>>,
@@ -123,7 +125,7 @@ pub struct Window {
 }
 
 /// The part of a list that one shard or the whole node has.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listing<T> {
     /// In the order of their names.
     pub items: Vec<T>,

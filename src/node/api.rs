@@ -15,12 +15,13 @@ use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{Responder, pending};
 use crate::hub::schema;
 use crate::ring::uring::monotonic_us;
+use crate::shard::count_audience;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Refused, is_event_type};
 
 /// What became of a direct message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Sent {
     /// Connections it went to.
     pub delivered: u64,
@@ -94,23 +95,42 @@ impl Hub {
             return pending;
         }
         match to {
-            Target::Client(client_id) => {
-                let direct = Direct { kind: kind.into(), data, reply: ReplyTo::Handle(resolve_sent(responder)) };
-                let request = Request::SendToClient { client_id: client_id.clone(), direct: Box::new(direct) };
-                self.ask_key(client_id, request);
-            }
-            Target::Session(id) => {
-                self.send_to_room(&format!("session:{id}"), kind, data, None, resolve_sent(responder))
-            }
-            Target::User(id) => self.send_to_room(&format!("user:{id}"), kind, data, None, resolve_sent(responder)),
+            Target::Client(client_id) => return self.send_to_client(client_id, kind, data, false),
+            Target::Session(id) => self.send_to_addressee(&format!("session:{id}"), kind, data, responder),
+            Target::User(id) => self.send_to_addressee(&format!("user:{id}"), kind, data, responder),
             Target::Sessions(ids) => {
                 let gather = Gather::new(responder, ids.len());
                 for id in ids {
-                    self.send_to_room(&format!("session:{id}"), kind, data.clone(), None, gather.part());
+                    let part = Responder::to(gather.part());
+                    self.send_to_addressee(&format!("session:{id}"), kind, data.clone(), part);
                 }
             }
         }
         pending
+    }
+
+    /// Sends to a client; one that is not connected here is looked for at other nodes, unless it is `only_here`.
+    pub(super) fn send_to_client(&self, client_id: &str, kind: &str, data: Bytes, only_here: bool) -> Pending<Sent> {
+        let (responder, pending) = pending();
+        let tell = move |outcome: Result<Published, Refused>| {
+            responder.resolve(outcome.map(sent).map_err(Into::into));
+        };
+        let direct = Direct { kind: kind.into(), data, only_here, reply: ReplyTo::Handle(Box::new(tell)) };
+        let request = Request::SendToClient { client_id: client_id.into(), direct: Box::new(direct) };
+        self.ask_key(client_id, request);
+        pending
+    }
+
+    /// Sends to whoever is in the room of a session or user, at all nodes.
+    fn send_to_addressee(&self, room: &str, kind: &str, data: Bytes, responder: Responder<Sent>) {
+        let (nodes, of_room) = (self.inner.nodes_handle.clone(), room.to_owned());
+        let tell = move |outcome: Result<Published, Refused>| match (outcome, nodes) {
+            (Ok(published), Some(nodes)) if published.nodes > 0 => {
+                count_audience(&nodes, &of_room, published, move |published| responder.resolve(Ok(sent(published))));
+            }
+            (outcome, _) => responder.resolve(outcome.map(sent).map_err(Into::into)),
+        };
+        self.send_to_room(room, kind, data, None, Box::new(tell));
     }
 
     /// Whether somebody is connected: the client, the session, one of the sessions, or the user.
@@ -353,10 +373,6 @@ fn resolve(responder: Responder<Published>) -> Tell {
     Box::new(move |outcome| responder.resolve(outcome.map_err(Into::into)))
 }
 
-fn resolve_sent(responder: Responder<Sent>) -> Tell {
-    Box::new(move |outcome| responder.resolve(outcome.map(sent).map_err(Into::into)))
-}
-
 fn sent(published: Published) -> Sent {
     Sent { delivered: u64::from(published.delivered), queued: u64::from(published.queued) }
 }
@@ -416,13 +432,10 @@ impl<T: Default + Send + 'static> Gather<T> {
 }
 
 impl Gather<Sent> {
-    fn part(&self) -> Tell {
-        let whole = Gather(self.0.clone());
-        Box::new(move |outcome| match outcome.map(sent) {
-            Ok(one) => {
-                whole.add(|sum| Sent { delivered: sum.delivered + one.delivered, queued: sum.queued + one.queued })
-            }
-            Err(refused) => whole.fail(refused.into()),
+    fn part(&self) -> impl FnOnce(Result<Sent, HubError>) + Send + 'static {
+        self.part_with(|sum: Sent, one: Sent| Sent {
+            delivered: sum.delivered + one.delivered,
+            queued: sum.queued + one.queued,
         })
     }
 }

@@ -11,6 +11,7 @@ use super::api::Wake;
 use super::{Hub, RoomPresence, Sent, Target, Withdrew, lock};
 use crate::auth::Identity;
 use crate::broker::BrokerSnapshot;
+use crate::broker::nodes;
 use crate::config::Config;
 use crate::control::{
     self, Adopted, Backend, ConnectionOrigin, EngineAnswer, EngineOpened, PublishRequest, Readiness, ShardPulse,
@@ -75,6 +76,20 @@ impl Backend for Hub {
             return Pending::ready(Err(HubError::new(ErrorCode::Forbidden, message)));
         }
         self.send_bytes(to, kind, data)
+    }
+
+    fn send_here(&self, client_id: &str, kind: &str, data: Bytes) -> Pending<Sent> {
+        self.send_to_client_here(client_id, kind, data)
+    }
+
+    fn audience(&self, room: &str) -> Pending<(u32, u32)> {
+        let (responder, pending) = pending();
+        self.ask_room_with(room, |room| Request::Audience { room, responder });
+        pending
+    }
+
+    fn nodes(&self) -> Option<nodes::Handle> {
+        self.inner.nodes_handle.clone()
     }
 
     fn receive(&self, session_id: &str) -> Pending<Bytes> {

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::watch::{self, Watch};
-use super::{Hub, Inner, broker, journal, lock};
+use super::{Hub, Inner, broker, journal, lock, nodes};
 use crate::auth::AuthSetupError;
 use crate::config::{Config, Listen, Secret};
 use crate::control::hooks::{self, Hooks, ShardHooks, Tell};
@@ -105,6 +105,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     fill(&mut seeds)?;
     let hasher = NameHasher::new(seeds[0]);
     let broker = broker::prepare(config, shards, seeds[65 * 2]);
+    let (nodes_handle, nodes) = nodes::prepare(config, seeds[65 * 2]).unzip();
     let figures: Vec<Arc<Figures>> = (0..shards).map(|_| Arc::default()).collect();
     let (inbox, intake) = control::inbox(HTTP_CONNECTIONS_MAX)?;
     let telemetry = Telemetry::start(config)?;
@@ -137,6 +138,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
                 (journal.link.clone(), restored.get_mut(usize::from(shard)).map(std::mem::take).unwrap_or_default())
             }),
             broker: broker.as_ref().map(|broker| (broker.link.clone(), broker.identity.run)),
+            nodes: nodes_handle.clone(),
         };
         starting.push(spawn(plan)?);
     }
@@ -171,6 +173,8 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             journal: Mutex::new(journal),
             broker_figures: broker.as_ref().map(|broker| broker.figures().clone()),
             broker: Mutex::new(broker),
+            nodes: Mutex::new(None),
+            nodes_handle,
             store: store.clone(),
             hooks: hooks.clone(),
             telemetry: telemetry.clone(),
@@ -179,17 +183,17 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     };
     let started =
         control::start(control::Options { hooks, telemetry, ..control_options(&settings, store) }, hub.clone(), intake);
-    match started {
-        Ok(control) => {
-            *lock(&hub.inner.internal_address) = control.internal_address();
-            *lock(&hub.inner.control) = Some(control);
+    let started = started.map_err(StartError::from).and_then(|control| {
+        *lock(&hub.inner.internal_address) = control.internal_address();
+        *lock(&hub.inner.control) = Some(control);
+        // Whoever knows of this node may call it.
+        nodes.map_or(Ok(()), |nodes| nodes::start(&hub, nodes).map_err(StartError::from))
+    });
+    if let Err(error) = started {
+        if hub.shutdown().is_err() {
+            tracing::error!("the shards did not end well");
         }
-        Err(error) => {
-            if hub.shutdown().is_err() {
-                tracing::error!("the shards did not end well");
-            }
-            return Err(error.into());
-        }
+        return Err(error);
     }
     watch_over(&hub)?;
     Ok(hub)
@@ -320,6 +324,7 @@ struct Plan {
     watch: Watch,
     journal: Option<(Link, Vec<StoredRoom>)>,
     broker: Option<(crate::broker::Link, u64)>,
+    nodes: Option<crate::broker::nodes::Handle>,
 }
 
 /// A shard whose thread runs and waits for the mesh.
@@ -360,8 +365,23 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan { shard, cpu, options, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, broker, .. } =
-        plan;
+    let Plan {
+        shard,
+        cpu,
+        options,
+        listeners,
+        settings,
+        figures,
+        inbox,
+        ledger,
+        hooks,
+        hasher,
+        seed,
+        journal,
+        broker,
+        nodes,
+        ..
+    } = plan;
     if let Some(cpu) = cpu {
         pin(shard, cpu);
     }
@@ -394,6 +414,7 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
         entropy,
         journal,
         broker,
+        nodes,
     };
     let _ended = Ended { mesh: start.mesh.clone(), shard: start.me };
     let mut shard = Shard::new(driver, start);
@@ -434,8 +455,9 @@ fn watch_over(hub: &Hub) -> io::Result<()> {
         let ended = (0..inner.mesh.shards()).any(|shard| watch.has_ended(shard));
         let control_ended = lock(&inner.control).as_ref().is_some_and(|control| !control.is_running());
         let journal_ended = lock(&inner.journal).as_ref().is_some_and(|journal| !journal.is_running());
+        let nodes_ended = lock(&inner.nodes).as_ref().is_some_and(|nodes| !nodes.is_running());
         let broker_ended = lock(&inner.broker).as_ref().is_some_and(|broker| !broker.is_running());
-        if !draining && (ended || control_ended || journal_ended || broker_ended) {
+        if !draining && (ended || control_ended || journal_ended || broker_ended || nodes_ended) {
             tracing::error!("a part of the hub ended unexpectedly; the hub ends");
             inner.failed.store(true, std::sync::atomic::Ordering::Relaxed);
             return;

@@ -97,7 +97,9 @@ impl State {
             None => self.core.ids().short().into(),
         };
         let user_id: Arc<str> = admit.identity.user_id.as_str().into();
-        let waiting = u8::from(peer.is_some()) + u8::from(has_client) + u8::from(limits_users);
+        // An id that was drawn is held by nobody else.
+        let over_nodes = has_client && admit.client_id.is_some() && self.nodes.is_some();
+        let waiting = u8::from(peer.is_some()) + u8::from(has_client) + u8::from(limits_users) + u8::from(over_nodes);
         let address = self.address(conn);
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;
@@ -124,6 +126,9 @@ impl State {
         if let Some(peer) = peer {
             self.core.send_to_key(&peer, Message::ClaimPeer { peer, address });
         }
+        if over_nodes {
+            self.claim_over_nodes(address, &client_id);
+        }
         if has_client {
             self.core.send_to_key(&*client_id.clone(), Message::ClaimClient { client_id, address });
         }
@@ -146,10 +151,14 @@ impl State {
                 ClaimKind::Peer => admission.granted.peer = true,
                 ClaimKind::Client => admission.granted.client = true,
                 ClaimKind::User => admission.granted.user = true,
+                ClaimKind::Cluster => admission.granted.cluster = true,
             },
             Some(refused) => {
                 admission.refused.get_or_insert(match refused {
                     ClaimRefused::Taken => Refusal::client_id_taken(),
+                    ClaimRefused::Unreachable => {
+                        Refusal::unavailable("the other nodes can't be asked right now", RETRY_AFTER_S)
+                    }
                     ClaimRefused::UserConnections => {
                         Refusal::rate_limited("too many connections of this user", RETRY_AFTER_S)
                     }

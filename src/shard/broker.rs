@@ -21,6 +21,11 @@ impl State {
 
     /// Hands over what this turn has for the broker; keeps it where too much waits there already.
     pub fn send_to_broker(&mut self) {
+        if let Some(nodes) = &self.nodes {
+            for (room, session, told, is_there) in self.core.take_presence() {
+                nodes.present(room.as_str(), &session, told, is_there);
+            }
+        }
         let Some(broker) = &self.broker else { return };
         let Some(out) = self.core.broker_out().filter(|out| !out.is_empty()) else { return };
         if let Err(messages) = broker.push(self.me, std::mem::take(out)) {

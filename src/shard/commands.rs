@@ -257,7 +257,7 @@ impl State {
                 client.session.may_publish("client", &client_id)?;
                 let address = self.address(conn);
                 let reply = ReplyTo::Client { address, ticket: Ticket::Direct(reference) };
-                let direct = Box::new(Direct { kind: kind.into(), data, reply });
+                let direct = Box::new(Direct { kind: kind.into(), data, only_here: false, reply });
                 self.core.send_to_key(&*client_id.clone(), Message::SendToClient { client_id, direct });
                 Ok(())
             }

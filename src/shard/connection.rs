@@ -159,6 +159,8 @@ pub struct Claims {
     pub peer: bool,
     /// Its client id.
     pub client: bool,
+    /// The same, over all nodes.
+    pub cluster: bool,
     /// One of its user's connections.
     pub user: bool,
     /// Its session.

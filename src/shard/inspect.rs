@@ -63,7 +63,8 @@ impl State {
                 Protocol::Stream => "sse",
                 Protocol::SocketIo => "socketio",
                 Protocol::Polling => "socketio-polling",
-            },
+            }
+            .into(),
             rooms: rooms.map(|room| room.name.as_str().to_owned()).collect(),
             metadata: client.session.metadata_object(),
             connected_at: self.wall_time(client.opened_ms),

@@ -13,8 +13,8 @@ use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::core::epoch_text;
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
-use crate::hub::outbox::{Full, Lane};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::{Full, Lane};
 use crate::hub::recorder::What;
 use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::RoomId;
@@ -52,7 +52,9 @@ impl State {
     pub(super) fn lag_begins(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits, is_replay: bool) {
         if self.note_lag(conn, room, after_seq, waits) {
             self.core.park(room, conn);
-            self.figures.slow_readers.add(1);
+            if !is_replay {
+                self.figures.slow_readers.add(1);
+            }
             if let Some(room) = self.core.rooms().get(room).map(|room| room.name.clone()) {
                 self.core.recorder.change(conn, What::FellBehind { room, after_seq, is_replay });
             }
@@ -122,7 +124,8 @@ impl State {
     /// from the last event that they have; their home tells them what is missing.
     pub fn renewed(&mut self, room: &RoomName, after_seq: u64) {
         let Some(id) = self.core.rooms().find(room) else { return };
-        let members: Vec<ConnKey> = self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
+        let members: Vec<ConnKey> =
+            self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
         let is_another = after_seq == BEFORE_ALL;
         for conn in members {
             // What has its number already goes first.

@@ -38,8 +38,11 @@ impl State {
             Message::ListMembers { room, home } => self.list_members(room, home),
             Message::Left { address, room, ticket } => self.left(address.conn, room, ticket),
             Message::Published { address, ticket, room, outcome } => {
-                self.published(address.conn, ticket, &room, outcome)
+                if let Some((ticket, outcome)) = self.count_elsewhere(address, ticket, &room, outcome) {
+                    self.published(address.conn, ticket, &room, outcome);
+                }
             }
+            Message::SendToClient { client_id, direct } => self.send_elsewhere(&client_id, *direct),
             Message::Claimed { address, what, refused } => {
                 if self.is_being_admitted(address.conn) {
                     self.claimed(address.conn, what, refused);
@@ -74,6 +77,11 @@ impl State {
             ClaimKind::Client => {
                 let client_id = orphan.client_id.clone();
                 self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
+            }
+            ClaimKind::Cluster => {
+                if let Some(nodes) = &self.nodes {
+                    nodes.release(&orphan.client_id);
+                }
             }
             ClaimKind::User => {
                 let user_id = orphan.user_id.clone();
@@ -377,7 +385,7 @@ impl State {
         };
         let room = format!("session:{}", client.session.session_id);
         let room = self.core.hasher().room(&room);
-        let Direct { kind, data, reply } = direct;
+        let Direct { kind, data, reply, .. } = direct;
         let received_us = self.now.monotonic_us;
         self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, received_us, reply });
     }

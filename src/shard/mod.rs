@@ -21,6 +21,7 @@ mod locks;
 mod members;
 pub mod mesh;
 mod namespaces;
+mod nodes;
 mod polling;
 mod presence;
 mod recover;
@@ -52,6 +53,7 @@ use crate::session::handshake::Gate;
 use crate::session::socketio::{NAMESPACES_MAX, Terms};
 
 pub use engine::{NotHere, shard_of_sid};
+pub(crate) use nodes::count_audience;
 pub use run::{LeftOver, Shard};
 pub use state::{Entropy, Start};
 

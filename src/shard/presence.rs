@@ -8,7 +8,7 @@ use super::connection::{Client, Phase};
 use super::state::State;
 use crate::hub::message::Message;
 use crate::hub::name::{RoomName, ShardId};
-use crate::hub::presence::{Asker, Change, MEMBERS_LISTED_MAX, MembersListed, PresenceAsked, PresenceChange, Who};
+use crate::hub::presence::{Change, MEMBERS_LISTED_MAX, MembersListed, PresenceAsked, PresenceChange, Who};
 use crate::ring::ConnKey;
 use crate::wire::native::{Reference, Refused};
 
@@ -20,8 +20,9 @@ impl State {
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
         client.session.may_join(kind, name)?;
         let room = self.core.hasher().room(room);
-        let asked =
-            PresenceAsked { room: room.clone(), asker: Asker::Client { address: self.address(conn), reference } };
+        let address = self.address(conn);
+        let asker = self.asker_over_nodes(address, reference, &room);
+        let asked = PresenceAsked { room: room.clone(), asker };
         self.core.send_home(&room, Message::PresenceAsked(Box::new(asked)));
         Ok(())
     }

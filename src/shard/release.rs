@@ -73,6 +73,9 @@ impl State {
                 let room = self.core.hasher().room(&format!("session:{session_id}"));
                 self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             }
+            if let Some(nodes) = self.nodes.as_ref().filter(|_| claims.cluster) {
+                nodes.release(&client_id);
+            }
             if claims.client {
                 self.core.send_to_key(&*client_id.clone(), Message::ReleaseClient { client_id, address });
             }

@@ -12,7 +12,7 @@ use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::hub::message::{ClientRequest, Publish, Withdraw, Withdrew};
+use crate::hub::message::{ClientRequest, Message, Publish, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
@@ -87,6 +87,8 @@ pub enum Request {
         /// Is told what became of it.
         responder: Responder<Withdrew>,
     },
+    /// What another thread found out for one of this shard's connections.
+    ForMember(Box<Message>),
     /// Whether a client id homed here is held.
     HasClient {
         /// The id.
@@ -100,6 +102,13 @@ pub enum Request {
         room: RoomName,
         /// Is told.
         responder: Responder<bool>,
+    },
+    /// How many members a room homed here has, and for how many absent sessions its events wait.
+    Audience {
+        /// The room.
+        room: RoomName,
+        /// Is told.
+        responder: Responder<(u32, u32)>,
     },
     /// The locks that are held in a room homed here.
     Locks {

@@ -52,14 +52,16 @@ impl State {
             Request::WithdrawFromUser { user_id, withdraw, responder } => {
                 responder.resolve(Ok(self.withdraw_from_user(&user_id, &withdraw)));
             }
+            Request::ForMember(message) => self.member_message(*message),
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
+            Request::Audience { room, responder } => responder.resolve(Ok(self.core.audience(&room))),
             Request::Locks { room, responder } => responder.resolve(Ok(self.core.list_locks(&room))),
             Request::LockPage { room, window, responder } => {
                 responder.resolve(Ok(self.core.lock_page(room.as_ref(), &window)));
             }
             Request::Unlock { room, field, responder } => {
-                responder.resolve(Ok(self.core.force_unlock(&room, &field, now)));
+                self.core.force_unlock(&room, &field, now, responder);
             }
             Request::Presence { room, responder } => {
                 let asked = PresenceAsked { room, asker: Asker::Handle(responder) };

@@ -13,6 +13,7 @@ use super::report::Ending;
 use super::time::Drain;
 use super::timers::{Alarm, Timers};
 use crate::broker::link as broker;
+use crate::broker::nodes::Handle;
 use crate::control::figures::Figures;
 use crate::control::hooks::ShardHooks;
 use crate::control::journal::Link;
@@ -68,6 +69,8 @@ pub struct Start {
     pub journal: Option<(Link, Vec<StoredRoom>)>,
     /// The way to the broker, and what stands there for this run of the node; none where there is no broker.
     pub broker: Option<(broker::Link, u64)>,
+    /// The other nodes; none where there is no broker.
+    pub nodes: Option<Handle>,
 }
 
 /// What is to be done with a socket.
@@ -97,6 +100,7 @@ pub(super) struct State {
     pub inbox: Option<Inbox>,
     pub journal: Option<Link>,
     pub broker: Option<broker::Link>,
+    pub nodes: Option<Handle>,
     pub ledger: Option<Arc<Ledger>>,
     pub hooks: ShardHooks,
     pub core: Core,
@@ -148,7 +152,8 @@ pub(super) struct Orphan {
 
 impl State {
     pub fn new(start: Start, now: Now) -> State {
-        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, journal, broker } = start;
+        let Start { me, mesh, settings, figures, inbox, ledger, hooks, hasher, seed, entropy, .. } = start;
+        let Start { journal, broker, nodes, .. } = start;
         let rules = Rules::new(&settings.config);
         let mut core = Core::new(me, mesh.shards(), hasher, seed, CoreLimits::new(&settings.config), rules);
         let journal = journal.map(|(link, rooms)| {
@@ -166,6 +171,7 @@ impl State {
             inbox,
             journal,
             broker,
+            nodes,
             ledger,
             hooks,
             core,

@@ -67,7 +67,8 @@ pub struct Wanted {
 }
 
 /// To whom a direct message goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Target {
     /// One connection's session, by client id.
     Client(Box<str>),

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ringhub::broker::{self, Broker, BrokerFigures, Identity, Link};
 use ringhub::config::Config;
-use ringhub::hub::brokered::{BrokeredEvent, Followed, FromBroker, Keep, Numbers, Place, Submission, ToBroker};
+use ringhub::hub::brokered::{
+    BrokeredEvent, Followed, FromBroker, Keep, LockCall, Locked, Numbers, Place, SharedLock, Submission, ToBroker,
+};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::native::Refused;
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,13 +36,14 @@ pub fn program() -> Option<PathBuf> {
     found
 }
 
-/// A port that nobody listens on. No other test of this process gets it.
-fn free_port() -> u16 {
+/// A port that nobody listens on, nor on that of its cluster's bus; below those that the system gives to others. No other test
+/// of this process gets it.
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
-        let base = 20_000 + (std::process::id() % 200) as u16 * 100;
+        let base = 10_000 + (std::process::id() % 100) as u16 * 100;
         let port = base + NEXT.fetch_add(1, Ordering::SeqCst) % 100;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return port;
         }
     }
@@ -51,23 +54,38 @@ pub struct Redis {
     program: PathBuf,
     folder: PathBuf,
     options: Vec<String>,
+    file: Option<PathBuf>,
     child: Option<Child>,
     pub port: u16,
 }
 
 impl Redis {
     pub fn start(program: &std::path::Path, options: &[&str]) -> Redis {
-        let port = free_port();
-        let folder = std::env::temp_dir().join(format!("ringhub-redis-{}-{port}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let options = options.iter().map(|option| option.to_string()).collect();
-        let mut redis = Redis { program: program.to_owned(), folder, options, child: None, port };
+        let mut redis = Redis::new(program);
+        redis.options = options.iter().map(|option| option.to_string()).collect();
         redis.run();
         redis
     }
 
-    pub fn folder(&self) -> &std::path::Path {
-        &self.folder
+    fn new(program: &std::path::Path) -> Redis {
+        let port = free_port();
+        let folder = std::env::temp_dir().join(format!("ringhub-redis-{}-{port}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Redis { program: program.to_owned(), folder, options: Vec::new(), file: None, child: None, port }
+    }
+
+    /// A sentinel of the server at a port, with so many of them having to agree.
+    pub fn sentinel(program: &std::path::Path, watched: u16, quorum: u32) -> Redis {
+        let mut redis = Redis::new(program);
+        let file = redis.folder.join("sentinel.conf");
+        let text = format!(
+            "sentinel monitor mymaster 127.0.0.1 {watched} {quorum}\nsentinel down-after-milliseconds mymaster 500\n\
+             sentinel failover-timeout mymaster 2000\n"
+        );
+        std::fs::write(&file, text).expect("a file");
+        redis.file = Some(file);
+        redis.run();
+        redis
     }
 
     /// Starts it (again) at its port, and waits until it answers.
@@ -75,13 +93,18 @@ impl Redis {
         let mut command = Command::new(&self.program);
         let port = self.port.to_string();
         let folder = self.folder.display().to_string();
-        // Options before the first -- are a configuration file's name: sentinels need one.
-        command.args(self.options.iter().filter(|option| option.ends_with(".conf")));
-        command.args(["--port", &port, "--dir", &folder, "--save", "", "--bind", "127.0.0.1", "--loglevel", "warning"]);
-        command.args(self.options.iter().filter(|option| !option.ends_with(".conf")));
+        if let Some(file) = &self.file {
+            command.arg(file).arg("--sentinel");
+        } else {
+            command.args(["--save", "", "--loglevel", "warning"]).args(&self.options);
+        }
+        command.args(["--port", &port, "--dir", &folder, "--bind", "127.0.0.1"]);
         let log = std::fs::File::create(self.folder.join("log")).expect("a log");
         self.child = Some(command.stdout(log).stderr(Stdio::null()).spawn().expect("redis-server starts"));
-        eventually("the server answers", || self.try_command::<String>(&["PING"]).is_ok());
+        eventually("the server answers", || match self.try_command::<String>(&["PING"]) {
+            Ok(_) => true,
+            Err(error) => error.code() == Some("NOAUTH") || error.kind() == redis::ErrorKind::AuthenticationFailed,
+        });
     }
 
     pub fn url(&self) -> String {
@@ -305,6 +328,7 @@ pub struct Node {
     next_number: u64,
     pub rooms: HashMap<String, Room>,
     pub answers: HashMap<u64, Result<Numbers, Refused>>,
+    pub locked: HashMap<u64, Result<Locked, Refused>>,
     pub cleared: HashMap<u64, Result<u64, Refused>>,
     pub keep: Keep,
     run: u64,
@@ -312,9 +336,11 @@ pub struct Node {
 
 const SHARD: ShardId = ShardId(0);
 
-/// The configuration of nodes at this address.
+/// The configuration of nodes at this address, or these with `","` between them.
 pub fn config(url: &str, more: &str) -> Config {
-    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = \"{url}\"\ntimeout_ms = 500\n{more}\n");
+    // Short where nothing is said, so that what waits for it does not take long.
+    let timeout = if more.contains("timeout_ms") { "" } else { "timeout_ms = 500\n" };
+    let text = format!("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"{url}\"]\n{timeout}{more}\n");
     Config::from_toml(&text).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -329,7 +355,8 @@ impl Node {
         let (link, intake) = broker::link(1);
         let figures = Arc::new(BrokerFigures::default());
         let (wake, woken) = mpsc::channel();
-        let wake = Box::new(move |shard| drop(wake.send(shard)));
+        // A test that ended listens no more.
+        let wake = Box::new(move |shard| wake.send(shard).unwrap_or_default());
         let identity = Identity { run, name: format!("node-{run}") };
         let broker = broker::start(config, &identity, intake, figures.clone(), wake)?;
         Ok(Node {
@@ -341,6 +368,7 @@ impl Node {
             next_number: 0,
             rooms: HashMap::new(),
             answers: HashMap::new(),
+            locked: HashMap::new(),
             cleared: HashMap::new(),
             keep: Keep { events_max: 10_000, age_ms: 3_600_000 },
             run,
@@ -379,11 +407,6 @@ impl Node {
         self.until("it is followed", |node| node.room(room).followed > before);
     }
 
-    pub fn leave(&mut self, room: &str) {
-        self.give(vec![ToBroker::Leave { room: self.name(room) }]);
-        self.rooms.remove(room);
-    }
-
     /// Hands over events with these numbers; the number of the submission.
     pub fn submit(&mut self, room: &str, tags: impl IntoIterator<Item = u64>) -> u64 {
         let events = tags.into_iter().map(|tag| event(self.run, tag, None)).collect();
@@ -409,9 +432,18 @@ impl Node {
         self.answer(number)
     }
 
-    pub fn publish_keyed(&mut self, room: &str, tag: u64, key: &str) -> Numbers {
+    pub fn publish_with_key(&mut self, room: &str, tag: u64, key: &str) -> Result<Numbers, Refused> {
         let number = self.submit_events(room, vec![event(self.run, tag, Some(key))]);
-        self.answer(number).expect("it is published")
+        self.answer(number)
+    }
+
+    pub fn lock(&mut self, room: &str, field: &str, action: SharedLock) -> Result<Locked, Refused> {
+        self.next_number += 1;
+        let number = self.next_number;
+        let call = LockCall { room: self.name(room), field: field.into(), number, action };
+        self.give(vec![ToBroker::Lock(Box::new(call))]);
+        self.until("the lock is answered", |node| node.locked.contains_key(&number));
+        self.locked.remove(&number).expect("there is one")
     }
 
     pub fn clear(&mut self, room: &str) -> Result<u64, Refused> {
@@ -431,8 +463,15 @@ impl Node {
                 return;
             }
             assert!(Instant::now() < end, "in vain: {what}");
-            drop(self.woken.recv_timeout(Duration::from_millis(20)));
+            // Looked at again in any case.
+            self.woken.recv_timeout(Duration::from_millis(20)).unwrap_or_default();
         }
+    }
+
+    /// Takes what it is told within a time, or the first of it.
+    pub fn wait(&mut self, time: Duration) {
+        self.woken.recv_timeout(time).unwrap_or_default();
+        self.take();
     }
 
     /// Takes what it was told up to now.
@@ -450,6 +489,7 @@ impl Node {
                 assert!(self.answers.insert(number, outcome).is_none(), "a submission is answered once");
             }
             FromBroker::Cleared { number, outcome } => drop(self.cleared.insert(number, outcome)),
+            FromBroker::Locked { number, outcome } => drop(self.locked.insert(number, outcome)),
             FromBroker::Followed { room, outcome: Err(_) } => {
                 self.rooms.entry(room.as_str().to_owned()).or_default().refused += 1;
             }
@@ -497,7 +537,14 @@ pub fn event(run: u64, tag: u64, key: Option<&str>) -> BrokeredEvent {
     let mut id = [b'0'; 36];
     id.copy_from_slice(format!("{:020}-{tag:015}", run % 1_000_000_007).as_bytes());
     let data = Bytes::from(format!("{{\"tag\":{tag},\"text\":\"{}\"}}", "x".repeat(80)));
-    BrokeredEvent { id, unix_ms: 1_800_000_000_000, kind: "doc.updated".into(), data, key: key.map(Into::into), exclude: None }
+    BrokeredEvent {
+        id,
+        unix_ms: 1_800_000_000_000,
+        kind: "doc.updated".into(),
+        data,
+        key: key.map(Into::into),
+        exclude: None,
+    }
 }
 
 pub fn tag_of(event: &BrokeredEvent) -> u64 {

@@ -78,6 +78,12 @@ test('health, figures, alerts and stored performance are read', async () => {
 
 test('the browser client is served', async () => {
   assert.match(await call('GET', '/ringhub.js'), /^export class Ringhub /m);
+  assert.match(await call('GET', '/dashboard'), /^<!doctype html>[^]*dashboard\/app\.js/);
+  assert.match(await call('GET', '/dashboard/{file}', { names: { file: 'app.js' } }), /^import /m);
+  // There is no demo beside this hub.
+  const { error } = await call('GET', '/demo', { expected: 404 });
+  assert.equal(error.code, 'not_found');
+  await call('GET', '/demo/{file}', { names: { file: 'demo.js' }, expected: 404 });
 });
 
 test('events are published, several at a time, broadcast, and to everyone', async () => {

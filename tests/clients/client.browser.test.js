@@ -1,6 +1,8 @@
 // The browser client in Chromium, as the hub serves it.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { after, before, test as declare } from 'node:test';
 import { launch, serve, visit } from './browser.js';
 import { Hub, token, until } from './hub.js';
@@ -162,6 +164,34 @@ test('a page that is looked at again notices that its connection is dead', async
   await until(async () => (await seqs(page)).length === 1, 'it is back with what it missed');
   assert.ok(Date.now() - began < 10_000, 'long before the heartbeat would tell');
   proxy.stop();
+  await page.context().close();
+});
+
+test('a page that is refused without a word waits for as long as /ready says', async () => {
+  // A hub lets go of its port as it drains: it is what stands in front of it that goes on refusing.
+  const front = createServer((_, answer) => {
+    answer.writeHead(503, { 'Retry-After': '2', 'Access-Control-Allow-Origin': '*', 'Access-Control-Expose-Headers': 'retry-after' }).end('{}');
+  });
+  front.on('upgrade', (_, socket) => socket.end('HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n'));
+  front.listen(0, '127.0.0.1');
+  await once(front, 'listening');
+  const page = await visit(browser, pages.url);
+  const change = await page.evaluate(
+    async ([module, url]) => {
+      const { Ringhub } = await import(module);
+      const late = new Ringhub({ url, reconnect_min_ms: 100, reconnect_max_ms: 100 });
+      const told = new Promise((resolve) => late.on('state', (change) => change.reason === 'the answer is 503' && resolve(change)));
+      late.connect();
+      const { state, code, retry_in_ms } = await told;
+      late.close();
+      return { state, code, retry_in_ms };
+    },
+    [`${hub.http}/ringhub.js`, `http://127.0.0.1:${front.address().port}/ws`],
+  );
+  assert.deepEqual([change.state, change.code], ['waiting', 1006]);
+  assert.ok(change.retry_in_ms >= 2000 && change.retry_in_ms <= 2100, String(change.retry_in_ms));
+  front.close();
+  front.closeAllConnections();
   await page.context().close();
 });
 

@@ -378,6 +378,20 @@ test('while it is away, what is asked for waits; a hub that is not there is trie
   proxy.stop();
 });
 
+test('a hub that is full says when to come back, and is not asked before', async () => {
+  const full = await Hub.start({ 'limits.connections_max': 1 });
+  const first = client({ url: full.url });
+  await first.connect();
+  const second = client({ url: full.url });
+  const { state, reason, retry_in_ms } = await new Promise((resolve) => second.on('state', (change) => change.state === 'waiting' && resolve(change)));
+  assert.deepEqual([state, reason], ['waiting', 'the answer is 503']);
+  assert.ok(retry_in_ms >= 5000 && retry_in_ms <= 5000 + 100, String(retry_in_ms));
+  first.close();
+  await second.connect();
+  second.close();
+  await full.stop();
+});
+
 test('a hub that drains and comes back is found again; rooms that it lost are told', async () => {
   const own = await Hub.start();
   const hub = client({ url: own.url });

@@ -148,6 +148,78 @@ test('what the hub says about coming back is kept to', async () => {
   assert.ok(world.states.at(-1).retry_in_ms < 30_000);
 });
 
+test('a Retry-After is waited for, and others that were told the same come at other times', async () => {
+  const world = await World.connected();
+  world.socket.hangUp();
+  await world.comeBack();
+  world.socket.refuseUpgrade(503, { 'retry-after': '5' });
+  const { state, code, reason, retry_in_ms } = world.states.at(-1);
+  assert.deepEqual([state, code, reason, retry_in_ms], ['waiting', 1006, 'the answer is 503', 5500], 'the pause that was due comes on top');
+  assert.ok(world.socket.closed);
+  world.window.dispatchEvent(new Event('online'));
+  await world.pass(5499);
+  assert.equal(world.sockets.length, 2, 'the hub knows better than the browser');
+  await world.pass(1);
+  assert.equal(world.sockets.length, 3);
+  world.socket.refuseUpgrade(429, { 'retry-after': 'Wed, 21 Oct 2026 07:28:00 GMT' });
+  assert.equal(world.states.at(-1).retry_in_ms, 250, 'a date is a proxy\'s: it counts as none');
+  assert.deepEqual(world.asked, [], 'where the answer is known nobody has to ask for it');
+});
+
+test('where a refusal is not shown, /ready says when to come back', async () => {
+  const world = new World({ url: 'https://hub.example/some/where/ws' });
+  const draining = { status: 503, headers: { 'retry-after': '3' } };
+  world.hub.connect();
+  await settled();
+  const refuse = async (...answers) => {
+    world.answers = answers;
+    world.socket.hangUp();
+    await settled();
+    return world.states.at(-1).retry_in_ms;
+  };
+  assert.equal(await refuse(draining), 3250);
+  assert.deepEqual(world.asked, ['https://hub.example/some/where/ready']);
+  await world.pass(3249);
+  assert.equal(world.sockets.length, 1);
+  await world.pass(1);
+  assert.equal(world.sockets.length, 2);
+  assert.equal(await refuse({ status: 200 }), 500, 'it takes connections: why not this one is not known');
+  for (let pause = 1000; pause <= 4000; pause *= 2) {
+    await world.comeBack();
+    assert.equal(await refuse({ status: 200 }), pause);
+  }
+  await world.comeBack();
+  assert.equal(await refuse(draining), 8000, 'a pause is made no shorter');
+  await world.comeBack();
+  assert.equal(await refuse(), 15_000);
+  const { length } = world.asked;
+  await world.comeBack();
+  await refuse(draining);
+  assert.equal(world.asked.length, length, 'where nobody answers it is not asked each time');
+  await world.comeBack();
+  world.socket.greet();
+  world.socket.hangUp();
+  await settled();
+  assert.equal(world.asked.length, length, 'and not where a connection was open');
+  await world.comeBack();
+  await refuse(draining);
+  assert.equal(world.asked.length, length + 1, 'but once more, since there was somebody meanwhile');
+  world.hub.close();
+});
+
+test('an answer that comes too late changes nothing', async () => {
+  const world = new World();
+  let answer;
+  world.answer = new Promise((resolve) => (answer = resolve));
+  world.hub.connect();
+  await settled();
+  world.socket.hangUp();
+  world.hub.close();
+  answer({ status: 503, headers: { 'retry-after': '3' } });
+  await settled();
+  assert.deepEqual([world.asked.length, world.hub.state, world.clock.timers.size], [1, 'closed', 0]);
+});
+
 test('a hub that does not greet in time is left', async () => {
   const world = new World({ connect_timeout_ms: 3000 });
   world.hub.connect();

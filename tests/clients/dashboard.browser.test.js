@@ -246,6 +246,12 @@ test('a slow client is found, its trace is read, and it is disconnected', async 
   await says(page, /wait; behind in 1 room/);
   await says(page, '"place": "near the-slow-one"');
   await page.getByRole('region', { name: 'Trace' }).getByText('fell behind').waitFor();
+  const trace = page.getByRole('region', { name: 'Trace' });
+  await trace.getByText('subscribed').first().waitFor();
+  await page.getByLabel('trouble only').check();
+  await until(async () => (await trace.getByText('subscribed').count()) === 0, 'what is as it should be is left out');
+  await trace.getByText('fell behind').waitFor();
+  await page.getByLabel('trouble only').uncheck();
   await page.getByLabel('Event id').fill(id);
   await page.getByRole('button', { name: 'Explain' }).click();
   await says(page, 'written');
@@ -341,12 +347,21 @@ test('the system view shows what works and what does not', async () => {
   await card('Hub').getByText('2 of 2').waitFor();
   await card('Store').getByText('works').waitFor();
   await card('Journal').getByText('works').waitFor();
-  await card('Broker').getByText('in memory').waitFor();
+  await card('Broker').getByText('memory', { exact: true }).waitFor();
   await card('Hooks: events').getByText('connection', { exact: true }).waitFor({ timeout: 30_000 });
   const client = await Client.join(backendless);
   client.socket.send(JSON.stringify({ type: 'nonsense', id: 1 }));
   await card('Errors told to clients').getByText('unknown_type').waitFor();
   client.leave();
+  // A broker of another kind, and a store that is in trouble, as a hub would tell of them.
+  await page.route('**/api/v1/websocket/stats', async (route) => {
+    const answer = await route.fetch();
+    const stats = await answer.json();
+    Object.assign(stats.store, { breaker: 'open', trouble: 'full' });
+    await route.fulfill({ response: answer, json: { ...stats, broker: { kind: 'elsewhere', breaker: 'half_open', trouble: 'no answer', waiting: 1234 } } });
+  });
+  for (const text of ['elsewhere', 'is tried', 'no answer', '1,234']) await card('Broker').getByText(text, { exact: true }).waitFor();
+  for (const text of ['down', 'full']) await card('Store').getByText(text, { exact: true }).waitFor();
   await page.leave();
   await backendless.stop();
 });

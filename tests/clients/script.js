@@ -44,6 +44,12 @@ class Socket {
   constructor(world, url, protocols) {
     Object.assign(this, { world, url, protocols });
     world.sockets.push(this);
+    this.listeners = {};
+  }
+
+  /** As npm's ws has it. */
+  on(type, listener) {
+    this.listeners[type] = listener;
   }
 
   // What the client calls.
@@ -65,7 +71,13 @@ class Socket {
     this.onmessage?.({ data: JSON.stringify({ id: 'x', timestamp: new Date(this.world.clock.time + this.world.skew).toISOString(), ...message }) });
   }
 
+  /** The handshake is refused, as it is told to a client of npm's ws. */
+  refuseUpgrade(statusCode, headers = {}) {
+    this.listeners['unexpected-response']({}, { statusCode, headers });
+  }
+
   greet(more = {}) {
+    this.onopen?.({});
     const number = this.world.sockets.indexOf(this) + 1;
     this.say({
       type: 'connection_established',
@@ -133,6 +145,9 @@ export class World {
   states = [];
   errors = [];
   events = [];
+  /** What is asked over HTTP, and the answers to it. */
+  asked = [];
+  answers = [];
   window = new EventTarget();
   document = Object.assign(new EventTarget(), { visibilityState: 'visible' });
 
@@ -146,13 +161,21 @@ export class World {
           super(world, url, protocols);
         }
       },
-      platform: { now, setTimeout, clearTimeout, random: () => this.random, window: this.window, document: this.document },
+      platform: { now, setTimeout, clearTimeout, random: () => this.random, window: this.window, document: this.document, fetch: this.fetch },
       ...options,
     });
     this.hub.on('state', (change) => this.states.push(change));
     this.hub.on('error', (error) => this.errors.push(error));
     this.hub.on('event', (event) => this.events.push(event));
   }
+
+  /** Answers with the next of `answers`; without one nobody is there. */
+  fetch = async (url) => {
+    this.asked.push(String(url));
+    const answer = await (this.answer ?? this.answers.shift());
+    if (!answer) throw new TypeError('nobody answers');
+    return new Response('{}', answer);
+  };
 
   get socket() {
     return this.sockets.at(-1);

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use fastrand::Rng;
 use ringhub::broker::link::{Intake, Link, link};
 use ringhub::hub::brokered::{
-    BrokeredEvent, Carried, Followed, FromBroker, IN_DOUBT, Numbered, Numbers, Place, Submission, ToBroker,
+    BrokeredEvent, Carried, Followed, FromBroker, IN_DOUBT, LockCall, LockOwner, Locked, Numbered, Numbers, Place,
+    SharedLock, Submission, ToBroker,
 };
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::codes::ErrorCode;
@@ -50,13 +51,34 @@ pub struct Exchange {
     pub rooms: BTreeMap<String, Log>,
     /// What every number stood for, in every life of every log.
     pub truth: BTreeMap<(String, u64, u64), BrokeredEvent>,
+    /// Every lock that was granted: whose, its number, from when, until when at first.
+    pub grants: Vec<((String, String), u64, u64, u64)>,
+    /// The time by its clock.
+    pub now_ms: u64,
+    locks: BTreeMap<(String, String), (u64, u64, LockOwner)>,
+    last_token: u64,
     sides: Vec<Side>,
     epochs: u64,
 }
 
 impl Exchange {
     pub fn new() -> Exchange {
-        Exchange { rooms: BTreeMap::new(), truth: BTreeMap::new(), sides: Vec::new(), epochs: 1 << 40 }
+        Exchange {
+            rooms: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            grants: Vec::new(),
+            now_ms: 1_000_000,
+            locks: BTreeMap::new(),
+            last_token: 0,
+            sides: Vec::new(),
+            epochs: 1 << 40,
+        }
+    }
+
+    /// The lock of a field that is held: its number and whose it is.
+    pub fn lock_of(&self, room: &str, field: &str) -> Option<(u64, &LockOwner)> {
+        let held = self.locks.get(&(room.to_owned(), field.to_owned()));
+        held.filter(|(_, until_ms, _)| *until_ms > self.now_ms).map(|(token, _, owner)| (*token, owner))
     }
 
     /// A way for a node of so many shards.
@@ -72,16 +94,13 @@ impl Exchange {
         self.sides[node].is_up = is_up;
     }
 
-    pub fn is_up(&self, node: usize) -> bool {
-        self.sides[node].is_up
-    }
-
     /// All is lost, as if it had been started anew without its data.
     pub fn lose_all(&mut self) {
         for log in self.rooms.values_mut() {
             self.epochs += 1;
             *log = Log { epoch: self.epochs, ..Log::default() };
         }
+        self.locks.clear();
     }
 
     /// Takes in what a node has to say, and tells it some of what there is to tell. True where it did anything.
@@ -128,6 +147,13 @@ impl Exchange {
             }
             ToBroker::Leave { room } => {
                 self.sides[node].follows.remove(room.as_str());
+            }
+            ToBroker::Lock(call) => {
+                let (room, number) = (call.room.clone(), call.number);
+                // Cut off, it may have happened all the same.
+                let done = (is_up || rng.u8(..3) == 0).then(|| self.lock(*call));
+                let outcome = if is_up { done.ok_or(AWAY) } else { Err(AWAY) };
+                self.push(node, &room, FromBroker::Locked { number, outcome });
             }
             ToBroker::Clear { room, number } => {
                 let outcome = if is_up { Ok(self.clear(room.as_str())) } else { Err(AWAY) };
@@ -177,6 +203,41 @@ impl Exchange {
         let first_seq = goes_on.map_or(log.first_seq(), |from| from.seq + 1);
         let (epoch, seq) = (log.epoch, log.seq);
         Followed { epoch, seq, continues: goes_on.is_some(), first_seq, events: log.from(first_seq) }
+    }
+
+    fn lock(&mut self, call: LockCall) -> Locked {
+        let LockCall { room, field, action, .. } = call;
+        let name = (room.as_str().to_owned(), field.to_string());
+        let now_ms = self.now_ms;
+        let held = self.locks.get(&name).filter(|(_, until_ms, _)| *until_ms > now_ms).cloned();
+        match action {
+            SharedLock::Acquire { ttl_ms, session, holder } => {
+                if let Some((_, until_ms, owner)) = held
+                    && *owner.session_id != *session
+                {
+                    return Locked::Held { left_ms: until_ms - now_ms, owner };
+                }
+                self.last_token += 1;
+                let token = self.last_token;
+                self.grants.push((name.clone(), token, now_ms, now_ms + ttl_ms));
+                self.locks.insert(name, (token, now_ms + ttl_ms, holder));
+                Locked::Granted { token }
+            }
+            SharedLock::Renew { token, ttl_ms } => match held {
+                Some((of, until_ms, owner)) if of == token => {
+                    self.locks.insert(name, (token, until_ms.max(now_ms + ttl_ms), owner));
+                    Locked::Renewed
+                }
+                _ => Locked::NotHeld,
+            },
+            SharedLock::Free { token } => match held {
+                Some((of, _, owner)) if token.is_none_or(|token| token == of) => {
+                    self.locks.remove(&name);
+                    Locked::Freed { token: of, owner }
+                }
+                _ => Locked::NotHeld,
+            },
+        }
     }
 
     fn clear(&mut self, room: &str) -> u64 {

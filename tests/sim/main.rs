@@ -19,6 +19,7 @@ mod operations;
 mod presence;
 mod regressions;
 mod sessions;
+mod shared_locks;
 mod socketio;
 mod streams;
 mod trace;

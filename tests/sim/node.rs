@@ -95,6 +95,7 @@ impl Node {
             let start = Start {
                 journal: journal.as_mut().map(|(link, rooms)| (link.clone(), take_rooms(rooms, &hasher, me, count))),
                 broker: broker.clone(),
+                nodes: None,
                 me: ShardId(me),
                 mesh: mesh.clone(),
                 settings: settings.clone(),

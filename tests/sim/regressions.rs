@@ -638,3 +638,22 @@ fn a_ping_as_large_as_a_message_may_be_is_answered() {
         assert_eq!(answer["data"]["text"], letter.repeat(300_000));
     }
 }
+
+#[test]
+fn who_asks_for_the_past_of_several_rooms_is_no_slow_reader() {
+    let mut node = node(2, config());
+    let rooms = ["project:a", "project:b", "project:c"];
+    for room in rooms {
+        for number in 1..=3 {
+            node.publish(room, number.to_string());
+        }
+    }
+    node.settle();
+    let mut client = node.client(0, "");
+    let id = client.send("subscribe", json!({"rooms": rooms, "since": {"last": 2}}));
+    node.settle();
+    client.poll();
+    assert_eq!(client.answer(id).expect("an answer")["type"], "subscribed");
+    rooms.iter().for_each(|room| assert_eq!(client.seqs(room), [2, 3], "{room}"));
+    assert_eq!(node.figures().slow_readers, 0);
+}

@@ -28,8 +28,8 @@ pub type EventId = [u8; 36];
 /// The id of no event.
 pub const NO_ID: EventId = [0; 36];
 
-/// The shortest event: its id, and nothing in the other fields.
-const EVENT_BYTES_MIN: usize = 40 + 5 * 3;
+/// What an event's fields have around them: six lengths, colons and commas. None has fewer bytes.
+const EVENT_BYTES_MIN: usize = 6 * 3;
 
 /// The longest type of an event.
 const KIND_BYTES_MAX: usize = 256;
@@ -84,7 +84,7 @@ pub fn write_event(out: &mut Vec<u8>, event: &BrokeredEvent) {
 
 /// About how many bytes an event is.
 pub fn event_bytes(event: &BrokeredEvent) -> usize {
-    EVENT_BYTES_MIN + 64 + event.kind.len() + event.key.as_ref().map_or(0, |key| key.len()) + event.data.len()
+    EVENT_BYTES_MIN + 96 + event.kind.len() + event.key.as_ref().map_or(0, |key| key.len()) + event.data.len()
 }
 
 fn netstring(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -11,7 +11,9 @@
 
 pub mod connection;
 pub mod encoding;
+pub mod locks;
 pub mod placement;
+pub mod request;
 pub mod scripts;
 pub mod server;
 pub mod submissions;

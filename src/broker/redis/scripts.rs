@@ -6,15 +6,16 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use redis::{Cmd, cmd};
 
 use super::encoding::EventId;
-use super::submissions::Publish;
+use super::request::Publish;
 use super::tracker::Wanted;
+use crate::hub::brokered::SharedLock;
 use crate::hub::name::RoomName;
 
 /// How long a room's epoch and numbers are kept after its last event: much longer than any log.
 const META_MS: u64 = 30 * 24 * 3600 * 1000;
 
-/// Bytes of events that one read brings, about.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes of events that one read brings, about; the largest event may be more.
+const READ_BYTES: usize = 256 << 10;
 
 /// A script.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ pub struct Scripts {
     read: Script,
     renew: Script,
     clear: Script,
+    lock: Script,
 }
 
 /// A call of a script: by its hash, and with its text where the server does not know it.
@@ -97,12 +99,13 @@ impl Scripts {
             read: Script::new(include_str!("scripts/read.lua")),
             renew: Script::new(include_str!("scripts/renew.lua")),
             clear: Script::new(include_str!("scripts/clear.lua")),
+            lock: Script::new(include_str!("scripts/lock.lua")),
         }
     }
 
     /// All scripts.
-    pub fn all(&self) -> [&Script; 4] {
-        [&self.publish, &self.read, &self.renew, &self.clear]
+    pub fn all(&self) -> [&Script; 5] {
+        [&self.publish, &self.read, &self.renew, &self.clear, &self.lock]
     }
 
     /// The channel of a room.
@@ -171,6 +174,25 @@ impl Scripts {
         let arguments =
             vec![self.channel(room.as_str()).into_bytes(), self.publish_command.into(), text(old), text(new)];
         self.renew.call(vec![self.key(room.as_str(), "meta")], arguments)
+    }
+
+    /// Does something with a field's lock.
+    pub fn lock(&self, room: &RoomName, field: &str, action: &SharedLock) -> Call {
+        let keys = vec![self.key(room.as_str(), "locks"), self.key(room.as_str(), "fence")];
+        let mut arguments = vec![field.as_bytes().to_vec(), text(META_MS)];
+        match action {
+            SharedLock::Acquire { ttl_ms, session, holder } => {
+                let holder = serde_json::to_vec(holder).unwrap_or_default();
+                arguments.extend([b"acquire".to_vec(), text(*ttl_ms), session.as_bytes().to_vec(), holder]);
+            }
+            SharedLock::Renew { token, ttl_ms } => {
+                arguments.extend([b"renew".to_vec(), text(*ttl_ms), text(*token)]);
+            }
+            SharedLock::Free { token } => {
+                arguments.extend([b"free".to_vec(), token.map_or_else(Vec::new, text)]);
+            }
+        }
+        self.lock.call(keys, arguments)
     }
 
     /// Empties a room's log.

@@ -14,8 +14,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::encoding::{self, EventId};
-use crate::hub::brokered::{IN_DOUBT, Keep, Numbers, Submission};
+use super::encoding;
+use super::request::{Publish, Request};
+use crate::hub::brokered::{IN_DOUBT, Numbers, Submission};
 use crate::hub::name::{RoomName, ShardId};
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
@@ -122,41 +123,6 @@ struct Part {
     is_clear: bool,
     events: usize,
     bytes: usize,
-}
-
-/// What is sent for a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// Events are published.
-    Publish(Publish),
-    /// The log is emptied.
-    Clear,
-}
-
-/// Events to publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publish {
-    /// The number of its last submission.
-    pub number: u64,
-    /// The epoch of a room that nobody knows.
-    pub new_epoch: u64,
-    /// How much is kept.
-    pub keep: Keep,
-    /// The events.
-    pub chunks: Vec<Chunk>,
-}
-
-/// Events that are published or not together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// How many.
-    pub events: usize,
-    /// The key of one that has one.
-    pub key: Option<Box<str>>,
-    /// The id of the last.
-    pub last_id: EventId,
-    /// As they are in Redis.
-    pub bytes: Vec<u8>,
 }
 
 /// What is told of a submission, or a clearing.
@@ -465,16 +431,16 @@ impl Room {
             is_on_its_way: false,
             is_doubtful: false,
         };
-        let (new_epoch, mut keep) = match self.waiting.front().map(|first| &first.what)? {
-            What::Submit(submission) => (submission.new_epoch, submission.keep),
+        let mut publish = match self.waiting.front().map(|first| &first.what)? {
+            What::Submit(submission) => Publish::new(submission),
             What::Clear { .. } => {
                 let Waiting { shard, bytes, what, .. } = self.waiting.pop_front()?;
                 let What::Clear { number } = what else { return None };
                 return Some(call(vec![Part { shard, number, is_clear: true, events: 0, bytes }], Request::Clear));
             }
         };
-        let (mut events, mut bytes, mut number) = (0, 0, 0);
-        let (mut parts, mut chunks) = (Vec::new(), Vec::<Chunk>::new());
+        let (mut events, mut bytes) = (0, 0);
+        let mut parts = Vec::new();
         while let Some(next) = self.waiting.pop_front_if(|next| match &next.what {
             What::Submit(submission) => {
                 let fits = events + submission.events.len() <= CALL_EVENTS_MAX && bytes + next.bytes <= CALL_BYTES_MAX;
@@ -485,37 +451,11 @@ impl Room {
             let Waiting { shard, what: What::Submit(submission), bytes: of_it, .. } = next else { continue };
             events += submission.events.len();
             bytes += of_it;
-            number = submission.number;
-            keep = submission.keep;
+            let number = submission.number;
             parts.push(Part { shard, number, is_clear: false, events: submission.events.len(), bytes: of_it });
-            for event in &submission.events {
-                match chunks.last_mut().filter(|chunk| chunk.key.is_none() && event.key.is_none()) {
-                    Some(chunk) => chunk.add(event),
-                    None => {
-                        let key = event.key.clone();
-                        let mut chunk = Chunk { events: 0, key, last_id: event.id, bytes: Vec::new() };
-                        chunk.add(event);
-                        chunks.push(chunk);
-                    }
-                }
-            }
+            publish.add(&submission);
         }
-        Some(call(parts, Request::Publish(Publish { number, new_epoch, keep, chunks })))
-    }
-}
-
-impl Chunk {
-    fn add(&mut self, event: &crate::hub::brokered::BrokeredEvent) {
-        self.events += 1;
-        self.last_id = event.id;
-        encoding::write_event(&mut self.bytes, event);
-    }
-}
-
-impl Publish {
-    /// How many events are in it.
-    pub fn events(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.events).sum()
+        Some(call(parts, Request::Publish(publish)))
     }
 }
 
@@ -523,7 +463,7 @@ impl Publish {
 mod tests {
     use super::super::encoding::tests::event;
     use super::*;
-    use crate::hub::brokered::{BrokeredEvent, Numbered};
+    use crate::hub::brokered::{BrokeredEvent, Keep, Numbered};
     use crate::hub::name::NameHasher;
 
     const BOUNDS: Bounds = Bounds { timeout_ms: 2000, buffer_ms: 0, pending_bytes_max: 1 << 20 };

@@ -23,14 +23,16 @@ use tokio::time::Instant;
 
 use super::connection::{Connections, Inbox, LinkError};
 use super::encoding::{self, Reader};
+use super::locks;
 use super::placement;
+use super::request::Request;
 use super::scripts::Scripts;
 use super::server::{self, CANARY_MS, Link, Meaning, Server};
-use super::submissions::{Answer, DOUBTFUL, NO_LINK, Outcome, Request, Told as Answered};
+use super::submissions::{Answer, DOUBTFUL, NO_LINK, Outcome, Told as Answered};
 use super::tracker::{Page, Step, Told, Tracker, Wanted};
 use crate::broker::figures::BrokerFigures;
 use crate::broker::link::Intake;
-use crate::hub::brokered::{Carried, FromBroker, Place, ToBroker};
+use crate::hub::brokered::{Carried, FromBroker, LockCall, Place, ToBroker};
 use crate::hub::name::{RoomName, ShardId};
 use crate::wire::native::Refused;
 
@@ -59,6 +61,8 @@ pub struct Worker {
     reader: Reader,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
+    /// One that ended the wait.
+    arrived: Option<Report>,
     pushed: Arc<Notify>,
     start: Instant,
     bounds: Limits,
@@ -121,6 +125,7 @@ enum What {
     Unsubscribed { rooms: Vec<RoomName>, error: Option<RedisError> },
     Read { room: RoomName, ticket: u64, answer: Result<Value, RedisError> },
     Renewed { room: RoomName, answer: Result<Value, RedisError> },
+    Locked { shard: ShardId, number: u64, answer: Result<Value, RedisError> },
     Canary { at: usize, error: Option<RedisError> },
     Listening { error: Option<RedisError> },
 }
@@ -145,6 +150,7 @@ impl Worker {
             reader: Reader::new(DEPTH_MAX),
             reports,
             reporter,
+            arrived: None,
             pushed: Arc::new(Notify::new()),
             start: Instant::now(),
             bounds: limits,
@@ -159,21 +165,19 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.begin_link(at);
         }
-        for _ in 0..self.servers.len() {
-            let Some(report) = self.reports.recv().await else { break };
-            let is_hopeless = match &report.what {
-                What::Connected(outcome, _) => (**outcome).as_ref().is_err_and(|error| error.remedy().is_some()),
-                _ => false,
+        let mut missing = self.servers.len();
+        while missing > 0
+            && let Some(report) = self.reports.recv().await
+        {
+            let What::Connected(outcome, inbox) = report.what else {
+                self.report(report);
+                continue;
             };
-            match report.what {
-                What::Connected(outcome, inbox) => {
-                    let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
-                    match *outcome {
-                        Err(error) if is_hopeless => drop(first.get_or_insert((name, error))),
-                        outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
-                    }
-                }
-                what => self.report(Report { what, ..report }),
+            missing -= 1;
+            let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
+            match *outcome {
+                Err(error) if error.remedy().is_some() => drop(first.get_or_insert((name, error))),
+                outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
             }
         }
         first.map_or(Ok(()), Err)
@@ -201,9 +205,8 @@ impl Worker {
                 () = self.intake.entries() => {}
                 () = self.pushed.notified() => {}
                 report = self.reports.recv() => {
-                    if let Some(report) = report {
-                        self.report(report);
-                    }
+                    // Handled in its place: what was pushed before it is taken first.
+                    self.arrived = report;
                 }
                 () = wait => {}
             }
@@ -218,7 +221,7 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.take_pushed(at);
         }
-        while let Ok(report) = self.reports.try_recv() {
+        while let Some(report) = self.arrived.take().or_else(|| self.reports.try_recv().ok()) {
             self.report(report);
         }
         for shard in 0..self.intake.shards() {
@@ -273,6 +276,7 @@ impl Worker {
                     server.submissions.push(shard, submission, now_ms, &mut self.answers);
                 }
             }
+            ToBroker::Lock(call) => self.lock(shard, *call),
             ToBroker::Follow { room, from } => self.follow(shard, room, from),
             ToBroker::Leave { room } => self.leave(&room),
             ToBroker::Clear { room, number } => {
@@ -282,6 +286,17 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Not queued: a client asks again, and what was to be freed is said again.
+    fn lock(&mut self, shard: ShardId, call: LockCall) {
+        let LockCall { room, field, number, action } = call;
+        let at = self.server_of(room.as_str());
+        let Some(connection) = self.connections(at).map(|connections| connections.publish.clone()) else {
+            return self.tell(shard, FromBroker::Locked { number, outcome: Err(NO_LINK) }, 0);
+        };
+        let call = self.scripts.lock(&room, &field, &action);
+        self.spawn(at, async move { What::Locked { shard, number, answer: connection.call(&call).await } });
     }
 
     fn server_of(&self, room: &str) -> usize {
@@ -342,8 +357,7 @@ impl Worker {
         for channel in &pushed.dropped {
             self.figures.overruns.add(1);
             if let Some(room) = self.scripts.room_of(channel) {
-                let room: Box<str> = room.into();
-                self.fall_behind(&room);
+                self.fall_behind(room);
             }
         }
         for push in pushed.messages {
@@ -414,8 +428,7 @@ impl Worker {
             // Whatever it was, it has a number.
             tracker.fall_behind();
         }
-        let name: Box<str> = name.into();
-        self.queue_read(&name);
+        self.queue_read(name);
     }
 
     fn hear_canary(&mut self, at: usize, channel: &[u8]) {
@@ -462,6 +475,17 @@ impl Worker {
 
     fn report(&mut self, report: Report) {
         let Report { server: at, generation, what } = report;
+        if let What::Locked { shard, number, answer } = what {
+            // Answered whatever became of the link: somebody waits.
+            let error = answer.as_ref().err().cloned();
+            let outcome = answer.map_err(|error| server::refusal(&error)).and_then(locks::locked);
+            self.tell(shard, FromBroker::Locked { number, outcome }, 0);
+            let is_current = self.servers.get(at).is_some_and(|server| server.generation == generation);
+            if let Some(error) = error.filter(|_| is_current) {
+                self.failed(at, &error);
+            }
+            return;
+        }
         let Some(server) = self.servers.get_mut(at) else { return };
         if server.generation != generation {
             return;
@@ -506,6 +530,7 @@ impl Worker {
                 server.reads = server.reads.saturating_sub(1);
                 self.was_renewed(at, &room, answer);
             }
+            What::Locked { .. } => {}
             What::Canary { at: canary, error } => {
                 if let Some(error) = error {
                     // Where nothing could be said, nothing can be heard.

@@ -156,6 +156,8 @@
  * @property {(timer: any) => void} clearTimeout
  * @property {EventTarget | undefined} window where `online`, `offline` and `pageshow` are told
  * @property {(EventTarget & { visibilityState: string }) | undefined} document where `visibilitychange` is told
+ * @property {typeof globalThis.fetch | undefined} fetch asks `/ready` beside the hub's `/ws` when to come back, where a connection
+ *     was refused without a word
  */
 
 /**
@@ -582,6 +584,10 @@ export class Ringhub extends Emitter {
   /** @type {number | undefined} */
   #hint;
   #waitsByHint = false;
+  /** When it is tried again. */
+  #retryAt = 0;
+  /** Whether it is worth asking at `/ready`: pages of some origins may not, and where nobody is nobody answers. */
+  #mayAsk = true;
   #heardAt = 0;
   #heard = 0;
   /** @type {Record<string, any>} */
@@ -630,6 +636,7 @@ export class Ringhub extends Emitter {
       // Workers have no window, and are told of the network all the same.
       window: window ?? (typeof globalThis.addEventListener === 'function' ? globalThis : undefined),
       document,
+      fetch: globalThis.fetch?.bind(globalThis),
       ...options.platform,
     };
     const url = new URL(options.url ?? new URL('ws', import.meta.url), globalThis.location?.href);
@@ -711,8 +718,16 @@ export class Ringhub extends Emitter {
       socket.onmessage = (/** @type {{ data: any }} */ { data }) => this.#receive(data);
       // Browsers keep the reason of a refusal to themselves; npm's ws has it.
       let why = '';
+      let isOpen = false;
+      socket.onopen = () => (isOpen = true);
       socket.onerror = (/** @type {{ message?: string }} */ { message }) => (why = message ?? '');
-      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason || why);
+      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => {
+        this.#lost(code, reason || why);
+        if (!isOpen) this.#askWhen();
+      };
+      socket.on?.('unexpected-response', (/** @type {unknown} */ _request, /** @type {any} */ { statusCode, headers }) => {
+        if (turn === this.#turn) this.#lost(1006, `the answer is ${statusCode}`, headers['retry-after']);
+      });
     } catch (error) {
       this.#end(new ConnectionClosed(`no connection can be opened: ${error}`, undefined, undefined, { cause: error }));
     }
@@ -762,6 +777,7 @@ export class Ringhub extends Emitter {
     this.#clear('connect');
     this.#greeting = data;
     this.#tokenIsSuspect = false;
+    this.#mayAsk = true;
     this.#skew = Date.parse(timestamp) - now;
     this.#keepToken(this.#token);
     this.#connectedAt = this.#budgetAt = now;
@@ -852,8 +868,9 @@ export class Ringhub extends Emitter {
    * The connection is gone, or as good as.
    * @param {number} code
    * @param {string} reason
+   * @param {string} [retryAfter] the header of a refusal
    */
-  #lost(code, reason) {
+  #lost(code, reason, retryAfter) {
     const { now, random } = this.#platform;
     const { reconnect_min_ms, reconnect_max_ms, session_id, token } = this.#options;
     if (this.#greeting && now() - this.#connectedAt >= STABLE_MS) {
@@ -874,11 +891,39 @@ export class Ringhub extends Emitter {
     if (code === 4409) this.#session = undefined;
     const hint = code === 1001 && /^\d+$/.test(reason) ? Number(reason) : this.#hint;
     this.#hint = undefined;
-    this.#waitsByHint = hint !== undefined;
+    const delay_ms = delayOf(retryAfter);
+    this.#waitsByHint = hint !== undefined || delay_ms > 0;
     const pause = random() * Math.min(reconnect_max_ms, reconnect_min_ms * 2 ** this.#attempt++);
-    const retry_in_ms = Math.round(hint ?? pause);
+    // Others were told the same: what is drawn spreads them out.
+    this.#wakeIn(hint ?? pause + delay_ms, { code, reason });
+  }
+
+  /**
+   * @param {number} ms
+   * @param {Partial<StateChange>} why
+   */
+  #wakeIn(ms, why) {
+    const retry_in_ms = Math.round(ms);
+    this.#retryAt = this.#platform.now() + retry_in_ms;
     this.#after('reconnect', retry_in_ms, () => this.#open());
-    this.#set('waiting', { code, reason, retry_in_ms });
+    this.#set('waiting', { ...why, retry_in_ms });
+  }
+
+  /** A browser does not show what a connection was refused with. A hub that takes nobody says so at `/ready` as well. */
+  async #askWhen() {
+    const { fetch, now, random } = this.#platform;
+    if (!fetch || !this.#mayAsk || this.#state !== 'waiting') return;
+    const turn = this.#turn;
+    try {
+      const url = new URL('ready', this.#url.replace(/^ws/, 'http'));
+      const { status, headers } = await fetch(url, { cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(PROBE_MS) });
+      const delay_ms = delayOf(headers.get('retry-after'));
+      if (turn !== this.#turn || status !== 503 || now() + delay_ms <= this.#retryAt) return;
+      this.#waitsByHint = true;
+      this.#wakeIn(delay_ms + random() * this.#options.reconnect_min_ms, { code: 1006, reason: `the answer is ${status}` });
+    } catch {
+      this.#mayAsk = false;
+    }
   }
 
   /**
@@ -1968,6 +2013,14 @@ function fieldOf(room, field) {
  */
 function isPassing(code) {
   return code === 'unavailable' || code === 'rate_limited' || code === 'internal';
+}
+
+/**
+ * What a `Retry-After` in seconds asks for, in milliseconds; nothing where there is none, or a date.
+ * @param {string | null | undefined} header
+ */
+function delayOf(header) {
+  return Number(/^\d+$/.exec(header ?? '')?.[0] ?? 0) * 1000;
 }
 
 /**

@@ -91,7 +91,15 @@ local receivers = 0
 if count > 0 then
   local message = epoch .. ' ' .. text(first) .. ' ' .. text(count) .. ' ' .. previous .. ' ' .. table.concat(parts)
   local keep = tonumber(ARGV[5])
-  if is_new or keep == 0 then
+  local function remember()
+    redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', text(seq), 'id', last)
+    redis.call('PEXPIRE', KEYS[1], ARGV[7])
+  end
+  -- The first write is one that a server without memory refuses, or one that may find the log in disorder: then nothing is
+  -- done by halves.
+  local is_emptied = is_new or keep == 0
+  if is_emptied then
+    remember()
     redis.call('DEL', KEYS[2])
   end
   if keep > 0 then
@@ -102,8 +110,9 @@ if count > 0 then
     end
     redis.call('PEXPIRE', KEYS[2], ARGV[6])
   end
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', text(seq), 'id', last)
-  redis.call('PEXPIRE', KEYS[1], ARGV[7])
+  if not is_emptied then
+    remember()
+  end
   for _, key in ipairs(keyed) do
     redis.call('SET', key, own[key], 'PX', KEY_MS)
   end

@@ -16,8 +16,8 @@ local ENTRIES = 64
 
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'id', 'from')
 if not state[1] then
-  redis.call('DEL', KEYS[2])
   redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'seq', '0', 'id', '-')
+  redis.call('DEL', KEYS[2])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return {ARGV[1], '0', '-', '1', {}}
 end

@@ -52,7 +52,7 @@ export class Chart {
     this._least = least;
     /** @type {import('./series.js').Series | undefined} */
     this._series = undefined;
-    this._span_ms = 300_000;
+    this._span_ms = MINUTE_MS;
     this._step_ms = 1000;
     /** @type {number | undefined} where the pointer is */
     this._x = undefined;
@@ -277,7 +277,7 @@ export class Chart {
 }
 
 const MINUTE_MS = 60_000;
-const TIME_STEPS_MS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880].map((minutes) => minutes * MINUTE_MS);
+const TIME_STEPS_MS = [1 / 6, 1 / 4, 1 / 2, 1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880].map((minutes) => minutes * MINUTE_MS);
 
 /**
  * @param {import('./series.js').Series} series

@@ -13,10 +13,14 @@ import { Facts } from './facts.js';
 
 const INTERVAL_MS = 2000;
 const RECORDS = 200;
+/** As many as can be had, where some of them are chosen. */
+const RECORDS_MAX = 1000;
 const BY_ADMIN = '4500';
 
 /** Records that say that something is not as it should be. */
 const TROUBLE = new Set(['fell_behind', 'gap', 'waits', 'refused', 'closing', 'began_anew']);
+/** Those, and the beginning and end of what they belong to. */
+const TELLING = new Set([...TROUBLE, 'opened', 'drained', 'caught_up', 'closed']);
 
 export class Connection {
   /**
@@ -32,7 +36,11 @@ export class Connection {
     this._note = h('p', { class: 'note', role: 'status', hidden: true });
     this._trace = h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Trace' });
     this._what = '';
+    this._wasThere = false;
+    /** @type {any} the last answer */
+    this._told = undefined;
     this._follows = h('input', { type: 'checkbox', checked: true });
+    this._chooses = h('input', { type: 'checkbox', onchange: () => this._told && this._showTrace(this._told) });
     this._event = input({ label: 'Event id', hint: 'what became of it for this client' });
     this._explained = h('div', { role: 'status' });
     this._heading = h('h2', { tabindex: -1, title: plain(client_id) }, h('bdi', null, plain(client_id)));
@@ -49,7 +57,7 @@ export class Connection {
       this._note,
       this._facts.element,
       this._actions,
-      h('section', null, h('div', { class: 'bar' }, h('h3', null, 'Trace'), h('label', { class: 'check' }, this._follows, 'follow')), this._trace),
+      h('section', null, h('div', { class: 'bar' }, h('h3', null, 'Trace'), h('label', { class: 'check' }, this._chooses, 'trouble only'), h('label', { class: 'check' }, this._follows, 'follow')), this._trace),
       h(
         'form',
         { class: 'filters', onsubmit: (/** @type {SubmitEvent} */ event) => (event.preventDefault(), this._explain()) },
@@ -74,18 +82,19 @@ export class Connection {
   async _look(signal) {
     try {
       this._showFacts(await this._session.api(this._path, { signal }));
+      this._wasThere = true;
       show(this._actions, true);
       show(this._note, false);
     } catch (error) {
       if (signal.aborted) return;
       show(this._actions, false);
       const { status } = /** @type {import('./session.js').ApiError} */ (error);
-      write(this._note, status === 404 ? 'This client is not connected.' : plain(/** @type {Error} */ (error).message));
+      write(this._note, status === 404 ? `This client is not connected.${this._wasThere ? ' What follows is how it stood last.' : ''}` : plain(/** @type {Error} */ (error).message));
       show(this._note, true);
     }
     if (!this._follows.checked && this._trace.firstChild) return;
     try {
-      this._showTrace(await this._session.api(`${this._path}/trace?limit=${RECORDS}`, { signal }));
+      this._showTrace(await this._session.api(`${this._path}/trace?limit=${this._chooses.checked ? RECORDS_MAX : RECORDS}`, { signal }));
     } catch (error) {
       if (signal.aborted) return;
       const { status } = /** @type {import('./session.js').ApiError} */ (error);
@@ -115,7 +124,10 @@ export class Connection {
   }
 
   /** @param {{ connections: any[] }} trace */
-  _showTrace({ connections }) {
+  _showTrace(trace) {
+    this._told = trace;
+    const isChosen = (/** @type {any} */ { what }) => !this._chooses.checked || TELLING.has(what);
+    const connections = trace.connections.map((one) => ({ ...one, records: one.records.filter(isChosen) }));
     const text = JSON.stringify(connections);
     if (text === this._what) return;
     this._what = text;
@@ -186,7 +198,7 @@ function connectionTrace({ connected_at, closed_at, unsent_bytes, truncated, rec
 /** @param {any} entry of the recorder */
 function record({ at, what, room, type, from_seq, to_seq, events, bytes: size, filter, code, reason, payload }) {
   const numbers = from_seq === undefined ? to_seq !== undefined && `#${to_seq}` : to_seq === undefined || to_seq === from_seq ? `#${from_seq}` : `#${from_seq}–${to_seq}`;
-  const details = [type && plain(type), numbers, events !== undefined && events !== 1 && `${events} events`, size !== undefined && bytes(size), code && plain(code), reason && plain(reason), filter && plain(filter)];
+  const details = [type && plain(type), numbers, events !== undefined && events !== 1 && `${events} events`, size !== undefined && bytes(size), code && plain(code), reason && `${what === 'closing' ? 'by ' : ''}${plain(reason)}`, filter && plain(filter)];
   return h(
     'li',
     { class: TROUBLE.has(what) ? 'warn' : null },

@@ -123,7 +123,8 @@ export function clock(moment) {
  * @param {number} span_ms how much the axis shows
  */
 export function axisTime(moment, span_ms) {
-  return span_ms > 2 * 86_400_000 ? DAY.format(moment) : MINUTE.format(moment);
+  const format = span_ms > 2 * 86_400_000 ? DAY : span_ms > 120_000 ? MINUTE : CLOCK;
+  return format.format(moment);
 }
 
 /**

@@ -14,6 +14,7 @@ import { shardBytes, storedSeries } from './figures.js';
 const HOUR_MS = 3_600_000;
 /** @type {{ name: string, span_ms: number, isStored: boolean }[]} */
 const RANGES = [
+  { name: '1 min', span_ms: 60_000, isStored: false },
   { name: '5 min', span_ms: 300_000, isStored: false },
   { name: '15 min', span_ms: 900_000, isStored: false },
   { name: '1 h', span_ms: HOUR_MS, isStored: true },

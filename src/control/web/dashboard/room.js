@@ -83,7 +83,7 @@ export class Room {
       ]);
       show(this._note, false);
       const { count: present, members } = await this._session.api(`${this._path}/presence?limit=${MEMBERS_MAX}`, { signal });
-      this._members.set(members, present);
+      this._members.set(members, present, present - room.members);
     } catch (error) {
       if (signal.aborted) return;
       const { status } = /** @type {import('./session.js').ApiError} */ (error);
@@ -133,9 +133,13 @@ class Members {
   /**
    * @param {import('../ringhub.js').Member[]} members
    * @param {number} present how many there are
+   * @param {number} away how many of them have no connection at the moment
    */
-  set(members, present) {
-    write(this._note, present === 0 ? 'Nobody is here.' : present > members.length ? `${many(present, 'session')}, of which ${count(members.length)} are listed` : many(present, 'session'));
+  set(members, present, away) {
+    const notes = [present === 0 ? 'Nobody is here' : many(present, 'session')];
+    if (away > 0) notes.push(`${count(away)} away, which may still be resumed`);
+    if (present > members.length) notes.push(`the first ${count(members.length)} are listed`);
+    write(this._note, `${notes.join('; ')}.`);
     const items = members.map(({ client_id, user_id, joined_at, metadata }) => {
       const said = Object.keys(metadata).length > 0 ? json(metadata, 120) : '';
       return h('li', null, h('a', { href: connectionHref(client_id) }, h('bdi', null, plain(user_id))), h('span', { class: 'quiet' }, ` since ${clock(joined_at)} ${said}`));

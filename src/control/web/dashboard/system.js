@@ -28,7 +28,7 @@ export class System {
     this._cards = h('div', { class: 'cards' });
     /** @type {Map<string, { element: HTMLElement, status: HTMLElement, facts: Facts }>} */
     this._shown = new Map();
-    this._shards = new SmallTable('Shards', ['Shard', 'Busy', 'Turns/s', 'Turn p99', 'Mesh waits', 'Requests wait', 'Journal waits', 'Slow readers', 'Gaps', 'Buffers out']);
+    this._shards = new SmallTable('Shards', ['Shard', 'Busy', 'Turns/s', 'Turn p99', 'Mesh waits', 'Requests wait', 'Journal waits', 'Fell behind', 'Gaps', 'Buffers out']);
     this.element = h(
       'div',
       { class: 'view' },
@@ -119,7 +119,7 @@ function cardsOf(stats, ready, node) {
         ['Descriptors', `${count(process.open_fds)} of ${count(process.max_fds)}`],
       ],
     },
-    broker ? service('Broker', broker) : { title: 'Broker', state: { word: 'in memory', tone: 'good' }, facts: [['Nodes', 'this one, whose shards number and keep all rooms']] },
+    brokerCard(broker),
     store ? service('Store', store) : { title: 'Store', state: OFF, facts: [['Why', 'store.path names no file: no history is kept']] },
     ...ofHooks,
     journal ? journalCard(journal) : { title: 'Journal', state: OFF, facts: [['Why', 'journal.path names no folder: rooms live as long as the process']] },
@@ -159,6 +159,18 @@ function service(title, { breaker, trouble, ...counts }) {
   const states = { closed: { word: 'works', tone: 'good' }, open: { word: 'down', tone: 'bad' }, half_open: { word: 'is tried', tone: 'warn' } };
   const facts = Object.entries(counts).map(([name, value]) => /** @type {[string, string]} */ ([words(name), typeof value === 'number' ? count(value) : plain(typeof value === 'object' ? JSON.stringify(value) : value)]));
   return { title, state: states[/** @type {keyof typeof states} */ (breaker)], facts: trouble ? [['last trouble', plain(trouble)], ...facts] : facts };
+}
+
+/**
+ * What numbers events and brings them to every node. In memory there is nothing that could be away.
+ * @param {any} broker
+ * @returns {Card}
+ */
+function brokerCard({ kind, state, ...status }) {
+  const { facts } = service('Broker', status);
+  const isHere = kind === 'memory';
+  const nodes = /** @type {[string, string]} */ (['Nodes', 'this one, whose shards number and keep all rooms']);
+  return { title: 'Broker', state: state === 'up' ? { word: 'works', tone: 'good' } : { word: 'down', tone: 'bad' }, facts: [['Kind', plain(kind)], ...(isHere ? [nodes] : []), ...facts] };
 }
 
 /**

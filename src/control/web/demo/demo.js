@@ -35,7 +35,7 @@ document.body.append(main, noticeBoard());
 class Stream {
   /** @param {(event: Event) => string} textOf */
   constructor(textOf) {
-    this.element = h('ol', { class: 'stream' });
+    this.element = h('ol', { class: 'stream' }, h('li', { class: 'empty' }, 'Nothing has come yet: what comes is shown here.'));
     this._textOf = textOf;
     /** @type {Event[]} */
     this._new = [];
@@ -49,6 +49,7 @@ class Stream {
     this._new.push(event);
     if (this._new.length > STREAM_MAX) this._new.shift();
     inFrame(this, () => {
+      this.element.querySelector('.empty')?.remove();
       for (const one of this._new.splice(0)) {
         const room = one.room.slice(one.room.indexOf(':') + 1);
         this.element.prepend(h('li', null, h('time', null, clock(one.timestamp)), h('b', null, `${plain(room, 40)} ${plain(one.type)}`), h('span', null, this._textOf(one))));

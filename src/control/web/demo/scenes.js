@@ -101,6 +101,9 @@ export function tellAnna(hub, text) {
 export async function lookAtSlowReader(api) {
   const path = '/api/v1/connections/demo-slow-wallboard';
   const { queue_bytes, slow_rooms } = await api(path);
-  const { connections } = await api(`${path}/trace?limit=6`);
-  return { queue_bytes, slow_rooms, records: connections[0].records };
+  const { connections } = await api(`${path}/trace?limit=500`);
+  const telling = ['opened', 'waits', 'fell_behind', 'gap', 'caught_up', 'closing', 'closed'];
+  /** @type {{ what: string }[]} the oldest first */
+  const records = connections[0].records;
+  return { queue_bytes, slow_rooms, records: records.filter(({ what }) => telling.includes(what)).slice(-6) };
 }

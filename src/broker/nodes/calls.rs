@@ -1,0 +1,319 @@
+//! Calls between nodes: what they look like on the way, and who waits for what. Pure.
+//!
+//! ```text
+//! {"from":RUN,"call":7,"ttl_ms":1990,"data":…}     ─► a node
+//! {"from":RUN,"answer":7,"data":…}                 ◄─ or "error":{"code":…,"message":…}
+//! {"from":RUN,"look":true}                         ─► all: somebody has come or gone
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::keys::{parse_run, run_text};
+use super::members::NodeInfo;
+use crate::hub::reply::{HubError, Responder};
+use crate::wire::codes::ErrorCode;
+
+/// A message on its way, at most.
+pub const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Calls that wait for answers at a time.
+pub(super) const PENDING_MAX: usize = 1024;
+
+/// What a node answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Which node.
+    pub node: NodeInfo,
+    /// Its answer as JSON, or why there is none.
+    pub outcome: Result<Bytes, Failure>,
+}
+
+/// Why there is no answer of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not answer in time, or is not there.
+    Missing,
+    /// It refused.
+    Refused(HubError),
+}
+
+/// A message between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Frame {
+    Look,
+    Call { number: u64, ttl_ms: u64, data: Bytes },
+    Answer { number: u64, outcome: Result<Bytes, HubError> },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Written<'a> {
+    from: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    look: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    call: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ttl_ms: Option<u64>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<WrittenError>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenError {
+    code: String,
+    message: String,
+}
+
+impl Frame {
+    /// As it goes over the link; none where it is no JSON or too long.
+    pub(super) fn encode(&self, from: u64) -> Option<Vec<u8>> {
+        let raw = |data: &Bytes| serde_json::from_slice::<Box<RawValue>>(data).ok();
+        let mut written = Written {
+            from: run_text(from),
+            look: false,
+            call: None,
+            answer: None,
+            ttl_ms: None,
+            data: None,
+            error: None,
+        };
+        let data;
+        match self {
+            Frame::Look => written.look = true,
+            Frame::Call { number, ttl_ms, data: body } => {
+                (written.call, written.ttl_ms) = (Some(*number), Some(*ttl_ms));
+                data = raw(body)?;
+                written.data = Some(&data);
+            }
+            Frame::Answer { number, outcome } => {
+                written.answer = Some(*number);
+                match outcome {
+                    Ok(body) => {
+                        data = raw(body)?;
+                        written.data = Some(&data);
+                    }
+                    Err(HubError { code, message }) => {
+                        let (code, message) = (code.as_str().to_owned(), message.clone());
+                        written.error = Some(WrittenError { code, message });
+                    }
+                }
+            }
+        }
+        serde_json::to_vec(&written).ok().filter(|frame| frame.len() <= FRAME_BYTES_MAX)
+    }
+
+    /// What came, and from which run; none where it can't be read.
+    pub(super) fn decode(bytes: &[u8]) -> Option<(u64, Frame)> {
+        let Written { from, look, call, answer, ttl_ms, data, error } = serde_json::from_slice(bytes).ok()?;
+        let from = parse_run(&from)?;
+        let body = || Some(Bytes::copy_from_slice(data?.get().as_bytes()));
+        let frame = match (look, call, answer) {
+            (true, None, None) => Frame::Look,
+            (false, Some(number), None) => Frame::Call { number, ttl_ms: ttl_ms?, data: body()? },
+            (false, None, Some(number)) => {
+                let outcome = match error {
+                    Some(WrittenError { code, message }) => {
+                        let code = ErrorCode::ALL.into_iter().find(|one| one.as_str() == code);
+                        Err(HubError::new(code.unwrap_or(ErrorCode::Internal), message))
+                    }
+                    None => Ok(body()?),
+                };
+                Frame::Answer { number, outcome }
+            }
+            _ => return None,
+        };
+        Some((from, frame))
+    }
+}
+
+/// The calls that are not answered by all who were asked.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    calls: HashMap<u64, Waiting>,
+    /// By their deadlines, in milliseconds.
+    deadlines: BTreeMap<(u64, u64), ()>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    asked: Vec<NodeInfo>,
+    answers: Vec<Answer>,
+    deadline_ms: u64,
+    responder: Responder<Vec<Answer>>,
+}
+
+impl Pending {
+    /// Begins a call; its number. The responder is dropped, which answers `unavailable`, where too many wait.
+    pub(super) fn begin(
+        &mut self,
+        asked: Vec<NodeInfo>,
+        deadline_ms: u64,
+        responder: Responder<Vec<Answer>>,
+    ) -> Option<u64> {
+        if asked.is_empty() {
+            responder.resolve(Ok(Vec::new()));
+            return None;
+        }
+        if self.calls.len() >= PENDING_MAX {
+            return None;
+        }
+        self.last += 1;
+        self.deadlines.insert((deadline_ms, self.last), ());
+        self.calls.insert(self.last, Waiting { asked, answers: Vec::new(), deadline_ms, responder });
+        Some(self.last)
+    }
+
+    /// A node has answered. Given back where nobody waits for it any more.
+    pub(super) fn answered(
+        &mut self,
+        number: u64,
+        from: u64,
+        outcome: Result<Bytes, Failure>,
+    ) -> Result<(), Result<Bytes, Failure>> {
+        let Some(waiting) = self.calls.get_mut(&number) else { return Err(outcome) };
+        if waiting.responder.is_abandoned() {
+            self.end(number);
+            return Err(outcome);
+        }
+        let Some(place) = waiting.asked.iter().position(|node| node.run == from) else { return Ok(()) };
+        let node = waiting.asked.swap_remove(place);
+        waiting.answers.push(Answer { node, outcome });
+        if waiting.asked.is_empty() {
+            self.end(number);
+        }
+        Ok(())
+    }
+
+    /// A node is gone: nobody waits for it any more.
+    pub(super) fn gone(&mut self, run: u64) {
+        let concerned = |waiting: &Waiting| waiting.asked.iter().any(|node| node.run == run);
+        let numbers: Vec<u64> =
+            self.calls.iter().filter(|(_, waiting)| concerned(waiting)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            drop(self.answered(number, run, Err(Failure::Missing)));
+        }
+    }
+
+    /// Ends the calls whose time is over.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        while let Some(((deadline_ms, number), ())) = self.deadlines.first_key_value().map(|(key, ())| (*key, ())) {
+            if deadline_ms > now_ms {
+                return;
+            }
+            self.end(number);
+        }
+    }
+
+    /// When the next call's time is over.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        self.deadlines.first_key_value().map(|((deadline_ms, _), ())| *deadline_ms)
+    }
+
+    fn end(&mut self, number: u64) {
+        let Some(Waiting { asked, mut answers, deadline_ms, responder }) = self.calls.remove(&number) else { return };
+        self.deadlines.remove(&(deadline_ms, number));
+        answers.extend(asked.into_iter().map(|node| Answer { node, outcome: Err(Failure::Missing) }));
+        answers.sort_by(|one, other| (&one.node.name, one.node.run).cmp(&(&other.node.name, other.node.run)));
+        responder.resolve(Ok(answers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::reply::pending;
+
+    fn node(run: u64) -> NodeInfo {
+        let (public, internal, version) = (None, None, String::new());
+        NodeInfo { run, name: format!("n{run}"), public, internal, started_ms: 0, version }
+    }
+
+    #[test]
+    fn frames_are_read_as_they_are_written() {
+        let body = Bytes::from_static(br#"{"what":"stats","x":[1.50,"\u00e4"]}"#);
+        let refused = Err(HubError::new(ErrorCode::NotFound, "no \"such\" thing"));
+        for frame in [
+            Frame::Look,
+            Frame::Call { number: 7, ttl_ms: 2000, data: body.clone() },
+            Frame::Answer { number: 7, outcome: Ok(body) },
+            Frame::Answer { number: u64::MAX, outcome: refused },
+        ] {
+            let bytes = frame.encode(5).expect("it is JSON");
+            assert_eq!(Frame::decode(&bytes), Some((5, frame)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_not_read_and_too_long_a_one_is_not_written() {
+        for text in [
+            "",
+            "{}",
+            r#"{"from":"1","look":true}"#,
+            r#"{"from":"0000000000000001"}"#,
+            r#"{"from":"0000000000000001","call":1,"data":{}}"#,
+            r#"{"from":"0000000000000001","call":1,"answer":1,"ttl_ms":1,"data":{}}"#,
+            r#"{"from":"0000000000000001","answer":1}"#,
+        ] {
+            assert_eq!(Frame::decode(text.as_bytes()), None, "{text}");
+        }
+        let long = Bytes::from(format!("\"{}\"", "x".repeat(FRAME_BYTES_MAX)));
+        assert_eq!(Frame::Answer { number: 1, outcome: Ok(long) }.encode(1), None);
+        assert_eq!(Frame::Answer { number: 1, outcome: Ok(Bytes::from_static(b"{")) }.encode(1), None);
+    }
+
+    #[test]
+    fn a_call_ends_when_all_have_answered() {
+        let mut calls = Pending::default();
+        let (responder, answer) = pending();
+        let number = calls.begin(vec![node(2), node(1)], 100, responder).expect("begun");
+        assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"2"))), Ok(()));
+        assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"again"))), Ok(()));
+        assert_eq!(calls.answered(number, 1, Ok(Bytes::from_static(b"1"))), Ok(()));
+        let answers = answer.wait().expect("answered");
+        let told: Vec<_> = answers.iter().map(|one| (one.node.run, one.outcome.clone().expect("told"))).collect();
+        assert_eq!(told, [(1, Bytes::from_static(b"1")), (2, Bytes::from_static(b"2"))]);
+        assert_eq!(calls.next_ms(), None);
+    }
+
+    #[test]
+    fn who_does_not_answer_in_time_or_is_gone_is_missing() {
+        let mut calls = Pending::default();
+        let (responder, answer) = pending();
+        let number = calls.begin(vec![node(1), node(2), node(3)], 100, responder).expect("begun");
+        assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"2"))), Ok(()));
+        calls.gone(3);
+        calls.expire(99);
+        assert_eq!(calls.next_ms(), Some(100));
+        calls.expire(100);
+        let answers = answer.wait().expect("answered");
+        let missing: Vec<bool> = answers.iter().map(|one| one.outcome == Err(Failure::Missing)).collect();
+        assert_eq!(missing, [true, false, true]);
+        let late = Ok(Bytes::from_static(b"late"));
+        assert_eq!(calls.answered(number, 1, late.clone()), Err(late), "what came too late is given back");
+    }
+
+    #[test]
+    fn calls_that_wait_are_bounded_and_one_to_nobody_is_answered_at_once() {
+        let mut calls = Pending::default();
+        let (responder, answer) = pending();
+        assert_eq!(calls.begin(Vec::new(), 100, responder), None);
+        assert_eq!(answer.wait(), Ok(Vec::new()));
+        let mut waiting = Vec::new();
+        for _ in 0..PENDING_MAX {
+            let (responder, answer) = pending();
+            assert!(calls.begin(vec![node(1)], 100, responder).is_some());
+            waiting.push(answer);
+        }
+        let (responder, answer) = pending();
+        assert_eq!(calls.begin(vec![node(1)], 100, responder), None);
+        assert_eq!(answer.wait().map_err(|error| error.code), Err(ErrorCode::Unavailable));
+    }
+}

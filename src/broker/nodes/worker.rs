@@ -1,0 +1,800 @@
+//! The nodes' thread: keeps the lease, looks who else lives, carries calls there and back, and registers what this node has.
+//!
+//! ```text
+//! turn:  1. what others say              answers, calls, that somebody came or went
+//!        2. what became of commands
+//!        3. what this node wants         calls, ids, presence
+//!        4. times                        beats, deadlines, the link
+//! ```
+//!
+//! Commands are tasks of the same thread that report what came of them; nothing here waits for one. Larger than others
+//! because it is one state: what the end of the link means for beats, calls and claims is told once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{PushKind, RedisError, Value, cmd};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::calls::{Failure, Frame, Pending};
+use super::keys::{Keys, parse_run, run_text};
+use super::members::{Beat, Event, Members, NodeInfo, Was};
+use super::registered::{Change, ChangeKind, Ids, Presence, room_of};
+use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell};
+use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
+use crate::broker::redis::scripts::Scripts;
+use crate::hub::reply::HubError;
+use crate::wire::codes::ErrorCode;
+
+/// Calls of others that are carried out at a time; beyond it they are refused.
+const SERVING_MAX: usize = 256;
+/// Bytes of what others say that wait for a turn.
+const INBOX_BYTES_MAX: usize = 64 << 20;
+/// Ids, or fields of presence, in one command.
+const BATCH: usize = 500;
+/// Such commands on their way.
+const BATCHES_MAX: usize = 8;
+/// How long a node may take to clean up after another before a third one is asked to.
+const CLEAN_MS: u64 = 15_000;
+/// The first wait before a link is made again, and the longest.
+const WAIT_MIN_MS: u64 = 40;
+const WAIT_MAX_MS: u64 = 1000;
+/// The shortest time that a call is given at the other end.
+const TTL_MIN_MS: u64 = 10;
+
+/// Times that bound it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) lease_ms: u64,
+    pub(super) timeout_ms: u64,
+}
+
+pub(super) struct Worker {
+    handle: Handle,
+    run: u64,
+    target: Arc<Target>,
+    scripts: Arc<Scripts>,
+    keys: Keys,
+    bounds: Bounds,
+    service: Service,
+    start: Instant,
+    link: Link,
+    /// Tells links apart, so that what is reported of a former one means nothing.
+    generation: u64,
+    attempts: u32,
+    is_beating: bool,
+    /// When this node said something to itself that it has not heard.
+    canary_sent_ms: Option<u64>,
+    members: Members,
+    pending: Pending,
+    /// Calls of others that are being carried out.
+    serving: usize,
+    ids: Ids<Tell>,
+    presence: Presence,
+    batches: usize,
+    reports: mpsc::UnboundedReceiver<Report>,
+    reporter: mpsc::UnboundedSender<Report>,
+    pushed: Arc<Notify>,
+}
+
+enum Link {
+    Down { retry_ms: u64 },
+    Connecting,
+    Up { connections: Connections, inbox: Arc<Inbox> },
+}
+
+struct Report {
+    generation: u64,
+    what: What,
+}
+
+enum What {
+    Connected(Box<Result<Connections, LinkError>>, Arc<Inbox>),
+    Beaten(Result<Value, RedisError>),
+    Sent { number: u64, to: u64, answer: Result<Value, RedisError> },
+    Said(Result<Value, RedisError>),
+    Claimed { claims: Vec<(Box<str>, Tell)>, answer: Result<Value, RedisError> },
+    Released { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
+    Registered(Result<Value, RedisError>),
+    Written { changes: Vec<Change>, answer: Result<Value, RedisError> },
+    Served { to: u64, number: u64, outcome: Result<Vec<u8>, HubError> },
+    Freed { node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError> },
+    Finished { run: u64, answer: Result<Value, RedisError> },
+}
+
+impl Worker {
+    pub(super) fn new(
+        handle: Handle,
+        target: Target,
+        scripts: Scripts,
+        keys: Keys,
+        bounds: Bounds,
+        service: Service,
+    ) -> Worker {
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let me = handle.me();
+        Worker {
+            run: me.run,
+            members: Members::new(me.run, &me.name, bounds.lease_ms),
+            handle,
+            target: Arc::new(target),
+            scripts: Arc::new(scripts),
+            keys,
+            bounds,
+            service,
+            start: Instant::now(),
+            link: Link::Down { retry_ms: 0 },
+            generation: 0,
+            attempts: 0,
+            is_beating: false,
+            canary_sent_ms: None,
+            pending: Pending::default(),
+            serving: 0,
+            ids: Ids::default(),
+            presence: Presence::default(),
+            batches: 0,
+            reports,
+            reporter,
+            pushed: Arc::new(Notify::new()),
+        }
+    }
+
+    /// Runs until it is asked to end, and takes this node out of the registry then.
+    pub(super) async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+        let shared = self.handle.0.clone();
+        loop {
+            self.turn();
+            let wait = tokio::time::sleep(self.next_wait());
+            tokio::select! {
+                () = shared.stopped.notified() => {}
+                () = self.pushed.notified() => {}
+                Some(report) = self.reports.recv() => self.report(report),
+                Some(call) = calls.recv() => self.call(call),
+                Some(task) = tasks.recv() => {
+                    self.task(task);
+                    // What came with it goes together.
+                    while let Ok(task) = tasks.try_recv() {
+                        self.task(task);
+                    }
+                }
+                () = wait => {}
+            }
+            if shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        self.retire().await;
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn next_wait(&self) -> Duration {
+        let now_ms = self.now_ms();
+        let of_link = match &self.link {
+            Link::Down { retry_ms } => Some(*retry_ms),
+            Link::Connecting => None,
+            Link::Up { .. } => (!self.is_beating).then(|| self.members.next_ms()),
+        };
+        let next_ms = [of_link, self.pending.next_ms()].into_iter().flatten().min().unwrap_or(now_ms + 1000);
+        // A timer of this runtime has a resolution of a millisecond: what is due now is due in the next one.
+        Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
+    }
+
+    fn turn(&mut self) {
+        self.take_pushed();
+        let now_ms = self.now_ms();
+        self.pending.expire(now_ms);
+        match &self.link {
+            Link::Down { retry_ms } if *retry_ms <= now_ms => self.connect(),
+            Link::Down { .. } | Link::Connecting => {}
+            Link::Up { .. } if self.canary_sent_ms.is_some_and(|sent| sent + self.bounds.timeout_ms <= now_ms) => {
+                self.link_lost(&"it does not bring what is said to this node");
+            }
+            Link::Up { .. } => {
+                self.register();
+                if !self.is_beating && self.members.next_ms() <= now_ms {
+                    self.beat(now_ms);
+                }
+            }
+        }
+    }
+
+    // ---- the link ----
+
+    fn connect(&mut self) {
+        let (target, scripts) = (self.target.clone(), self.scripts.clone());
+        let inbox = Inbox::new(self.pushed.clone(), INBOX_BYTES_MAX);
+        let of_link = inbox.clone();
+        self.link = Link::Connecting;
+        let channel = self.keys.channel(self.run);
+        self.spawn(async move {
+            let connected = match target.connect(&scripts, of_link.clone()).await {
+                // Nobody is told of this node before it hears what is said to it.
+                Ok(connections) => match connections.follow.subscribe(&[channel]).await {
+                    Ok(()) => Ok(connections),
+                    Err(error) => Err(error.into()),
+                },
+                Err(error) => Err(error),
+            };
+            What::Connected(Box::new(connected), of_link)
+        });
+        drop(inbox);
+    }
+
+    fn link_lost(&mut self, error: &dyn std::fmt::Display) {
+        let now_ms = self.now_ms();
+        if self.attempts == 0 {
+            tracing::warn!(%error, "nodes can't know each other right now: the registry can't be reached");
+        }
+        let longest = (WAIT_MIN_MS << self.attempts.min(8)).min(WAIT_MAX_MS);
+        self.attempts = self.attempts.saturating_add(1);
+        self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
+        self.generation += 1;
+        (self.is_beating, self.batches, self.canary_sent_ms) = (false, 0, None);
+        self.members.failed(now_ms);
+        // What was being written may be written or not.
+        self.presence.lost();
+        for tell in self.ids.refuse_all() {
+            tell(Err(ClaimFailure::Unreachable));
+        }
+    }
+
+    fn spawn(&self, what: impl Future<Output = What> + Send + 'static) {
+        let (reporter, generation) = (self.reporter.clone(), self.generation);
+        tokio::spawn(async move {
+            // Nobody listens any more at the end.
+            drop(reporter.send(Report { generation, what: what.await }));
+        });
+    }
+
+    fn publish_connection(&self) -> Option<Connection> {
+        match &self.link {
+            Link::Up { connections, .. } => Some(connections.publish.clone()),
+            _ => None,
+        }
+    }
+
+    /// Sends a command; `report` says what is told of its answer.
+    fn send(
+        &self,
+        command: redis::Cmd,
+        report: impl FnOnce(Result<Value, RedisError>) -> What + Send + 'static,
+    ) -> bool {
+        let Some(connection) = self.publish_connection() else { return false };
+        self.spawn(async move { report(connection.command(command).await) });
+        true
+    }
+
+    // ---- what is said ----
+
+    fn take_pushed(&mut self) {
+        let Link::Up { inbox, .. } = &self.link else { return };
+        let pushed = inbox.take();
+        if !pushed.dropped.is_empty() {
+            tracing::warn!("more was said to this node by others than it could take: calls of theirs go unanswered");
+        }
+        for push in pushed.messages {
+            match push.kind {
+                PushKind::Message | PushKind::SMessage => {
+                    let Some(Value::BulkString(bytes)) = push.data.get(1) else { continue };
+                    match Frame::decode(bytes) {
+                        Some((from, frame)) => self.heard(from, frame),
+                        None => tracing::debug!("what another node said can't be read"),
+                    }
+                }
+                PushKind::Disconnection => return self.link_lost(&"the connection ended"),
+                _ => {}
+            }
+        }
+    }
+
+    fn heard(&mut self, from: u64, frame: Frame) {
+        match frame {
+            Frame::Look if from == self.run => self.canary_sent_ms = None,
+            Frame::Look => self.members.look_soon(),
+            Frame::Answer { number, outcome } => {
+                let outcome = outcome.map_err(Failure::Refused);
+                if let Err(Ok(late)) = self.pending.answered(number, from, outcome)
+                    && let Some(node) = self.members.others().find(|node| node.run == from)
+                {
+                    (self.service.late)(node.clone(), late);
+                }
+            }
+            Frame::Call { number, ttl_ms, data } => {
+                if self.serving >= SERVING_MAX {
+                    let busy =
+                        HubError::new(ErrorCode::Unavailable, "the node has too much to do right now; try again");
+                    return self.answer(from, number, Err(busy));
+                }
+                self.serving += 1;
+                let timeout = Duration::from_millis(ttl_ms);
+                let answering = (self.service.answer)(Asked { from, data, timeout });
+                self.spawn(async move {
+                    let outcome = tokio::time::timeout(timeout, answering).await;
+                    let late = || HubError::new(ErrorCode::Unavailable, "there was no answer in time");
+                    What::Served { to: from, number, outcome: outcome.unwrap_or_else(|_| Err(late())) }
+                });
+            }
+        }
+    }
+
+    fn answer(&mut self, to: u64, number: u64, outcome: Result<Bytes, HubError>) {
+        let frame = Frame::Answer { number, outcome }.encode(self.run).or_else(|| {
+            let error = HubError::new(ErrorCode::TooLarge, "the answer is too long to be carried to another node");
+            Frame::Answer { number, outcome: Err(error) }.encode(self.run)
+        });
+        if let Some(frame) = frame {
+            self.send(self.keys.publish(to, &frame), What::Said);
+        }
+    }
+
+    /// Has the others look who lives.
+    fn tell_all_to_look(&self) {
+        let Some(frame) = Frame::Look.encode(self.run) else { return };
+        for other in self.members.others() {
+            self.send(self.keys.publish(other.run, &frame), What::Said);
+        }
+    }
+
+    // ---- what this node wants ----
+
+    fn call(&mut self, call: Call) {
+        let Call { to, data, timeout, responder } = call;
+        if self.publish_connection().is_none() {
+            // Its answer tells that all of them are missing.
+            let answers = to.into_iter().map(|node| super::Answer { node, outcome: Err(Failure::Missing) });
+            return responder.resolve(Ok(answers.collect()));
+        }
+        let ttl_ms = (timeout.as_millis() as u64).max(TTL_MIN_MS);
+        let now_ms = self.now_ms();
+        let runs: Vec<u64> = to.iter().map(|node| node.run).collect();
+        // The other end ends first, so that what it says of that still comes.
+        let deadline_ms = now_ms + ttl_ms + ttl_ms / 10;
+        let Some(number) = self.pending.begin(to, deadline_ms, responder) else { return };
+        let Some(frame) = (Frame::Call { number, ttl_ms, data }).encode(self.run) else {
+            let error = HubError::new(ErrorCode::TooLarge, "this is too long to be carried to another node");
+            for run in runs {
+                drop(self.pending.answered(number, run, Err(Failure::Refused(error.clone()))));
+            }
+            return;
+        };
+        for to in runs {
+            self.send(self.keys.publish(to, &frame), move |answer| What::Sent { number, to, answer });
+        }
+    }
+
+    fn task(&mut self, task: Task) {
+        match task {
+            Task::Claim { id, tell } if self.publish_connection().is_some() => self.ids.claim(id, tell),
+            Task::Claim { tell, .. } => tell(Err(ClaimFailure::Unreachable)),
+            Task::Release { id } => self.ids.release(id),
+            Task::Present { room, session, told, is_there } => self.presence.set(&room, &session, told, is_there),
+            Task::Cleaned { run } => self.finish(run),
+        }
+    }
+
+    /// Sends what is to be registered, or not any more.
+    fn register(&mut self) {
+        while self.batches < BATCHES_MAX {
+            let releases = self.ids.next_releases(BATCH);
+            let claims = self.ids.next_claims(BATCH);
+            let changes = self.presence.next(BATCH);
+            if releases.is_empty() && claims.is_empty() && changes.is_empty() {
+                return;
+            }
+            if !releases.is_empty() {
+                let command = self.keys.release(self.run, &releases);
+                self.batches += 1;
+                self.send(command, move |answer| What::Released { ids: releases, answer });
+            }
+            if !claims.is_empty() {
+                let ids: Vec<Box<str>> = claims.iter().map(|(id, _)| id.clone()).collect();
+                let command = self.keys.claim(self.run, &ids);
+                self.batches += 1;
+                self.send(command, move |answer| What::Claimed { claims, answer });
+            }
+            if !changes.is_empty() {
+                let told = |change: &Change| (change.kind != ChangeKind::Left).then(|| change.told.clone());
+                let fields: Vec<_> = changes.iter().map(|change| (change.field.clone(), told(change))).collect();
+                let fields = fields.iter().map(|(field, told)| (&**field, told.as_deref()));
+                let command = self.keys.present_changes(self.run, fields);
+                self.batches += 1;
+                self.send(command, move |answer| What::Written { changes, answer });
+            }
+        }
+    }
+
+    // ---- who lives ----
+
+    fn beat(&mut self, now_ms: u64) {
+        let info = serde_json::to_string(&self.handle.me()).unwrap_or_else(|_| "{}".to_owned());
+        let may_bury = self.members.may_bury(now_ms);
+        let command = self.keys.beat(self.run, &info, self.bounds.lease_ms, CLEAN_MS, may_bury);
+        self.is_beating = self.send(command, What::Beaten);
+        // A connection may be there and bring nothing.
+        if let (None, Some(frame)) = (self.canary_sent_ms, Frame::Look.encode(self.run)) {
+            self.canary_sent_ms = Some(now_ms);
+            self.send(self.keys.publish(self.run, &frame), What::Said);
+        }
+        self.members.sent(now_ms);
+    }
+
+    fn beaten(&mut self, answer: Result<Value, RedisError>) {
+        self.is_beating = false;
+        let beat = match answer.map(read_beat) {
+            Ok(Some(beat)) => beat,
+            Ok(None) => return tracing::error!("the registry of nodes answered something else than it should"),
+            Err(error) => return self.failed(&error),
+        };
+        let is_new = beat.was == Was::New;
+        let events = self.members.beaten(beat, self.now_ms());
+        self.handle.set_others(self.members.others().cloned().collect());
+        for event in &events {
+            self.note(event);
+        }
+        if is_new {
+            self.tell_all_to_look();
+        }
+        for event in events {
+            if let Event::CleanUp(node) = &event {
+                // That is told when what this thread has to clean up is done.
+                self.clean_up(node.clone());
+            } else {
+                (self.service.event)(event);
+            }
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Joined(node) => tracing::info!(node = node.name, run = run_text(node.run), "a node has joined"),
+            Event::Left(node) => {
+                tracing::info!(node = node.name, run = run_text(node.run), "a node has left, or is dead");
+                self.pending.gone(node.run);
+            }
+            Event::CleanUp(node) => {
+                tracing::info!(node = node.name, run = run_text(node.run), "this node cleans up after another");
+            }
+            Event::Revived => {
+                tracing::warn!("the registry did not know this node any more; it registers again");
+                self.presence.lost();
+                let held: Vec<Box<str>> = self.ids.held().cloned().collect();
+                for ids in held.chunks(BATCH) {
+                    self.send(self.keys.claim(self.run, ids), What::Registered);
+                }
+            }
+            Event::SameName(node) => {
+                let name = &node.name;
+                tracing::error!(name, "another node has the same name; give each its own with node.name");
+            }
+        }
+    }
+
+    /// Frees the ids of a dead node, and finds who was present through it.
+    fn clean_up(&mut self, node: NodeInfo) {
+        let Some(connection) = self.publish_connection() else { return };
+        let (keys, run) = (self.keys.clone(), node.run);
+        let others: Vec<u64> = self.handle.alive().iter().map(|node| node.run).collect();
+        self.spawn(async move { What::Freed { node, outcome: free(&connection, &keys, run, &others).await } });
+    }
+
+    fn freed(&mut self, node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError>) {
+        match outcome {
+            Ok(absent) => {
+                for (field, told) in absent {
+                    (self.service.presence)(room_of(&field), told, false);
+                }
+                (self.service.event)(Event::CleanUp(node));
+            }
+            // This node, or another one, is asked again later.
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn finish(&mut self, run: u64) {
+        let Some(connection) = self.publish_connection() else { return };
+        let (finish, mut present) = (self.keys.finish(run), cmd("UNLINK"));
+        present.arg(self.keys.present(run));
+        self.spawn(async move {
+            // First what is left, so that it is not left when nobody looks for it any more.
+            let answer = match connection.command(present).await {
+                Ok(_) => connection.command(finish).await,
+                Err(error) => Err(error),
+            };
+            What::Finished { run, answer }
+        });
+    }
+
+    // ---- what became of commands ----
+
+    fn report(&mut self, report: Report) {
+        let is_former = report.generation != self.generation;
+        match report.what {
+            What::Served { to, number, outcome } => {
+                self.serving -= 1;
+                self.answer(to, number, outcome.map(Into::into));
+            }
+            What::Claimed { claims, answer } => self.claimed(claims, answer, is_former),
+            What::Released { ids, answer } => {
+                if answer.is_err() {
+                    self.ids.not_released(ids);
+                }
+                self.batch_done(answer, is_former);
+            }
+            What::Written { changes, answer } => {
+                match &answer {
+                    Ok(Value::Array(alone)) => self.tell_presence(&changes, alone),
+                    Ok(_) => {}
+                    Err(_) => self.presence.not_written(changes),
+                }
+                self.batch_done(answer, is_former);
+            }
+            _ if is_former => {}
+            What::Connected(outcome, inbox) => self.connected(*outcome, inbox),
+            What::Beaten(answer) => self.beaten(answer),
+            What::Sent { number, to, answer } => {
+                match answer {
+                    // Nobody hears it there.
+                    Ok(Value::Int(0)) => drop(self.pending.answered(number, to, Err(Failure::Missing))),
+                    Ok(_) => {}
+                    Err(error) => {
+                        drop(self.pending.answered(number, to, Err(Failure::Missing)));
+                        self.failed(&error);
+                    }
+                }
+            }
+            What::Said(answer) | What::Registered(answer) => {
+                if let Err(error) = answer {
+                    self.failed(&error);
+                }
+            }
+            What::Freed { node, outcome } => self.freed(node, outcome),
+            What::Finished { run, answer } => match answer {
+                Ok(_) => {
+                    tracing::info!(run = run_text(run), "what a dead node left behind is gone");
+                    self.tell_all_to_look();
+                }
+                Err(error) => self.failed(&error),
+            },
+        }
+    }
+
+    /// Tells of who came or went where no other node has them.
+    fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
+        for (change, _) in changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)) {
+            let is_there = change.kind == ChangeKind::Entered;
+            if change.kind != ChangeKind::Again {
+                (self.service.presence)(room_of(&change.field), change.told.clone(), is_there);
+            }
+        }
+    }
+
+    fn batch_done(&mut self, answer: Result<Value, RedisError>, is_former: bool) {
+        if is_former {
+            return;
+        }
+        self.batches -= 1;
+        if let Err(error) = answer {
+            self.failed(&error);
+        }
+    }
+
+    fn connected(&mut self, outcome: Result<Connections, LinkError>, inbox: Arc<Inbox>) {
+        match outcome {
+            Ok(connections) => {
+                if self.attempts > 0 {
+                    tracing::info!("the registry of nodes can be reached again");
+                }
+                self.attempts = 0;
+                self.link = Link::Up { connections, inbox };
+                self.members.look_soon();
+            }
+            Err(error) => self.link_lost(&error),
+        }
+    }
+
+    /// A command was refused, or the link is broken.
+    fn failed(&mut self, error: &RedisError) {
+        use crate::broker::redis::server::{Meaning, meaning};
+        match meaning(error) {
+            Meaning::Broken | Meaning::NotNow => self.link_lost(error),
+            Meaning::Refused => {
+                tracing::warn!(%error, "the registry of nodes refused something");
+                self.members.failed(self.now_ms());
+            }
+        }
+    }
+
+    fn claimed(&mut self, claims: Vec<(Box<str>, Tell)>, answer: Result<Value, RedisError>, is_former: bool) {
+        let holders = match &answer {
+            Ok(Value::Array(holders)) if holders.len() == claims.len() => Some(holders),
+            _ => None,
+        };
+        let mine = run_text(self.run).into_bytes();
+        for (at, (id, tell)) in claims.into_iter().enumerate() {
+            let outcome = match holders.and_then(|holders| holders.get(at)) {
+                Some(Value::BulkString(holder)) if *holder == mine => Ok(()),
+                Some(_) => Err(ClaimFailure::Taken),
+                None => Err(ClaimFailure::Unreachable),
+            };
+            if outcome.is_err() {
+                self.ids.release(id);
+            }
+            tell(outcome);
+        }
+        self.batch_done(answer, is_former);
+    }
+
+    /// Takes this node out of the registry; whoever looks first cleans up after it.
+    async fn retire(self) {
+        let Some(connection) = self.publish_connection() else { return };
+        let retire = async {
+            connection.command(self.keys.retire(self.run)).await?;
+            let Some(frame) = Frame::Look.encode(self.run) else { return Ok(()) };
+            for other in self.members.others() {
+                connection.command(self.keys.publish(other.run, &frame)).await?;
+            }
+            Ok::<(), RedisError>(())
+        };
+        let timeout = Duration::from_millis(self.bounds.timeout_ms);
+        match tokio::time::timeout(timeout, retire).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "this node could not say that it ends; its lease will"),
+            Err(_) => tracing::warn!("this node could not say in time that it ends; its lease will"),
+        }
+    }
+}
+
+/// Frees the ids of a dead node, and gives who was present through it and is not through one of those that live.
+async fn free(
+    connection: &Connection,
+    keys: &Keys,
+    dead: u64,
+    living: &[u64],
+) -> Result<Vec<(Box<str>, Bytes)>, RedisError> {
+    let holder = run_text(dead).into_bytes();
+    let mut ids: Vec<Box<str>> = Vec::new();
+    for_each(connection, keys, &keys.clients(), |id, run| {
+        if run == &holder[..] {
+            ids.push(id.into());
+        }
+    })
+    .await?;
+    for ids in ids.chunks(BATCH) {
+        connection.command(keys.release(dead, ids)).await?;
+    }
+    let mut present: Vec<(Box<str>, Bytes)> = Vec::new();
+    for_each(connection, keys, &keys.present(dead), |field, told| {
+        present.push((field.into(), Bytes::copy_from_slice(told)));
+    })
+    .await?;
+    let mut absent = Vec::new();
+    for part in present.chunks(BATCH) {
+        let mut is_elsewhere = vec![false; part.len()];
+        for run in living.iter().filter(|run| **run != dead) {
+            let mut command = cmd("HMGET");
+            command.arg(keys.present(*run));
+            for (field, _) in part {
+                command.arg(&**field);
+            }
+            if let Value::Array(values) = connection.command(command).await? {
+                for (is_elsewhere, value) in is_elsewhere.iter_mut().zip(values) {
+                    *is_elsewhere |= value != Value::Nil;
+                }
+            }
+        }
+        absent.extend(part.iter().zip(is_elsewhere).filter(|(_, elsewhere)| !elsewhere).map(|(one, _)| one.clone()));
+    }
+    Ok(absent)
+}
+
+/// Calls a function for each field of a hash; for some twice, where the hash changes meanwhile.
+async fn for_each(
+    connection: &Connection,
+    keys: &Keys,
+    hash: &str,
+    mut each: impl FnMut(&str, &[u8]),
+) -> Result<(), RedisError> {
+    let mut cursor = "0".to_owned();
+    loop {
+        let answer = connection.command(keys.scan(hash, &cursor)).await?;
+        let Value::Array(parts) = answer else { return Ok(()) };
+        let [Value::BulkString(next), fields] = &parts[..] else { return Ok(()) };
+        // A protocol of version 3 still gives them as a list here.
+        if let Value::Array(fields) = fields {
+            for pair in fields.chunks_exact(2) {
+                if let [Value::BulkString(field), Value::BulkString(value)] = pair
+                    && let Ok(field) = std::str::from_utf8(field)
+                {
+                    each(field, value);
+                }
+            }
+        }
+        cursor = String::from_utf8_lossy(next).into_owned();
+        if cursor == "0" {
+            return Ok(());
+        }
+    }
+}
+
+/// What `beat.lua` answers.
+fn read_beat(answer: Value) -> Option<Beat> {
+    let Value::Array(parts) = answer else { return None };
+    let [was, redis_ms, Value::Array(living), Value::Array(mine)] = &parts[..] else { return None };
+    let was = match text(was)? {
+        "known" => Was::Known,
+        "new" => Was::New,
+        "dead" => Was::Dead,
+        _ => return None,
+    };
+    let redis_ms = text(redis_ms)?.parse().ok()?;
+    let living = living.chunks_exact(3).filter_map(|one| match one {
+        [run, until_ms, info] => Some((node(run, info)?, text(until_ms)?.parse().ok()?)),
+        _ => None,
+    });
+    let mine_of = mine.chunks_exact(2).filter_map(|one| match one {
+        [run, info] => node(run, info),
+        _ => None,
+    });
+    Some(Beat { was, redis_ms, living: living.collect(), mine: mine_of.collect() })
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// What a node says of itself; one of which only the run is known has that for a name.
+fn node(run: &Value, info: &Value) -> Option<NodeInfo> {
+    let run_as_text = text(run)?;
+    let run = parse_run(run_as_text)?;
+    let unknown = || NodeInfo {
+        run,
+        name: run_as_text.to_owned(),
+        public: None,
+        internal: None,
+        started_ms: 0,
+        version: String::new(),
+    };
+    Some(match serde_json::from_str::<NodeInfo>(text(info)?) {
+        Ok(info) => NodeInfo { run, ..info },
+        Err(_) => unknown(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn the_answer_to_a_beat_is_read() {
+        let run = "00000000000000ab";
+        let answer = Value::Array(vec![
+            bulk("new"),
+            bulk("1700000000123"),
+            Value::Array(vec![bulk(run), bulk("1700000005123"), bulk(r#"{"name":"n1","more":1}"#)]),
+            Value::Array(vec![bulk("00000000000000cd"), bulk("{}")]),
+        ]);
+        let beat = read_beat(answer).expect("it is one");
+        assert_eq!((beat.was, beat.redis_ms), (Was::New, 1_700_000_000_123));
+        assert_eq!((beat.living[0].0.run, beat.living[0].0.name.as_str()), (0xab, "n1"));
+        assert_eq!(beat.living[0].1, 1_700_000_005_123);
+        assert_eq!((beat.mine[0].run, beat.mine[0].name.as_str()), (0xcd, "00000000000000cd"));
+        for other in [Value::Nil, Value::Array(vec![bulk("new")]), Value::Array(vec![bulk("x"), bulk("1")])] {
+            assert_eq!(read_beat(other), None);
+        }
+    }
+}

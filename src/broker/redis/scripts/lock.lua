@@ -1,0 +1,71 @@
+-- Takes, renews or frees the lock of a field.
+--
+-- KEYS  1  PREFIX:{ROOM}:locks   hash by field: number, end in milliseconds since 1970 by the server's clock, session and
+--                                holder, packed by MessagePack
+--       2  PREFIX:{ROOM}:fence   the last number given in the room
+-- ARGV  1  the field
+--       2  how many milliseconds the last number is kept
+--       3  acquire, renew or free
+--          acquire: 4 for how many milliseconds, 5 the session, 6 the holder, as others are told of it
+--          renew:   4 for how many milliseconds, 5 the number that it is held with
+--          free:    4 the number that it is held with, or nothing for any
+--
+-- A number is larger than all before it in the room: by one, or the time in microseconds where that is more, so that this
+-- holds as well after the room's last number was forgotten or lost. A session that has the lock already is given another
+-- number: the answer with the first one was lost.
+--
+-- Returns  granted NUMBER | held MILLISECONDS_LEFT HOLDER | renewed | freed NUMBER HOLDER | none
+
+local locks, fence, field = KEYS[1], KEYS[2], ARGV[1]
+local action = ARGV[3]
+local time = redis.call('TIME')
+local now_us = time[1] * 1000000 + time[2]
+local now = math.floor(now_us / 1000)
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local held
+local packed = redis.call('HGET', locks, field)
+if packed then
+  held = cmsgpack.unpack(packed)
+  if held[2] <= now then
+    redis.call('HDEL', locks, field)
+    held = nil
+  end
+end
+
+-- Never for less long than before: its holder was told that.
+local function hold(number, session, holder, before)
+  local ends = math.max(now + ARGV[4], before)
+  redis.call('HSET', locks, field, cmsgpack.pack({number, ends, session, holder}))
+  -- The key lives as long as the last of its locks.
+  local left = redis.call('PTTL', locks)
+  if left < ends - now + 1000 then
+    redis.call('PEXPIRE', locks, text(ends - now + 1000))
+  end
+end
+
+if action == 'acquire' then
+  if held and held[3] ~= ARGV[5] then
+    return {'held', text(held[2] - now), held[4]}
+  end
+  local last = tonumber(redis.call('GET', fence) or '0')
+  local number = text(math.max(last + 1, now_us))
+  redis.call('SET', fence, number, 'PX', ARGV[2])
+  hold(number, ARGV[5], ARGV[6], 0)
+  return {'granted', number}
+end
+if action == 'renew' then
+  if not held or held[1] ~= ARGV[5] then
+    return {'none'}
+  end
+  hold(held[1], held[3], held[4], held[2])
+  return {'renewed'}
+end
+if not held or (ARGV[4] ~= '' and held[1] ~= ARGV[4]) then
+  return {'none'}
+end
+redis.call('HDEL', locks, field)
+return {'freed', held[1], held[4]}

@@ -1,0 +1,95 @@
+//! The other nodes at the hub's start, and what is done for them.
+
+use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::{Hub, Inner, lock};
+use crate::broker::nodes::{self, Answering, Asked, Event, Handle, Intake, NodeInfo, Service};
+use crate::config::{BrokerKind, Config};
+use crate::control::Backend as _;
+use crate::control::nodes::{NodeCall, serve};
+use crate::control::put_back_elsewhere;
+use crate::hub::reply::HubError;
+use crate::wire::codes::ErrorCode;
+
+/// Makes ready for other nodes, if there may be some. `run` stands for this run of the node.
+pub(super) fn prepare(config: &Config, run: u64) -> Option<(Handle, Intake)> {
+    if config.broker.kind == BrokerKind::Memory {
+        return None;
+    }
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    Some(nodes::link(NodeInfo {
+        run,
+        name: config.node.name.clone(),
+        public: None,
+        internal: None,
+        started_ms: since_1970.map_or(0, |since| since.as_millis() as u64),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }))
+}
+
+/// Begins: from here on the other nodes know this one.
+pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::StartError> {
+    let config = hub.config();
+    if let Some(handle) = &hub.inner.nodes_handle {
+        let public = hub.addresses().first().map(ToString::to_string);
+        handle.set_addresses(public, hub.internal_address().map(|address| address.to_string()));
+    }
+    // The thread must not keep alive what ends it.
+    let hub_of = |hub: &Hub| {
+        let weak: Weak<Inner> = Arc::downgrade(&hub.inner);
+        move || weak.upgrade().map(|inner| Hub { inner })
+    };
+    let (for_answers, for_events, for_presence, for_late) = (hub_of(hub), hub_of(hub), hub_of(hub), hub_of(hub));
+    let service = Service {
+        answer: Box::new(move |asked| answering(for_answers(), asked)),
+        event: Box::new(move |event| {
+            if let Some(hub) = for_events() {
+                hub.node_event(event);
+            }
+        }),
+        presence: Box::new(move |room, told, is_there| {
+            if let Some(hub) = for_presence() {
+                hub.announce(room, if is_there { "presence.joined" } else { "presence.left" }, told);
+            }
+        }),
+        late: Box::new(move |node, answer| {
+            if let Some(handle) = for_late().and_then(|hub| hub.inner.nodes_handle.clone()) {
+                put_back_elsewhere(&handle, node, &answer);
+            }
+        }),
+    };
+    let nodes = intake.start(&config, service)?;
+    *lock(&hub.inner.nodes) = Some(nodes);
+    Ok(())
+}
+
+fn answering(hub: Option<Hub>, asked: Asked) -> Answering {
+    let call = serde_json::from_slice::<NodeCall>(&asked.data);
+    Box::pin(async move {
+        let hub = hub.ok_or_else(|| HubError::new(ErrorCode::Unavailable, "the node ends"))?;
+        let call = call.map_err(|error| HubError::new(ErrorCode::BadCommand, error.to_string()))?;
+        serve(hub, call).await
+    })
+}
+
+impl Hub {
+    /// Something has become of another node, or of what others think of this one.
+    fn node_event(&self, event: Event) {
+        match event {
+            Event::CleanUp(node) => {
+                if let Some(handle) = &self.inner.nodes_handle {
+                    handle.cleaned(node.run);
+                }
+            }
+            Event::Joined(_) | Event::Left(_) | Event::Revived | Event::SameName(_) => {}
+        }
+    }
+
+    /// Sends an event to a client that is connected here.
+    pub(super) fn send_to_client_here(&self, client_id: &str, kind: &str, data: Bytes) -> super::Pending<super::Sent> {
+        self.send_to_client(client_id, kind, data, true)
+    }
+}

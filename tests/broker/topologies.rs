@@ -1,0 +1,128 @@
+//! Sentinels and clusters.
+
+use std::path::Path;
+
+use super::support::{Node, Redis, config, eventually, program};
+
+/// A cluster of three, of which the first has a replica.
+struct Cluster {
+    primaries: Vec<Redis>,
+    replica: Redis,
+}
+
+impl Cluster {
+    fn start(program: &Path) -> Cluster {
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"];
+        let primaries: Vec<Redis> = (0..3).map(|_| Redis::start(program, &options)).collect();
+        let replica = Redis::start(program, &options);
+        for (at, primary) in (0u32..).zip(&primaries) {
+            let slots: Vec<String> = (at * 16_384 / 3..(at + 1) * 16_384 / 3).map(|slot| slot.to_string()).collect();
+            let mut words = vec!["CLUSTER", "ADDSLOTS"];
+            words.extend(slots.iter().map(String::as_str));
+            primary.command::<String>(&words);
+        }
+        let first = primaries[0].port.to_string();
+        for other in primaries[1..].iter().chain([&replica]) {
+            other.command::<String>(&["CLUSTER", "MEET", "127.0.0.1", &first]);
+        }
+        let id: String = primaries[0].command(&["CLUSTER", "MYID"]);
+        eventually("the replica knows its primary", || {
+            replica.try_command::<String>(&["CLUSTER", "REPLICATE", &id]).is_ok()
+        });
+        let cluster = Cluster { primaries, replica };
+        eventually("the cluster is whole", || {
+            cluster.primaries.iter().chain([&cluster.replica]).all(|node| {
+                let info: String = node.command(&["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:4")
+            }) && cluster.replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up")
+        });
+        cluster
+    }
+
+    fn url(&self) -> String {
+        self.primaries[1].url()
+    }
+}
+
+/// How far a server's replication has come.
+fn offset(redis: &Redis) -> u64 {
+    let info: String = redis.command(&["INFO", "replication"]);
+    let line = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).expect("an offset");
+    line.trim().parse().expect("a number")
+}
+
+#[test]
+fn rooms_of_a_cluster_are_on_all_of_its_servers_and_survive_one() {
+    const ROOMS: u64 = 60;
+    let Some(program) = program() else { return };
+    let mut cluster = Cluster::start(&program);
+    let start = || Node::with(&config(&cluster.url(), "mode = \"cluster\"")).unwrap_or_else(|error| panic!("{error}"));
+    let (mut one, mut two) = (start(), start());
+    let names: Vec<String> = (0..ROOMS).map(|room| format!("doc:{room}")).collect();
+    for name in &names {
+        two.follow(name);
+        let numbers = one.publish(name, 0..3).expect("published");
+        assert_eq!(numbers.nodes, 1);
+        two.until_seq(name, 3);
+    }
+    for primary in &cluster.primaries {
+        let keys: u64 = primary.command(&["DBSIZE"]);
+        assert!(keys > 20, "each has a part: {keys}");
+    }
+    assert_eq!(one.clear("doc:7"), Ok(3));
+    two.until("it is told", |node| node.room("doc:7").log_from == 4);
+
+    eventually("the replica has all", || offset(&cluster.replica) == offset(&cluster.primaries[0]));
+    let before = two.rooms.clone();
+    cluster.primaries[0].kill();
+    let mut next = 3;
+    for name in &names {
+        // Rooms on other servers go on at once; those of the dead one when its replica has taken its place.
+        two.until("it is published", |_| {
+            next += 1;
+            one.publish(name, [next]).is_ok()
+        });
+    }
+    for name in &names {
+        two.until("what is published then comes", |node| node.room(name).tags().last() > Some(&3));
+        let (room, before) = (two.room(name), &before[name]);
+        assert_eq!((room.epoch(), room.gaps), (before.epoch(), before.gaps), "{name}");
+        let tags = room.tags();
+        assert!(tags.is_sorted_by(|one, other| one < other), "{name}: none twice: {tags:?}");
+    }
+}
+
+#[test]
+fn sentinels_tell_where_the_server_is_now() {
+    let Some(program) = program() else { return };
+    let mut primary = Redis::start(&program, &["--repl-diskless-sync-delay", "0"]);
+    let replica = Redis::start(&program, &["--repl-diskless-sync-delay", "0"]);
+    replica.command::<String>(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    let sentinels: Vec<Redis> = (0..2).map(|_| Redis::sentinel(&program, primary.port, 1)).collect();
+    for sentinel in &sentinels {
+        eventually("the sentinel knows the replica", || {
+            let info: String = sentinel.command(&["INFO", "sentinel"]);
+            info.contains("slaves=1") && info.contains("sentinels=2")
+        });
+    }
+    eventually("the replica has all", || {
+        replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up")
+    });
+    let urls = sentinels.iter().map(Redis::url).collect::<Vec<_>>().join("\",\"");
+    let mut node = Node::with(&config(&urls, "mode = \"sentinel\"")).unwrap_or_else(|error| panic!("{error}"));
+    node.follow("doc:1");
+    node.publish("doc:1", 0..3).expect("published");
+    node.until_seq("doc:1", 3);
+    let before = node.room("doc:1");
+    eventually("the replica has it", || replica.command::<u64>(&["XLEN", "ringhub:{doc:1}:log"]) == 1);
+    primary.kill();
+    node.until("it is told where it is", |node| node.room("doc:1").followed > before.followed);
+    node.publish("doc:1", [3]).expect("published");
+    node.until_seq("doc:1", 4);
+    let after = node.room("doc:1");
+    assert_eq!((after.epoch(), after.gaps, after.tags()), (before.epoch(), before.gaps, vec![0, 1, 2, 3]));
+
+    let unknown = "mode = \"sentinel\"\nsentinel_master = \"other\"";
+    let error = Node::with(&config(&urls, unknown)).err().expect("nobody knows it");
+    assert!(error.to_string().contains("broker.redis.sentinel_master"), "{error}");
+}
