@@ -7,15 +7,20 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
+import re
+import shlex
 import signal
+import socket
+import subprocess
 import time
 
 import pytest
 
 from cluster import TIMEOUT_MS, Cluster, fresh_prefix, history, readiness
 from events import reading
-from hub import Hub, HubFailed, admin, free_port
+from hub import ROOT, Hub, HubFailed, admin, binary, clean_environment, free_port
 from link import Link
 from peer import Peer, eventually, joined, request, upgrade_request
 from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking
@@ -856,3 +861,47 @@ def move_slot(cluster: RedisCluster, key: str) -> None:
         source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
     for server in (target, source, *[server for server in cluster.primaries if server not in (source, target)]):
         server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+
+# The script to try a cluster out.
+
+
+async def test_the_script_to_try_a_cluster_out_does_what_it_says():
+    for port in (6399, 8001, 8002, 8003):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            pytest.skip(f"somebody listens at port {port}")
+    script = subprocess.Popen([ROOT / "tests/cluster/run"], stdout=subprocess.PIPE, text=True, env=clean_environment() | {"HUB_BIN": str(binary())})
+    try:
+        text = await asyncio.to_thread(read_until, script.stdout, "Ctrl-C ends everything")
+        (tail,) = [line for line in text.splitlines() if " tail " in line]
+        (curl,) = [line for line in text.splitlines() if line.strip().startswith("curl")]
+        pids = [int(pid) for pid in re.findall(r"pid (\d+)", text)]
+        assert len(pids) == 3
+        reader = await asyncio.create_subprocess_exec(*shlex.split(tail), cwd=ROOT, stdout=subprocess.PIPE, env=clean_environment())
+        try:
+            # What is published before the reader is there, it does not print.
+            async with asyncio.timeout(10):
+                line = None
+                while line is None:
+                    subprocess.run(shlex.split(curl), check=True, capture_output=True)
+                    with contextlib.suppress(TimeoutError):
+                        line = await asyncio.wait_for(reader.stdout.readline(), 0.3)
+            assert b"note.added" in line and b"hello" in line
+        finally:
+            reader.kill()
+            await reader.wait()
+        script.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(script.wait, 15) == 130
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    finally:
+        script.terminate()
+        script.wait(15)
+
+
+def read_until(stream, words: str) -> str:
+    text = ""
+    while words not in text and (line := stream.readline()):
+        text += line
+    return text
