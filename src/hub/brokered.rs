@@ -27,7 +27,9 @@ pub enum ToBroker {
     Follow {
         /// The room.
         room: RoomName,
-        /// The last event that the home has; none where it has nothing yet.
+        /// The last event that the home has; none where it has nothing yet. With an id of zeroes it is one that a client says
+        /// to have, which is beyond the end of the log as the home knows it: believed for a while after the servers could be
+        /// reached, when data may have been lost, and ignored later.
         from: Option<Place>,
     },
     /// The room's events are not wanted any more. What is on its way may still come.

@@ -14,7 +14,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::brokered::{BrokeredEvent, Carried, Followed, Place, ToBroker};
-use super::core::Core;
+use super::core::{Core, epoch_text};
 use super::message::{HistoryAsked, Join, JoinRefused, Joined, Message, OVERLOADED};
 use super::name::RoomName;
 use super::presence::Turn;
@@ -43,6 +43,8 @@ pub struct Relayed {
     last_id: [u8; 36],
     /// Whether the log had to give way, and the broker may have more of it.
     is_thin: bool,
+    /// Whether the broker was told that a client had seen more of the log than there is.
+    is_doubted: bool,
     /// What waits for the state, in order.
     waiting: Vec<Deferred>,
 }
@@ -81,7 +83,7 @@ pub struct HistoryCall {
 
 impl Relayed {
     pub(super) fn asked() -> Relayed {
-        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, waiting: Vec::new() }
+        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, is_doubted: false, waiting: Vec::new() }
     }
 
     /// Its log had to give way.
@@ -210,6 +212,11 @@ impl Core {
         if is_about_log {
             self.fill_up(id);
         }
+        if let Message::Join(join) = &message
+            && let Some(Since::Seq { seq, epoch: Some(epoch) }) = &join.since
+        {
+            self.doubt(id, *seq, epoch);
+        }
         let Some(relayed) = self.home_mut(id).and_then(Home::relayed_mut) else { return Some(message) };
         match relayed.state {
             State::Known => Some(message),
@@ -219,6 +226,28 @@ impl Core {
                 None
             }
             State::Asked | State::Unreachable => self.without_state(message),
+        }
+    }
+
+    /// A client has been given an event that the log does not have, in the same epoch: the log has lost its end, and with it
+    /// the numbers that come next were given before. The broker decides whether that can be, and gives it another epoch.
+    fn doubt(&mut self, id: RoomId, seq: u64, epoch: &str) {
+        let Some(room) = self.rooms.get_mut(id) else { return };
+        let Some(home) = room.home.as_deref_mut() else { return };
+        if home.seq >= seq || epoch_text(home.epoch) != *epoch {
+            return;
+        }
+        let at = home.epoch;
+        let Some(relayed) = home.relayed_mut().filter(|relayed| relayed.state == State::Known) else { return };
+        if mem::replace(&mut relayed.is_doubted, true) {
+            return;
+        }
+        relayed.state = State::Asked;
+        // No event has that id: it is not known which one the client was given.
+        let from = Some(Place { epoch: at, seq, id: [0; 36] });
+        let room = room.name.clone();
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.out.push(ToBroker::Follow { room, from });
         }
     }
 

@@ -5,14 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use super::api::Wake;
 use super::{Hub, Inner, lock};
 use crate::broker::nodes::{self, Answering, Asked, Event, Handle, Intake, NodeInfo, Service};
 use crate::config::{BrokerKind, Config};
-use crate::control::Backend as _;
 use crate::control::nodes::{NodeCall, serve};
 use crate::control::put_back_elsewhere;
 use crate::hub::reply::HubError;
-use crate::wire::codes::ErrorCode;
+use crate::wire::codes::{ErrorCode, close};
+use crate::wire::native::Refused;
 
 /// Makes ready for other nodes, if there may be some. `run` stands for this run of the node.
 pub(super) fn prepare(config: &Config, run: u64) -> Option<(Handle, Intake)> {
@@ -42,7 +43,8 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
         let weak: Weak<Inner> = Arc::downgrade(&hub.inner);
         move || weak.upgrade().map(|inner| Hub { inner })
     };
-    let (for_answers, for_events, for_presence, for_late) = (hub_of(hub), hub_of(hub), hub_of(hub), hub_of(hub));
+    let (for_answers, for_events, for_presence) = (hub_of(hub), hub_of(hub), hub_of(hub));
+    let (for_taken, for_late) = (hub_of(hub), hub_of(hub));
     let service = Service {
         answer: Box::new(move |asked| answering(for_answers(), asked)),
         event: Box::new(move |event| {
@@ -52,7 +54,14 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
         }),
         presence: Box::new(move |room, told, is_there| {
             if let Some(hub) = for_presence() {
-                hub.announce(room, if is_there { "presence.joined" } else { "presence.left" }, told);
+                hub.tell_presence(room, told, is_there);
+            }
+        }),
+        taken: Box::new(move |client_id| {
+            if let Some(hub) = for_taken() {
+                let who = super::Target::Client(client_id.into());
+                // Nobody waits for how many there were.
+                drop(hub.disconnect(&who, close::TAKEN_OVER, "another connection has its client id"));
             }
         }),
         late: Box::new(move |node, answer| {
@@ -84,8 +93,20 @@ impl Hub {
                     handle.cleaned(node.run);
                 }
             }
-            Event::Joined(_) | Event::Left(_) | Event::Revived | Event::SameName(_) => {}
+            Event::Joined(_) | Event::Left(_) | Event::Revived { .. } | Event::SameName(_) => {}
         }
+    }
+
+    /// Tells a room's members who has come or gone; of a type that nobody else may publish.
+    fn tell_presence(&self, room: &str, told: Bytes, is_there: bool) {
+        let kind = if is_there { "presence.joined" } else { "presence.left" };
+        let of = room.to_owned();
+        let tell = move |outcome: Result<super::Published, Refused>| {
+            if let Err(refused) = outcome {
+                tracing::warn!(room = of, kind, code = refused.code.as_str(), "members were not told of presence");
+            }
+        };
+        self.publish_unchecked(room, kind, told, None, Box::new(tell), Wake::Now);
     }
 
     /// Sends an event to a client that is connected here.

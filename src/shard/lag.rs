@@ -157,7 +157,7 @@ impl State {
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
-        let (mut given, mut bytes) = (Vec::new(), 0);
+        let (mut given, mut bytes, mut given_after) = (Vec::new(), 0, after_seq);
         for piece in &pieces {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
@@ -172,6 +172,15 @@ impl State {
                 Piece::Gap { from_seq, to_seq, reason, epoch } => {
                     let numbers = (*from_seq, *to_seq);
                     let pushed = self.push_gap(conn, lane, (room.as_str(), id), numbers, (reason, *epoch));
+                    if pushed.is_ok() {
+                        if epoch.is_none() {
+                            // What is in the gap is told of by the gap: it was not left out since it was not wanted.
+                            let events = events_for(address, &given);
+                            self.core.recorder.given(conn, &room, given_after, *from_seq - 1, events, bytes);
+                        }
+                        given.clear();
+                        (bytes, given_after) = (0, *to_seq);
+                    }
                     // That the log is another one has to be told first, and is asked for again.
                     (if epoch.is_some() { after_seq } else { *from_seq }, pushed)
                 }
@@ -183,7 +192,7 @@ impl State {
             }
             before = Some(piece.last_seq());
         }
-        self.core.recorder.given(conn, &room, after_seq, reached, events_for(address, &given), bytes);
+        self.core.recorder.given(conn, &room, given_after, reached, events_for(address, &given), bytes);
         let Some(lag) = self.lag_mut(conn, id) else { return };
         lag.after_seq = reached;
         lag.waits = LagWaits::Outbox;

@@ -203,7 +203,8 @@ fn pair(program: &std::path::Path) -> (Redis, Redis) {
     let replica = Redis::start(program, &["--repl-diskless-sync-delay", "0"]);
     replica.command::<String>(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
     eventually("the replica has all", || {
-        replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up")
+        let is_up = replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up");
+        is_up && primary.command::<String>(&["INFO", "replication"]).contains("state=online")
     });
     (primary, replica)
 }
@@ -213,7 +214,7 @@ fn after_a_failover_what_was_acknowledged_by_a_replica_is_there_and_goes_on() {
     let Some(program) = program() else { return };
     let (mut primary, replica) = pair(&program);
     let proxy = Proxy::start(primary.address());
-    let mut node = start(&proxy.url(), "replicas_min = 1");
+    let mut node = start(&proxy.url(), "replicas_min = 1\ntimeout_ms = 3000");
     node.follow("doc:1");
     for tag in 0..20 {
         node.publish("doc:1", [tag]).expect("published");

@@ -45,9 +45,12 @@ pub enum Event {
     /// A node is dead, and this one cleans up after it: told to one node at a time, and again to another one where
     /// [`super::Handle::cleaned`] does not come in time. It may be told again after a node has done it.
     CleanUp(NodeInfo),
-    /// The others took this node for dead and cleaned up after it; it is one of them again. What it had registered is gone,
-    /// but for ids of clients and presence, which are registered again.
-    Revived,
+    /// The registry did not know this node any more; it is registered again, with its ids of clients and who is present.
+    /// What else it had there is gone.
+    Revived {
+        /// Whether others took it for dead and cleaned up after it. Otherwise the registry was lost.
+        was_buried: bool,
+    },
     /// Another node has the same name.
     SameName(NodeInfo),
 }
@@ -83,6 +86,7 @@ pub(super) struct Members {
     /// Whether this node was one of them.
     was_there: bool,
     was_dead: bool,
+    is_forgotten: bool,
     /// Since when beats are answered without a pause.
     steady_since_ms: Option<u64>,
     beaten_ms: u64,
@@ -107,6 +111,7 @@ impl Members {
             others: BTreeMap::new(),
             was_there: false,
             was_dead: false,
+            is_forgotten: false,
             steady_since_ms: None,
             beaten_ms: 0,
             next_ms: 0,
@@ -140,6 +145,11 @@ impl Members {
         self.next_ms = now_ms + (self.lease_ms / 12).clamp(50, 500);
     }
 
+    /// What this node has is not all in the registry: its next answer counts as that of one which was lost.
+    pub(super) fn forgotten(&mut self) {
+        self.is_forgotten = true;
+    }
+
     /// All nodes that live, as far as is known; not this one.
     pub(super) fn others(&self) -> impl Iterator<Item = &NodeInfo> {
         self.others.values().map(|other| &other.info)
@@ -148,15 +158,18 @@ impl Members {
     /// A beat was answered.
     pub(super) fn beaten(&mut self, beat: Beat, now_ms: u64) -> Vec<Event> {
         let mut events = Vec::new();
+        let was_silent = now_ms.saturating_sub(self.beaten_ms) >= self.lease_ms;
         if self.steady_since_ms.is_none() || now_ms.saturating_sub(self.beaten_ms) >= self.lease_ms * 2 / 3 {
             self.steady_since_ms = Some(now_ms);
         }
         self.beaten_ms = now_ms;
         match beat.was {
             Was::Dead => self.was_dead = true,
-            Was::New if self.was_there => events.push(Event::Revived),
+            Was::New if self.was_there => events.push(Event::Revived { was_buried: self.was_dead || was_silent }),
+            Was::Known if self.is_forgotten => events.push(Event::Revived { was_buried: false }),
             Was::New | Was::Known => {}
         }
+        self.is_forgotten &= beat.was == Was::Dead;
         self.was_there |= beat.was != Was::Dead;
         if beat.was != Was::Dead {
             self.was_dead = false;
@@ -283,7 +296,8 @@ mod tests {
     fn a_registry_that_was_lost_makes_nobody_leave_who_comes_back_in_time() {
         let mut members = members();
         members.beaten(new(0, &[(1, 5000), (2, 5000), (3, 5000)]), 0);
-        assert_eq!(members.beaten(new(10, &[(1, 5010)]), 1000), [Event::Revived]);
+        let revived = Event::Revived { was_buried: false };
+        assert_eq!(members.beaten(new(10, &[(1, 5010)]), 1000), [revived]);
         assert_eq!(members.others().count(), 2);
         assert_eq!(members.beaten(beat(20, &[(1, 5020), (2, 6000)]), 5000 - 1), [Event::Left(node(3))]);
         assert_eq!(members.others().count(), 1);
@@ -296,7 +310,11 @@ mod tests {
         let dead = Beat { was: Was::Dead, ..beat(9000, &[(2, 14_000)]) };
         assert_eq!(members.beaten(dead, 9000), []);
         assert_eq!(members.next_ms(), 9200, "it tries again soon");
-        assert_eq!(members.beaten(new(9200, &[(1, 14_200), (2, 14_000)]), 9200), [Event::Revived]);
+        let revived = Event::Revived { was_buried: true };
+        assert_eq!(members.beaten(new(9200, &[(1, 14_200), (2, 14_000)]), 9200), [revived.clone()]);
+        // Or had been, before it asked.
+        let late = 9200 + LEASE_MS;
+        assert_eq!(members.beaten(new(late, &[(1, late + 5000), (2, late + 10)]), late), [revived]);
     }
 
     #[test]

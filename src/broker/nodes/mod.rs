@@ -63,6 +63,8 @@ pub struct Service {
     pub event: Box<dyn Fn(Event) + Send>,
     /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
     pub presence: Box<dyn Fn(&str, Bytes, bool) + Send>,
+    /// A client's id that this node had is another one's: it was claimed while this one was taken for dead.
+    pub taken: Box<dyn Fn(&str) + Send>,
     /// A node's answer that came when nobody waited for it any more.
     pub late: Box<dyn Fn(NodeInfo, Bytes) + Send>,
 }

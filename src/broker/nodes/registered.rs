@@ -172,9 +172,13 @@ impl Presence {
         }
     }
 
-    /// All have to be written again.
-    pub(super) fn lost(&mut self) {
+    /// All have to be written again; where members were told that all have left, as something new.
+    pub(super) fn lost(&mut self, all_left: bool) {
         self.changed.extend(self.here.keys().cloned());
+        if all_left {
+            self.left.clear();
+            self.here.values_mut().for_each(|here| here.is_known = false);
+        }
     }
 }
 
@@ -192,7 +196,7 @@ mod tests {
         ids.release("a".into());
         assert!(ids.next_releases(10).is_empty(), "somebody still has it");
         ids.release("a".into());
-        assert_eq!(ids.next_releases(10), ["a".into()]);
+        assert_eq!(ids.next_releases(10), [Box::<str>::from("a")]);
         ids.release("a".into());
         assert!(ids.next_releases(10).is_empty());
     }
@@ -248,8 +252,10 @@ mod tests {
         let changes = presence.next(10);
         presence.not_written(changes);
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
-        presence.lost();
+        presence.lost(false);
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Again)]);
+        presence.lost(true);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
         presence.set("project:1", "s", told(), false);
         let changes = presence.next(10);
         presence.not_written(changes.clone());

@@ -99,7 +99,7 @@ enum What {
     Said(Result<Value, RedisError>),
     Claimed { claims: Vec<(Box<str>, Tell)>, answer: Result<Value, RedisError> },
     Released { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
-    Registered(Result<Value, RedisError>),
+    Reclaimed { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
     Written { changes: Vec<Change>, answer: Result<Value, RedisError> },
     Served { to: u64, number: u64, outcome: Result<Vec<u8>, HubError> },
     Freed { node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError> },
@@ -239,7 +239,7 @@ impl Worker {
         (self.is_beating, self.batches, self.canary_sent_ms) = (false, 0, None);
         self.members.failed(now_ms);
         // What was being written may be written or not.
-        self.presence.lost();
+        self.presence.lost(false);
         for tell in self.ids.refuse_all() {
             tell(Err(ClaimFailure::Unreachable));
         }
@@ -461,12 +461,13 @@ impl Worker {
             Event::CleanUp(node) => {
                 tracing::info!(node = node.name, run = run_text(node.run), "this node cleans up after another");
             }
-            Event::Revived => {
-                tracing::warn!("the registry did not know this node any more; it registers again");
-                self.presence.lost();
+            Event::Revived { was_buried } => {
+                tracing::warn!(was_buried, "the registry did not know this node any more; it registers again");
+                self.presence.lost(*was_buried);
                 let held: Vec<Box<str>> = self.ids.held().cloned().collect();
                 for ids in held.chunks(BATCH) {
-                    self.send(self.keys.claim(self.run, ids), What::Registered);
+                    let claimed = ids.to_vec();
+                    self.send(self.keys.claim(self.run, ids), |answer| What::Reclaimed { ids: claimed, answer });
                 }
             }
             Event::SameName(node) => {
@@ -549,11 +550,9 @@ impl Worker {
                     }
                 }
             }
-            What::Said(answer) | What::Registered(answer) => {
-                if let Err(error) = answer {
-                    self.failed(&error);
-                }
-            }
+            What::Said(Ok(_)) => {}
+            What::Said(Err(error)) => self.failed(&error),
+            What::Reclaimed { ids, answer } => self.reclaimed(ids, answer),
             What::Freed { node, outcome } => self.freed(node, outcome),
             What::Finished { run, answer } => match answer {
                 Ok(_) => {
@@ -629,6 +628,25 @@ impl Worker {
             tell(outcome);
         }
         self.batch_done(answer, is_former);
+    }
+
+    /// This node had ids that others may have claimed when they took it for dead.
+    fn reclaimed(&mut self, ids: Vec<Box<str>>, answer: Result<Value, RedisError>) {
+        let holders = match answer {
+            Ok(Value::Array(holders)) => holders,
+            Ok(_) => return,
+            // Until the registry can be reached; then it may know this node and not the ids.
+            Err(error) => {
+                self.members.forgotten();
+                return self.failed(&error);
+            }
+        };
+        let mine = run_text(self.run).into_bytes();
+        for (id, holder) in ids.iter().zip(holders) {
+            if !matches!(holder, Value::BulkString(holder) if holder == mine) {
+                (self.service.taken)(id);
+            }
+        }
     }
 
     /// Takes this node out of the registry; whoever looks first cleans up after it.

@@ -50,7 +50,8 @@ pub struct Server {
     /// Subscriptions on their way.
     pub subscriptions: usize,
     attempts: u32,
-    up_ms: u64,
+    /// When its last link was made.
+    pub up_ms: u64,
     was_up: bool,
     said_ms: Option<u64>,
 }

@@ -46,6 +46,8 @@ const SUBSCRIPTIONS_MAX: usize = 8;
 const READS_MAX: usize = 512;
 /// Bytes of what a server pushed that wait for the next turn.
 const INBOX_BYTES_MAX: usize = 32 << 20;
+/// How long after a link was made clients are believed that say to have seen events which the log does not have.
+const CLAIMS_MS: u64 = 600_000;
 /// How long a room rests whose read or subscription was refused.
 const REFUSED_MS: u64 = 1000;
 /// Deepest nesting of data that other programs publish; what clients of this hub publish is checked by `limits.depth_max`.
@@ -307,8 +309,12 @@ impl Worker {
     }
 
     fn follow(&mut self, shard: ShardId, name: RoomName, from: Option<Place>) {
-        let at = self.server_of(name.as_str());
+        let (at, now_ms) = (self.server_of(name.as_str()), self.now_ms());
         let Some(server) = self.servers.get_mut(at) else { return };
+        // Anybody may say to have seen more than there is: that is not believed when nothing can have been lost lately.
+        let is_claim = from.is_some_and(|from| from.seq > 0 && from.id == [0; 36]);
+        let may_have_lost = server.up_ms + CLAIMS_MS > now_ms;
+        let from = from.filter(|_| !is_claim || may_have_lost);
         let room = self.rooms.entry(name.as_str().into()).or_insert_with(|| Room {
             name: name.clone(),
             shard,
@@ -709,17 +715,17 @@ impl Worker {
         let [epoch, seq, id, log_from, Value::Array(entries)] = <[Value; 5]>::try_from(parts).ok()? else {
             return None;
         };
-        let number = |value: &Value| match value {
-            Value::BulkString(digits) => encoding::whole_number(digits),
+        let seq_of = |value: &Value| match value {
+            Value::BulkString(digits) => encoding::seq(digits),
             _ => None,
         };
-        let Value::BulkString(id) = id else { return None };
+        let (Value::BulkString(epoch), Value::BulkString(id)) = (epoch, id) else { return None };
         let mut found = Vec::with_capacity(entries.len() / 2);
         let mut entries = entries.into_iter();
         while let (Some(last), Some(Value::BulkString(message))) = (entries.next(), entries.next()) {
-            found.push((number(&last)?, self.reader.message(&message.into())));
+            found.push((seq_of(&last)?, self.reader.message(&message.into())));
         }
-        let (epoch, seq, log_from) = (number(&epoch)?, number(&seq)?, number(&log_from)?);
+        let (epoch, seq, log_from) = (encoding::epoch(&epoch)?, seq_of(&seq)?, seq_of(&log_from)?);
         Some(Page { epoch, seq, id: encoding::id(&id), log_from, entries: found })
     }
 
