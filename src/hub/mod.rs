@@ -37,7 +37,7 @@ pub mod rules;
 pub mod schema;
 pub mod selection;
 pub mod session_home;
-mod shared_locks;
+pub mod shared_locks;
 pub mod stored;
 pub mod trace;
 pub mod view;

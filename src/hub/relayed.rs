@@ -169,7 +169,10 @@ impl Core {
 
     pub(super) fn followed(&mut self, room: &RoomName, outcome: Result<Box<Followed>, Refused>) {
         let Some(id) = self.rooms.find(room) else { return };
+        let known = self.home_mut(id).map_or(0, |home| home.seq);
         match outcome {
+            // It continues what a client said to have, and there was more of the log than this home knew.
+            Ok(followed) if followed.continues && followed.first_seq > known + 1 => return self.lost_place(id),
             Ok(followed) if followed.continues => self.goes_on(id, *followed),
             Ok(followed) => self.begins_anew(id, *followed),
             Err(_) => return self.not_followed(id),

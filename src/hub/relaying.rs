@@ -18,7 +18,7 @@ use super::name::RoomName;
 use super::relayed::{Relayed, UNREACHABLE};
 use super::reply::Responder;
 use super::rooms::Home;
-use super::shared_locks::{LockWait, Unfreed};
+use super::shared_locks::{LockWait, NotedLock, Unfreed};
 use crate::wire::native::Refused;
 
 /// Events of the hub itself that wait for a broker that can't be reached.
@@ -49,6 +49,8 @@ pub(super) struct Relaying {
     pub(super) locks: HashMap<u64, LockWait, FixedState>,
     /// What is asked of locks of which the broker is being asked something.
     pub(super) asking: HashMap<(RoomName, Arc<str>), VecDeque<LockAsked>, FixedState>,
+    /// Locks that this node holds, or not any more, since that was taken last.
+    pub(super) noted_locks: Vec<(RoomName, NotedLock, bool)>,
     /// What the hub itself has to say and the broker did not take.
     unsaid: Vec<Publish>,
     /// Locks that have ended here, of which the broker could not be told.
@@ -116,6 +118,7 @@ impl Core {
             clears: HashMap::with_hasher(FixedState::with_seed(seed)),
             locks: HashMap::with_hasher(FixedState::with_seed(seed)),
             asking: HashMap::with_hasher(FixedState::with_seed(seed)),
+            noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
             out: Vec::new(),

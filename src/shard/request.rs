@@ -16,6 +16,7 @@ use crate::hub::message::{ClientRequest, Message, Publish, Withdraw, Withdrew};
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
+use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
@@ -277,6 +278,13 @@ pub enum Request {
         body: Vec<u8>,
         /// Is told whether they were taken.
         responder: Responder<EngineAnswer>,
+    },
+    /// A node has died that held a lock in a room at home here.
+    FreeOfDead {
+        /// The room.
+        room: RoomName,
+        /// The lock.
+        noted: NotedLock,
     },
     /// The journal or the broker has something to tell: it stands in their links.
     Look,
