@@ -447,6 +447,20 @@ class RedisCluster(Several):
         return {"broker.kind": "redis", "broker.redis.mode": "cluster", "broker.redis.url": [server.url for server in self.primaries]}
 
 
+def snapshot(redis: Redis) -> dict[str, bytes]:
+    """A server's data as it is on disk now."""
+    return {path.name: path.read_bytes() for path in (redis.folder / "appendonlydir").iterdir()}
+
+
+def restore(redis: Redis, kept: dict[str, bytes]) -> None:
+    """Puts data of a moment ago in place of what a server has that does not run: what was written last is lost."""
+    redis.wipe()
+    folder = redis.folder / "appendonlydir"
+    folder.mkdir()
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+
+
 def until(condition: Callable[[], bool], within_s: float, what: str, log: Callable[[], str]) -> None:
     """Waits for what can only be looked at."""
     deadline = time.monotonic() + within_s

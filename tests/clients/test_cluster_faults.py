@@ -21,7 +21,7 @@ from actors import Actors, Emitter, Native, Publisher, Resuming, Stream
 from cluster import TIMEOUT_MS, Cluster, history
 from history import ACKNOWLEDGED, History, Log, Promise, check
 from link import Link
-from redis_servers import HOST, MASTER, Redis, RedisCluster, SentinelPair, lacking
+from redis_servers import HOST, MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 
@@ -210,19 +210,6 @@ def faults_of_data(redis: Redis) -> list[Fault]:
     return [lose_all, lose_the_end, empty]
 
 
-def snapshot(redis: Redis) -> dict[str, bytes]:
-    """What is on disk now; between two writes of it, since it is read file by file while Redis appends."""
-    return {path.name: path.read_bytes() for path in (redis.folder / "appendonlydir").iterdir()}
-
-
-def restore(redis: Redis, kept: dict[str, bytes]) -> None:
-    redis.wipe()
-    folder = redis.folder / "appendonlydir"
-    folder.mkdir()
-    for name, data in kept.items():
-        (folder / name).write_bytes(data)
-
-
 def faults_of_links(links: list[Link]) -> list[Fault]:
     async def cut(run: Run) -> AsyncIterator[str]:
         number = run.random.randrange(len(links))
@@ -349,9 +336,10 @@ SCENARIOS = {
     "one Redis and short logs": Scenario(one_redis, Promise(gaps=True), dict(SHORT)),
     "one Redis that loses data": Scenario(lambda drawn: one_redis(drawn, loses_data=True), Promise(epochs=True)),
     # What a primary had told but not passed on is lost with it: such a log is another one. What was acknowledged, a replica has.
+    # One that was frozen does what waits in its sockets before it learns that it is none any more: a fork.
     # Nothing is acknowledged for as long as there is no replica, which is most of the time here.
-    "sentinels": Scenario(sentinels, Promise(epochs=True), WHOLE | {"broker.redis.replicas_min": 1}, busy_per_s=3),
-    "a Cluster": Scenario(redis_cluster, Promise(epochs=True), WHOLE | {"broker.redis.replicas_min": 1}),
+    "sentinels": Scenario(sentinels, Promise(epochs=True, forks=True), WHOLE | {"broker.redis.replicas_min": 1}, busy_per_s=3),
+    "a Cluster": Scenario(redis_cluster, Promise(epochs=True, forks=True), WHOLE | {"broker.redis.replicas_min": 1}),
 }
 
 
