@@ -23,7 +23,8 @@ pub enum ToBroker {
     /// Events to be numbered; answered once by [`FromBroker::Submitted`].
     Submit(Box<Submission>),
     /// The room's events are wanted from here on. Answered by [`FromBroker::Followed`]; again where it is said again, which a
-    /// home does that has lost its place.
+    /// home does that has lost its place. What was told before this was heard may still come before the answer, so that an
+    /// answer that continues may begin with events that the home has by then: it passes them over.
     Follow {
         /// The room.
         room: RoomName,
@@ -264,7 +265,7 @@ pub struct Followed {
     pub epoch: u64,
     /// The last number given.
     pub seq: u64,
-    /// True where `events` come right after the place that the home had, nothing missing. Where false, the home takes them in
+    /// True where `events` come right after the place that the home had when it asked, or was told last, nothing missing. Where false, the home takes them in
     /// place of all it had: they are all that is kept of the log, and members have missed something.
     pub continues: bool,
     /// The number of the first of `events`; `seq + 1` where there are none. The last has the number `seq`.

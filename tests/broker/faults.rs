@@ -65,10 +65,10 @@ fn a_connection_cut_at_any_byte_loses_nothing_and_publishes_nothing_twice() {
     witness.follow("doc:1");
     let mut tags = Vec::new();
     let mut resent = 0;
-    for round in 0..150 {
+    for round in 0..90 {
         node.until("there is a link", is_up);
         let before = proxy.cuts();
-        proxy.cut_after(round * 3);
+        proxy.cut_after(round * 5);
         let tag = round as u64;
         // Before the link is known to be broken nothing is refused; after it, all is.
         match node.publish("doc:1", [tag]) {
@@ -87,7 +87,7 @@ fn a_connection_cut_at_any_byte_loses_nothing_and_publishes_nothing_twice() {
         assert_eq!(node.room("doc:1").gaps, 1);
     }
     assert!(resent > 3, "answers were lost: {resent}");
-    assert!(tags.len() > 100, "most go through: {}", tags.len());
+    assert!(tags.len() > 60, "most go through: {}", tags.len());
 }
 
 #[test]

@@ -154,7 +154,7 @@ mod tests {
         Some(name.to_owned())
     }
 
-    fn told(page: &Page<Of<&'static str>>) -> (Vec<(&'static str, &str)>, Option<&str>) {
+    fn told<'a>(page: &'a Page<Of<&'static str>>) -> (Vec<(&'static str, &'a str)>, Option<&'a str>) {
         let items = page.items.iter().map(|of| (of.item, of.node.as_deref().unwrap_or_default()));
         (items.collect(), page.next.as_deref())
     }
