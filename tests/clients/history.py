@@ -153,6 +153,7 @@ class History:
             "connections": sum(isinstance(record, Began) for record in told),
             "gaps": sum(isinstance(record, Gap) for record in told),
             "epochs": len({(record.room, record.epoch) for record in told if isinstance(record, Began | Gap) and record.epoch}),
+            "locks": len(self.locks),
             "faults": len(self.faults),
         }
 

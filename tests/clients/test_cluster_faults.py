@@ -365,6 +365,7 @@ async def test_whatever_breaks_events_are_given_once_and_in_order_or_told_to_be_
     faults = "\n".join(f"  {at_s:7.3f} s  {what}" for at_s, what in record.faults)
     assert not findings, f"seed {SEED}: {len(findings)} findings\n" + "\n".join(findings[:40]) + f"\n{summary}\n{faults}"
     assert summary["acknowledged"] > scenario.busy_per_s * SECONDS and summary["deliveries"] > 5 * summary["acknowledged"], summary
+    assert summary["locks"] > scenario.busy_per_s * SECONDS / 10, summary
     assert summary["faults"] >= 6 and summary["connections"] > 2 * len(ROOMS) * NODES, summary
 
 
@@ -374,7 +375,7 @@ def keep(record: History, name: str) -> None:
 
 
 async def run_scenario(cluster: Cluster, broken: Broken, record: History, drawn: random.Random) -> None:
-    """Publishes and reads while things break; then all is mended, and told how it ended."""
+    """Publishes, reads and locks while things break; then all is mended, and told how it ended."""
     actors = Actors(cluster, ROOMS, record, SEED)
     run = Run(cluster, actors, drawn)
     for node in range(NODES):
@@ -389,6 +390,8 @@ async def run_scenario(cluster: Cluster, broken: Broken, record: History, drawn:
     actors.read(Stream, "stream-1")
     actors.read(Stream, "stream-2", 1)
     actors.read(Emitter, "emitter-1")
+    for number in range(3):
+        actors.lock(f"locker-{number + 1}")
     until_s = time.monotonic() + SECONDS
     await asyncio.gather(run.break_things(broken.faults, until_s), run.break_things(NODE_FAULTS, until_s))
     await asyncio.to_thread(broken.heal)
