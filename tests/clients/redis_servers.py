@@ -334,6 +334,12 @@ class SentinelPair(Several):
         told = dict(zip(flat[::2], flat[1::2]))
         return told[b"flags"] == b"master" and told[b"num-slaves"] == b"1" and int(told[b"num-other-sentinels"]) == len(self.sentinels) - 1
 
+    def rejoin(self, former: Redis) -> None:
+        """Starts one that was the primary as a replica of the one that is. The sentinels would see to that eight seconds later."""
+        former.start()
+        former.call("REPLICAOF", HOST, self.current().port)
+        self.settle()
+
     def wait_for_failover(self, former: Redis) -> None:
         """Waits until another one than `former` is the primary, and takes writes."""
 

@@ -830,8 +830,7 @@ async def test_a_failover_by_sentinels_loses_nothing_that_replicas_have(form, ro
             former.kill()
             await asyncio.to_thread(pair.wait_for_failover, former)
             # Acknowledged is what a replica has, and there is none before the former primary is back.
-            former.start()
-            await asyncio.to_thread(pair.settle)
+            await asyncio.to_thread(pair.rejoin, former)
             for hub in nodes:
                 await is_ready(hub)
             for n in range(21, 31):

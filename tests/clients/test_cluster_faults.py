@@ -21,7 +21,7 @@ from actors import Actors, Emitter, Native, Publisher, Resuming, Stream
 from cluster import TIMEOUT_MS, Cluster, history
 from history import ACKNOWLEDGED, History, Log, Promise, check
 from link import Link
-from redis_servers import HOST, MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
+from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 
@@ -281,12 +281,10 @@ def sentinels(drawn: random.Random):
             yield "another server is the primary"
             await run.pause(0, 2)
             if how == "killed":
-                # Sentinels would tell it eight seconds later.
-                former.start()
-                await asyncio.to_thread(former.call, "REPLICAOF", HOST, pair.current().port)
+                await asyncio.to_thread(pair.rejoin, former)
             else:
                 former.thaw()
-            await asyncio.to_thread(pair.settle)
+                await asyncio.to_thread(pair.settle)
             yield "the former primary is its replica"
 
         async def kill_the_replica(run: Run) -> AsyncIterator[str]:
