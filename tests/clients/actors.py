@@ -1,4 +1,4 @@
-"""Publishers and readers of a cluster that go on whatever happens to it, and note all that they are told in a history."""
+"""Publishers, readers and takers of locks of a cluster that go on whatever happens to it, and note all that they are told in a history."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from cluster import Cluster
 from events import reading
-from history import ACKNOWLEDGED, IN_DOUBT, REFUSED, Began, Delivery, Gap, History, Publish
+from history import ACKNOWLEDGED, IN_DOUBT, REFUSED, Began, Delivery, Gap, History, Lock, Publish
 from hub import Hub, admin
 
 # A node that is frozen or dead is given up after this.
@@ -34,7 +34,7 @@ class Away(Exception):
 
 
 class Actors:
-    """All publishers and readers of a run."""
+    """All who use a cluster in a run."""
 
     def __init__(self, cluster: Cluster, rooms: list[str], history: History, seed: int):
         self.cluster = cluster
@@ -55,6 +55,10 @@ class Actors:
         """Has one more publish, at one node or at any."""
         publisher = Publisher(self, name, node)
         self.publishing.append(asyncio.create_task(kind(publisher), name=name))
+
+    def lock(self, name: str) -> None:
+        """Has one more take locks."""
+        self.publishing.append(asyncio.create_task(Locker(self, name).run(), name=name))
 
     def read(self, kind: type[Reader], name: str, node: int | None = None) -> None:
         """Has one more read, at one node or at one after the other."""
@@ -182,6 +186,50 @@ class Publisher:
             publish.error = repr(error)
         else:
             self.acknowledge(publish, body) if answer.status == 200 else self.refuse(publish, body["error"])
+
+
+class Locker:
+    """Takes one of a few locks again and again, at any node; lets it go after a moment, or loses it with its connection."""
+
+    ROOM = "project:locks"
+    FIELDS = ["title", "body"]
+    TTL_S = 2
+
+    def __init__(self, actors: Actors, name: str):
+        self.actors, self.name = actors, name
+        self.random = random.Random(f"{actors.seed} {name}")
+
+    async def run(self) -> None:
+        while not self.actors.is_over.is_set():
+            hub = self.random.choice(self.actors.cluster.nodes)
+            with contextlib.suppress(*BROKEN, Away):
+                async with native(hub) as connection:
+                    for _ in range(self.random.randint(1, 10)):
+                        await self._take_one(connection)
+            await asyncio.sleep(self.random.uniform(0, PAUSE_S))
+
+    async def _take_one(self, connection) -> None:
+        place = {"room": self.ROOM, "field": self.random.choice(self.FIELDS)}
+        invoked_s = self.actors.now()
+        answer = await self._ask(connection, "lock.acquire", place | {"ttl_s": self.TTL_S})
+        if answer["type"] == "error":
+            assert answer["data"]["code"] in ("lock_held", "unavailable"), answer
+        else:
+            token = answer["data"]["token"]
+            self.actors.history.locks.append(Lock(self.name, self.ROOM, place["field"], token, invoked_s, self.actors.now()))
+            await asyncio.sleep(self.random.uniform(0, 0.1))
+            if self.random.random() < 0.9:
+                # It may be lost by now.
+                await self._ask(connection, "lock.release", place | {"token": token})
+        await asyncio.sleep(self.random.uniform(0, PAUSE_S))
+
+    async def _ask(self, connection, kind: str, data: dict) -> dict:
+        ref = f"{self.random.randrange(1 << 40)}"
+        await connection.send(json.dumps({"type": kind, "id": ref, "data": data}))
+        async with asyncio.timeout(ANSWER_S):
+            while (answer := json.loads(await connection.recv())).get("ref") != ref:
+                pass
+        return answer
 
 
 class Reader:

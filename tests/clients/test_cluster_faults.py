@@ -21,7 +21,7 @@ from actors import Actors, Emitter, Native, Publisher, Resuming, Stream
 from cluster import TIMEOUT_MS, Cluster, history
 from history import ACKNOWLEDGED, History, Log, Promise, check
 from link import Link
-from redis_servers import HOST, MASTER, Redis, RedisCluster, SentinelPair, lacking
+from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 
@@ -210,19 +210,6 @@ def faults_of_data(redis: Redis) -> list[Fault]:
     return [lose_all, lose_the_end, empty]
 
 
-def snapshot(redis: Redis) -> dict[str, bytes]:
-    """What is on disk now; between two writes of it, since it is read file by file while Redis appends."""
-    return {path.name: path.read_bytes() for path in (redis.folder / "appendonlydir").iterdir()}
-
-
-def restore(redis: Redis, kept: dict[str, bytes]) -> None:
-    redis.wipe()
-    folder = redis.folder / "appendonlydir"
-    folder.mkdir()
-    for name, data in kept.items():
-        (folder / name).write_bytes(data)
-
-
 def faults_of_links(links: list[Link]) -> list[Fault]:
     async def cut(run: Run) -> AsyncIterator[str]:
         number = run.random.randrange(len(links))
@@ -294,12 +281,10 @@ def sentinels(drawn: random.Random):
             yield "another server is the primary"
             await run.pause(0, 2)
             if how == "killed":
-                # Sentinels would tell it eight seconds later.
-                former.start()
-                await asyncio.to_thread(former.call, "REPLICAOF", HOST, pair.current().port)
+                await asyncio.to_thread(pair.rejoin, former)
             else:
                 former.thaw()
-            await asyncio.to_thread(pair.settle)
+                await asyncio.to_thread(pair.settle)
             yield "the former primary is its replica"
 
         async def kill_the_replica(run: Run) -> AsyncIterator[str]:
@@ -349,9 +334,10 @@ SCENARIOS = {
     "one Redis and short logs": Scenario(one_redis, Promise(gaps=True), dict(SHORT)),
     "one Redis that loses data": Scenario(lambda drawn: one_redis(drawn, loses_data=True), Promise(epochs=True)),
     # What a primary had told but not passed on is lost with it: such a log is another one. What was acknowledged, a replica has.
+    # One that was frozen does what waits in its sockets before it learns that it is none any more: a fork.
     # Nothing is acknowledged for as long as there is no replica, which is most of the time here.
-    "sentinels": Scenario(sentinels, Promise(epochs=True), WHOLE | {"broker.redis.replicas_min": 1}, busy_per_s=3),
-    "a Cluster": Scenario(redis_cluster, Promise(epochs=True), WHOLE | {"broker.redis.replicas_min": 1}),
+    "sentinels": Scenario(sentinels, Promise(epochs=True, forks=True), WHOLE | {"broker.redis.replicas_min": 1}, busy_per_s=3),
+    "a Cluster": Scenario(redis_cluster, Promise(epochs=True, forks=True), WHOLE | {"broker.redis.replicas_min": 1}),
 }
 
 
@@ -377,6 +363,7 @@ async def test_whatever_breaks_events_are_given_once_and_in_order_or_told_to_be_
     faults = "\n".join(f"  {at_s:7.3f} s  {what}" for at_s, what in record.faults)
     assert not findings, f"seed {SEED}: {len(findings)} findings\n" + "\n".join(findings[:40]) + f"\n{summary}\n{faults}"
     assert summary["acknowledged"] > scenario.busy_per_s * SECONDS and summary["deliveries"] > 5 * summary["acknowledged"], summary
+    assert summary["locks"] > scenario.busy_per_s * SECONDS / 10, summary
     assert summary["faults"] >= 6 and summary["connections"] > 2 * len(ROOMS) * NODES, summary
 
 
@@ -386,7 +373,7 @@ def keep(record: History, name: str) -> None:
 
 
 async def run_scenario(cluster: Cluster, broken: Broken, record: History, drawn: random.Random) -> None:
-    """Publishes and reads while things break; then all is mended, and told how it ended."""
+    """Publishes, reads and locks while things break; then all is mended, and told how it ended."""
     actors = Actors(cluster, ROOMS, record, SEED)
     run = Run(cluster, actors, drawn)
     for node in range(NODES):
@@ -401,6 +388,8 @@ async def run_scenario(cluster: Cluster, broken: Broken, record: History, drawn:
     actors.read(Stream, "stream-1")
     actors.read(Stream, "stream-2", 1)
     actors.read(Emitter, "emitter-1")
+    for number in range(3):
+        actors.lock(f"locker-{number + 1}")
     until_s = time.monotonic() + SECONDS
     await asyncio.gather(run.break_things(broken.faults, until_s), run.break_things(NODE_FAULTS, until_s))
     await asyncio.to_thread(broken.heal)
