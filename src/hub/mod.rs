@@ -22,6 +22,7 @@ pub mod locks;
 pub mod log;
 pub mod members;
 pub mod message;
+pub mod moved;
 pub mod name;
 pub mod outbox;
 pub mod presence;

@@ -12,7 +12,9 @@ use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::hub::message::{ClientRequest, Message, Publish, Withdraw, Withdrew};
+use crate::auth::Identity;
+use crate::hub::message::{ClientRequest, Message, Publish, Resume, Withdraw, Withdrew};
+use crate::hub::moved::YieldAsked;
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
@@ -20,7 +22,7 @@ use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
-use crate::wire::native::Since;
+use crate::wire::native::{Refused, Since};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -87,6 +89,26 @@ pub enum Request {
         withdraw: Withdraw,
         /// Is told what became of it.
         responder: Responder<Withdrew>,
+    },
+    /// That a session homed here be given to another node.
+    YieldSession(YieldAsked),
+    /// What other nodes said to a connection that wants to take a session up.
+    SessionSought {
+        /// What it wants.
+        resume: Box<Resume>,
+        /// The session, as a node gave it away, or why it is not had.
+        found: Result<Option<Bytes>, Refused>,
+    },
+    /// What other nodes said to a connection that is to begin a session by its name.
+    NameSought {
+        /// The connection.
+        conn: ConnKey,
+        /// The session.
+        session_id: Arc<str>,
+        /// Whose it is.
+        identity: Arc<Identity>,
+        /// The session, as a node gave it away, or why it is not had.
+        found: Result<Option<Bytes>, Refused>,
     },
     /// What another thread found out for one of this shard's connections.
     ForMember(Box<Message>),

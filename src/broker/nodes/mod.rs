@@ -34,6 +34,7 @@ pub use members::{Event, NodeInfo};
 use super::redis::connection::{CaFileError, Target};
 use super::redis::scripts::Scripts;
 use crate::config::Config;
+use crate::hub::presence::Presenting;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
 use crate::hub::shared_locks::NotedLock;
 use crate::wire::codes::ErrorCode;
@@ -125,7 +126,7 @@ struct Call {
 enum Task {
     Claim { id: Box<str>, tell: Tell },
     Release { id: Box<str> },
-    Present { room: Box<str>, session: Box<str>, told: Bytes, is_there: bool },
+    Present { room: Box<str>, session: Box<str>, told: Bytes, presenting: Presenting },
     Cleaned { run: u64 },
 }
 
@@ -216,8 +217,8 @@ impl Handle {
 
     /// A session is in a room through this node, or is not any more. The room's members are told by
     /// [`Service::presence`], but where another node has the session there, and also should this node die.
-    pub fn present(&self, room: &str, session: &str, told: Bytes, is_there: bool) {
-        self.task(Task::Present { room: room.into(), session: session.into(), told, is_there });
+    pub fn present(&self, room: &str, session: &str, told: Bytes, presenting: Presenting) {
+        self.task(Task::Present { room: room.into(), session: session.into(), told, presenting });
     }
 
     /// This node holds a lock for a session, or does not any more. Should it die, [`Service::lock`] of another one frees it.
