@@ -55,6 +55,8 @@ pub(super) struct Relaying {
     unsaid: Vec<Publish>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
+    /// Whether what waited for a room's state is being done.
+    pub(super) is_settling: bool,
     /// What is still to be handed over.
     pub(super) out: Vec<ToBroker>,
     pub(super) figures: RelayFigures,
@@ -121,6 +123,7 @@ impl Core {
             noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
+            is_settling: false,
             out: Vec::new(),
             figures: RelayFigures::default(),
         }));
@@ -156,7 +159,7 @@ impl Core {
     /// What a new home has to know of the broker; it asks for the room's state.
     pub(super) fn relayed_home(relaying: &mut Option<Box<Relaying>>, room: &RoomName, home: &mut Home) {
         if let Some(relaying) = relaying {
-            relaying.out.push(ToBroker::Follow { room: room.clone(), from: None });
+            relaying.out.push(ToBroker::Follow { room: room.clone(), from: None, claim: None });
             home.rare().relayed = Some(Box::new(Relayed::asked()));
         }
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::Settings;
+use crate::auth::Identity;
 use crate::control::hooks::Verdict;
 use crate::control::{Adopted, ConnectionOrigin, EngineAnswer, EngineOpened};
 use crate::hub::batch::Address;
@@ -12,7 +13,6 @@ use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::auth::Identity;
 use crate::hub::message::{ClientRequest, Message, Publish, Resume, Withdraw, Withdrew};
 use crate::hub::moved::YieldAsked;
 use crate::hub::name::RoomName;

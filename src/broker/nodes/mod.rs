@@ -225,7 +225,8 @@ impl Handle {
     pub fn hold(&self, room: &str, noted: &NotedLock, is_held: bool) {
         let Ok(told) = serde_json::to_vec(noted) else { return };
         let session = registered::of_lock(&noted.field);
-        self.task(Task::Present { room: room.into(), session, told: told.into(), is_there: is_held });
+        let presenting = if is_held { Presenting::There } else { Presenting::Left };
+        self.task(Task::Present { room: room.into(), session, told: told.into(), presenting });
     }
 
     /// What [`Event::CleanUp`] asked for is done.

@@ -186,7 +186,11 @@ impl Worker {
             Link::Connecting => None,
             Link::Up { .. } => (!self.is_beating).then(|| self.members.next_ms()),
         };
-        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()].into_iter().flatten().min().unwrap_or(now_ms + 1000);
+        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now_ms + 1000);
         // A timer of this runtime has a resolution of a millisecond: what is due now is due in the next one.
         Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
     }
