@@ -7,7 +7,7 @@
 //! ```
 //!
 //! It has a thread and a runtime of its own. A shard never waits for it: what it is given and what it tells goes through the
-//! bounded queues of [`link`]. What is said is told in [`crate::hub::brokered`]; which broker there is, is decided in
+//! bounded queues of [`mod@link`]. What is said is told in [`crate::hub::brokered`]; which broker there is, is decided in
 //! [`start`] and nowhere else.
 
 use std::sync::Arc;

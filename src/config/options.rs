@@ -233,7 +233,8 @@ options! {
         /// Where they are: `redis://HOST[:PORT][/DATABASE]`, `rediss://…` for TLS, `unix:///PATH`; one or a list. Of several
         /// single servers each has a part of the rooms, so that all nodes need the same list, written the same.
         url: Vec<RedisUrl> = Vec::new(), Rule::Any, "", Restart;
-        /// What they are: `single` servers, `sentinel`s that tell where the server is, or nodes of one `cluster`.
+        /// What they are: `single` servers, `sentinel`s that tell where the server is, or nodes of one `cluster` (from 7.0 on,
+        /// since its channels are sharded).
         mode: RedisMode = RedisMode::Single, Rule::Any, "", Restart;
         /// The name by which sentinels know the server.
         sentinel_master: String = "mymaster".to_owned(), Rule::Any, "", Restart;

@@ -103,10 +103,7 @@ impl Alert {
 
     /// Whether its value has proven itself by the time that it is seen.
     fn is_immediate(self) -> bool {
-        matches!(
-            self,
-            Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown | Alert::BrokerDown
-        )
+        matches!(self, Alert::ShardSilent | Alert::ShardDeaf | Alert::StoreDown | Alert::HookDown | Alert::BrokerDown)
     }
 
     fn sentence(self, value: f64, threshold: f64) -> String {

@@ -20,8 +20,8 @@ use super::backend::Backend;
 use super::figures::{DESCRIPTIONS, Kind, ShardFigures, ShardTimes};
 use super::histogram::Counts;
 use super::journal::JournalSnapshot;
-use crate::broker::BrokerSnapshot;
 use super::process;
+use crate::broker::BrokerSnapshot;
 
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

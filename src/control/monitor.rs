@@ -202,7 +202,10 @@ impl<B: Backend> Monitor<B> {
         let is_down = self.hooks.as_ref().map(|hooks| f64::from(u8::from(hooks.is_down())));
         values.set(Alert::HookDown, is_down);
         let broker = self.backend.broker();
-        values.set(Alert::BrokerDown, broker.map(|broker| (broker.servers - broker.servers_up.min(broker.servers)) as f64));
+        values.set(
+            Alert::BrokerDown,
+            broker.map(|broker| (broker.servers - broker.servers_up.min(broker.servers)) as f64),
+        );
         values
     }
 

@@ -23,12 +23,17 @@ pub enum ToBroker {
     /// Events to be numbered; answered once by [`FromBroker::Submitted`].
     Submit(Box<Submission>),
     /// The room's events are wanted from here on. Answered by [`FromBroker::Followed`]; again where it is said again, which a
-    /// home does that has lost its place.
+    /// home does that has lost its place. What was told before this was heard may still come before the answer, so that an
+    /// answer that continues may begin with events that the home has by then: it passes them over.
     Follow {
         /// The room.
         room: RoomName,
         /// The last event that the home has; none where it has nothing yet.
         from: Option<Place>,
+        /// Epoch and number of an event that a client says to have been given, which is beyond what the home has. Where the
+        /// log does not reach to it, it has lost its end and gets another epoch, if data may have been lost lately: anybody
+        /// may say so.
+        claim: Option<(u64, u64)>,
     },
     /// The room's events are not wanted any more. What is on its way may still come.
     Leave {
@@ -262,7 +267,7 @@ pub struct Followed {
     pub epoch: u64,
     /// The last number given.
     pub seq: u64,
-    /// True where `events` come right after the place that the home had, nothing missing. Where false, the home takes them in
+    /// True where `events` come right after the place that the home had when it asked, or was told last, nothing missing. Where false, the home takes them in
     /// place of all it had: they are all that is kept of the log, and members have missed something.
     pub continues: bool,
     /// The number of the first of `events`; `seq + 1` where there are none. The last has the number `seq`.

@@ -26,7 +26,7 @@ use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::{Presenting, Who};
 use super::recorder::{Recorder, RecorderLimits};
-use super::relayed::Relaying;
+use super::relaying::Relaying;
 use super::reply::Responder;
 use super::resume::{Begins, Handover};
 use super::rooms::{Home, Room, RoomId, Rooms};

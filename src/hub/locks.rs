@@ -7,6 +7,8 @@
 //! What a session holds is known twice: here, and in the list of its connection, which becomes part of what is kept for its
 //! return. Whoever drops that list for good frees what is on it ([`Core::free_locks`]), each by its number, so that it does
 //! not matter what happened to the lock meanwhile.
+//!
+//! Larger than most files because what is asked of a lock and what is answered is told here as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -434,7 +436,12 @@ impl Core {
 
     /// Does something with a lock that exists, and settles when it is to be looked at next. Does not forget the room, of
     /// which something may still have to be told.
-    pub(super) fn with_lock<R>(&mut self, room: &RoomName, field: &Arc<str>, act: impl FnOnce(&mut Lock) -> R) -> Option<R> {
+    pub(super) fn with_lock<R>(
+        &mut self,
+        room: &RoomName,
+        field: &Arc<str>,
+        act: impl FnOnce(&mut Lock) -> R,
+    ) -> Option<R> {
         let id = self.rooms.find(room)?;
         let home = self.rooms.get_mut(id)?.home.as_deref_mut()?;
         let locks = home.locks_mut()?;

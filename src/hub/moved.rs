@@ -207,7 +207,8 @@ impl Core {
             None => *session.identity.user_id == *asked.user_id,
         };
         if !may_have_it {
-            let error = Refused::new(ErrorCode::Forbidden, "the session is another user's, or the token is not its own");
+            let error =
+                Refused::new(ErrorCode::Forbidden, "the session is another user's, or the token is not its own");
             return asked.responder.resolve(Err(error.into()));
         }
         if let Some(holder) = session.live {
@@ -327,7 +328,10 @@ mod tests {
         assert_eq!((read.token, read.turn, read.kept.namespaces), (moved.token, moved.turn, 3));
         assert_eq!((read.kept.metadata, read.kept.locks, read.inbox), (moved.kept.metadata, vec![lock], moved.inbox));
         for (read, given) in read.kept.rooms.iter().zip(&moved.kept.rooms) {
-            assert_eq!((read.room.as_str(), &read.selection, &read.from), (given.room.as_str(), &given.selection, &given.from));
+            assert_eq!(
+                (read.room.as_str(), &read.selection, &read.from),
+                (given.room.as_str(), &given.selection, &given.from)
+            );
             assert_eq!((read.acked, read.namespaces), (Some(3), 5));
         }
         assert!(Moved::read(b"{}", &hasher, now).is_none());

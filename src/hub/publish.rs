@@ -57,7 +57,15 @@ impl Core {
         self.now = now;
         if self.is_relaying() {
             self.say_relayed(room.clone(), kind, Bytes::copy_from_slice(data));
-            return Ok(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered: 0, queued: 0, nodes: 0 });
+            return Ok(Published {
+                id: [0; 36],
+                seq: 0,
+                epoch: 0,
+                duplicate: false,
+                delivered: 0,
+                queued: 0,
+                nodes: 0,
+            });
         }
         let id = self.ensure_home(room).ok_or(OVERLOADED)?;
         if self.home_mut(id).is_some_and(|home| home.is_durable()) {

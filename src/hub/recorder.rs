@@ -592,7 +592,9 @@ impl Recorder {
         }
         let mut bytes = Some(u32::try_from(bytes).unwrap_or(u32::MAX));
         for_each_chosen(after_seq + 1, to_seq, seqs, |chosen| {
-            self.traffic(conn, What::Given { room: room.hash(), chosen, bytes: bytes.take().unwrap_or(0) });
+            // With those that have any.
+            let bytes = if chosen.chosen() > 0 { bytes.take().unwrap_or(0) } else { 0 };
+            self.traffic(conn, What::Given { room: room.hash(), chosen, bytes });
         });
     }
 

@@ -286,7 +286,8 @@ impl Rooms {
         let (mut vanished, mut left) = (None, None);
         if room.home.as_ref().is_some_and(|home| home.is_idle()) {
             let home = room.home.take();
-            left = home.as_ref().filter(|home| home.relayed().is_some()).map(|home| (room.name.clone(), home.log.bytes()));
+            left =
+                home.as_ref().filter(|home| home.relayed().is_some()).map(|home| (room.name.clone(), home.log.bytes()));
             // What never was in the journal needs no word there.
             vanished = home.filter(|home| home.is_durable() && home.seq > 0);
         }

@@ -20,8 +20,8 @@ use crate::control::{
 use crate::hub::core::epoch_text;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
-use crate::hub::name::{ShardId, split};
 use crate::hub::moved::{Moved, YieldAsked};
+use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
 use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};

@@ -25,6 +25,9 @@ impl State {
             for (room, session, told, presenting) in self.core.take_presence() {
                 nodes.present(room.as_str(), &session, told, presenting);
             }
+            for (room, noted, is_held) in self.core.take_noted_locks() {
+                nodes.hold(room.as_str(), &noted, is_held);
+            }
         }
         let Some(broker) = &self.broker else { return };
         let Some(out) = self.core.broker_out().filter(|out| !out.is_empty()) else { return };

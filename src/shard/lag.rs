@@ -13,8 +13,8 @@ use crate::config::Policy;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::core::epoch_text;
 use crate::hub::message::{CatchUp, CaughtUp, HistoryTold, Message, Piece, Ticket};
-use crate::hub::outbox::{Full, Lane};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::{Full, Lane};
 use crate::hub::recorder::What;
 use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::RoomId;
@@ -124,7 +124,8 @@ impl State {
     /// from the last event that they have; their home tells them what is missing.
     pub fn renewed(&mut self, room: &RoomName, after_seq: u64) {
         let Some(id) = self.core.rooms().find(room) else { return };
-        let members: Vec<ConnKey> = self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
+        let members: Vec<ConnKey> =
+            self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
         let is_another = after_seq == BEFORE_ALL;
         for conn in members {
             // What has its number already goes first.
@@ -156,7 +157,7 @@ impl State {
         let mut reached = to_seq;
         let mut fitted = true;
         let mut before = None;
-        let (mut given, mut bytes) = (Vec::new(), 0);
+        let (mut given, mut bytes, mut given_after) = (Vec::new(), 0, after_seq);
         for piece in &pieces {
             let (first_seq, pushed) = match piece {
                 Piece::Events(batch) => {
@@ -171,6 +172,15 @@ impl State {
                 Piece::Gap { from_seq, to_seq, reason, epoch } => {
                     let numbers = (*from_seq, *to_seq);
                     let pushed = self.push_gap(conn, lane, (room.as_str(), id), numbers, (reason, *epoch));
+                    if pushed.is_ok() {
+                        if epoch.is_none() {
+                            // What is in the gap is told of by the gap: it was not left out since it was not wanted.
+                            let events = events_for(address, &given);
+                            self.core.recorder.given(conn, &room, given_after, *from_seq - 1, events, bytes);
+                        }
+                        given.clear();
+                        (bytes, given_after) = (0, *to_seq);
+                    }
                     // That the log is another one has to be told first, and is asked for again.
                     (if epoch.is_some() { after_seq } else { *from_seq }, pushed)
                 }
@@ -182,7 +192,7 @@ impl State {
             }
             before = Some(piece.last_seq());
         }
-        self.core.recorder.given(conn, &room, after_seq, reached, events_for(address, &given), bytes);
+        self.core.recorder.given(conn, &room, given_after, reached, events_for(address, &given), bytes);
         let Some(lag) = self.lag_mut(conn, id) else { return };
         lag.after_seq = reached;
         lag.waits = LagWaits::Outbox;

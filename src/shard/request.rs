@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::Settings;
+use crate::auth::Identity;
 use crate::control::hooks::Verdict;
 use crate::control::{Adopted, ConnectionOrigin, EngineAnswer, EngineOpened};
 use crate::hub::batch::Address;
@@ -12,12 +13,12 @@ use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::auth::Identity;
 use crate::hub::message::{ClientRequest, Message, Publish, Resume, Withdraw, Withdrew};
 use crate::hub::moved::YieldAsked;
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
+use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
@@ -299,6 +300,13 @@ pub enum Request {
         body: Vec<u8>,
         /// Is told whether they were taken.
         responder: Responder<EngineAnswer>,
+    },
+    /// A node has died that held a lock in a room at home here.
+    FreeOfDead {
+        /// The room.
+        room: RoomName,
+        /// The lock.
+        noted: NotedLock,
     },
     /// The journal or the broker has something to tell: it stands in their links.
     Look,

@@ -60,15 +60,15 @@ fn a_connection_cut_at_any_byte_loses_nothing_and_publishes_nothing_twice() {
     let Some(program) = program() else { return };
     let redis = Redis::start(&program, &[]);
     let proxy = Proxy::start(redis.address());
-    let (mut node, mut witness) = (start(&proxy.url(), ""), Node::start(&redis.url()));
+    let (mut node, mut witness) = (start(&proxy.url(), "timeout_ms = 10000"), Node::start(&redis.url()));
     node.follow("doc:1");
     witness.follow("doc:1");
     let mut tags = Vec::new();
     let mut resent = 0;
-    for round in 0..150 {
+    for round in 0..90 {
         node.until("there is a link", is_up);
         let before = proxy.cuts();
-        proxy.cut_after(round * 3);
+        proxy.cut_after(round * 5);
         let tag = round as u64;
         // Before the link is known to be broken nothing is refused; after it, all is.
         match node.publish("doc:1", [tag]) {
@@ -87,7 +87,7 @@ fn a_connection_cut_at_any_byte_loses_nothing_and_publishes_nothing_twice() {
         assert_eq!(node.room("doc:1").gaps, 1);
     }
     assert!(resent > 3, "answers were lost: {resent}");
-    assert!(tags.len() > 100, "most go through: {}", tags.len());
+    assert!(tags.len() > 60, "most go through: {}", tags.len());
 }
 
 #[test]
@@ -203,7 +203,8 @@ fn pair(program: &std::path::Path) -> (Redis, Redis) {
     let replica = Redis::start(program, &["--repl-diskless-sync-delay", "0"]);
     replica.command::<String>(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
     eventually("the replica has all", || {
-        replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up")
+        let is_up = replica.command::<String>(&["INFO", "replication"]).contains("master_link_status:up");
+        is_up && primary.command::<String>(&["INFO", "replication"]).contains("state=online")
     });
     (primary, replica)
 }
@@ -213,7 +214,7 @@ fn after_a_failover_what_was_acknowledged_by_a_replica_is_there_and_goes_on() {
     let Some(program) = program() else { return };
     let (mut primary, replica) = pair(&program);
     let proxy = Proxy::start(primary.address());
-    let mut node = start(&proxy.url(), "replicas_min = 1");
+    let mut node = start(&proxy.url(), "replicas_min = 1\ntimeout_ms = 3000");
     node.follow("doc:1");
     for tag in 0..20 {
         node.publish("doc:1", [tag]).expect("published");

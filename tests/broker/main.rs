@@ -1,5 +1,7 @@
 //! The broker against real Redis servers: what is published arrives everywhere once and in order, whatever breaks.
 
+mod access;
+mod chaos;
 mod faults;
 mod locks;
 mod measure;

@@ -12,7 +12,16 @@ struct Cluster {
 
 impl Cluster {
     fn start(program: &Path) -> Cluster {
-        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"];
+        let options = [
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1000",
+            "--cluster-require-full-coverage",
+            "no",
+            "--repl-diskless-sync-delay",
+            "0",
+        ];
         let primaries: Vec<Redis> = (0..3).map(|_| Redis::start(program, &options)).collect();
         let replica = Redis::start(program, &options);
         for (at, primary) in (0u32..).zip(&primaries) {
@@ -125,4 +134,108 @@ fn sentinels_tell_where_the_server_is_now() {
     let unknown = "mode = \"sentinel\"\nsentinel_master = \"other\"";
     let error = Node::with(&config(&urls, unknown)).err().expect("nobody knows it");
     assert!(error.to_string().contains("broker.redis.sentinel_master"), "{error}");
+}
+
+#[test]
+fn a_slot_that_moves_to_another_server_takes_its_rooms_along() {
+    let Some(program) = program() else { return };
+    let cluster = Cluster::start(&program);
+    let start = || Node::with(&config(&cluster.url(), "mode = \"cluster\"")).unwrap_or_else(|error| panic!("{error}"));
+    let (mut one, mut two) = (start(), start());
+    // A room of the second server.
+    let [_, from, to] = &cluster.primaries[..] else { panic!("three") };
+    let name = (0..).map(|room| format!("doc:{room}")).find(|name| {
+        let slot: u32 = from.command(&["CLUSTER", "KEYSLOT", &format!("ringhub:{{{name}}}:log")]);
+        (16_384 / 3..16_384 * 2 / 3).contains(&slot)
+    });
+    let name = name.expect("there are many");
+    two.follow(&name);
+    one.publish(&name, 0..3).expect("published");
+    two.until_seq(&name, 3);
+    let before = two.room(&name);
+
+    let slot: u32 = from.command(&["CLUSTER", "KEYSLOT", &format!("ringhub:{{{name}}}:log")]);
+    let slot = slot.to_string();
+    let [of_from, of_to] = [from, to].map(|node| node.command::<String>(&["CLUSTER", "MYID"]));
+    to.command::<String>(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &of_from]);
+    from.command::<String>(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &of_to]);
+    let keys: Vec<String> = from.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    let port = to.port.to_string();
+    let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+    words.extend(keys.iter().map(String::as_str));
+    from.command::<String>(&words);
+    for node in [to, from] {
+        node.command::<String>(&["CLUSTER", "SETSLOT", &slot, "NODE", &of_to]);
+    }
+    one.publish(&name, [3]).expect("published");
+    two.until_seq(&name, 4);
+    let after = two.room(&name);
+    assert_eq!((after.epoch(), after.gaps, after.tags()), (before.epoch(), before.gaps, vec![0, 1, 2, 3]));
+    one.publish(&name, [4]).expect("published");
+    two.until_seq(&name, 5);
+    let keys: Vec<String> = to.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    assert!(keys.iter().any(|key| key.ends_with(":log")), "{keys:?}");
+}
+
+#[test]
+fn a_frozen_server_of_a_cluster_holds_up_none_of_the_others() {
+    const ROOMS: u64 = 30;
+    let Some(program) = program() else { return };
+    let cluster = Cluster::start(&program);
+    let start = || Node::with(&config(&cluster.url(), "mode = \"cluster\"")).unwrap_or_else(|error| panic!("{error}"));
+    let (mut one, mut two) = (start(), start());
+    let frozen = &cluster.primaries[2];
+    let names: Vec<String> = (0..ROOMS).map(|room| format!("doc:{room}")).collect();
+    let is_frozen = |name: &str| {
+        let slot: u32 = cluster.primaries[1].command(&["CLUSTER", "KEYSLOT", &format!("ringhub:{{{name}}}:log")]);
+        slot >= 16_384 * 2 / 3
+    };
+    let (of_frozen, others): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| is_frozen(name));
+    assert!(of_frozen.len() > 3 && others.len() > 3);
+    for name in of_frozen.iter().chain(&others) {
+        two.follow(name);
+    }
+    frozen.freeze();
+    let pending: Vec<u64> = of_frozen.iter().map(|name| one.submit(name, [0])).collect();
+    for tag in 0..20 {
+        for name in &others {
+            one.publish(name, [tag]).expect("its server is well");
+        }
+    }
+    for name in &others {
+        two.until_seq(name, 20);
+        assert_eq!(two.room(name).tags(), (0..20).collect::<Vec<_>>());
+    }
+    for number in pending {
+        one.answer(number).expect_err("nobody takes it");
+    }
+    frozen.thaw();
+    for name in &of_frozen {
+        two.until("it is taken again", |_| one.publish(name, [1]).is_ok());
+        two.until("and comes", |node| node.room(name).tags().last() == Some(&1));
+        assert_eq!(two.room(name).gaps, 1, "{name}");
+    }
+}
+
+#[test]
+fn replicas_are_counted_at_the_server_that_has_the_room() {
+    let Some(program) = program() else { return };
+    let cluster = Cluster::start(&program);
+    let more = "mode = \"cluster\"\nreplicas_min = 1\ntimeout_ms = 3000";
+    let mut node = Node::with(&config(&cluster.url(), more)).unwrap_or_else(|error| panic!("{error}"));
+    let (mut safe, mut unsafe_) = (0, 0);
+    for room in 0..8 {
+        let name = format!("doc:{room}");
+        let slot: u32 = cluster.primaries[0].command(&["CLUSTER", "KEYSLOT", &format!("ringhub:{{{name}}}:log")]);
+        let number = node.submit(&name, [1]);
+        if slot < 16_384 / 3 {
+            node.answer(number).expect("its replica has it");
+            safe += 1;
+        } else {
+            let refused = node.answer(number).expect_err("its server has no replica");
+            assert_eq!(&*refused.message, ringhub::hub::brokered::IN_DOUBT);
+            unsafe_ += 1;
+        }
+    }
+    assert!(safe > 0 && unsafe_ > 0, "{safe} and {unsafe_}");
 }

@@ -1135,6 +1135,17 @@ test('a gap is told to the room it is in, and is not asked for again', async () 
   assert.deepEqual((await world.resume([standing('project:1', { seq: 50 })])).cursors['project:1'].seq, 50);
 });
 
+test('numbers begin anew where a gap tells that the log is another one', async () => {
+  const world = await World.connected();
+  const { got } = await world.subscribe('project:1');
+  for (const seq of [1, 2, 3]) world.socket.event('project:1', seq);
+  world.socket.say({ type: 'gap', data: { room: 'project:1', from_seq: 1, to_seq: 0, reason: 'epoch', epoch: 'other' } });
+  for (const seq of [1, 2]) world.socket.event('project:1', seq);
+  assert.deepEqual(got, [1, 2, 3, 1, 2]);
+  const resumed = await world.resume([standing('project:1', { seq: 2, epoch: 'other' })]);
+  assert.deepEqual(resumed.cursors['project:1'], { seq: 2, epoch: 'other' });
+});
+
 test('an event that its publisher did not want back is not brought by a replay either', async () => {
   const world = await World.connected();
   const { got } = await world.subscribe('project:1');

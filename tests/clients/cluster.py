@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import urllib.parse
 
 from hub import Hub, admin, free_port
 
 # Redis is told to be away soon, so that tests of it are short.
 TIMEOUT_MS = 1000
+LOG_LINE = re.compile(r"^node-\d+: (\d{4}-|thread)")
 _prefixes = itertools.count(1)
 
 
@@ -81,7 +83,9 @@ class Cluster:
             hub.discard()
 
     def logs(self) -> str:
-        return "".join(f"--- {hub.settings['node.name']}\n{hub.log()}" for hub in [*self.former, *self.nodes])
+        """What the nodes had to say, without their greetings."""
+        lines = [f"{hub.settings['node.name']}: {line}\n" for hub in [*self.former, *self.nodes] for line in hub.log().splitlines()]
+        return "".join(line for line in lines if LOG_LINE.match(line))
 
 
 def readiness(hub: Hub) -> tuple[int, dict]:

@@ -110,10 +110,16 @@ Told = Began | Delivery | Gap
 
 @dataclass
 class Promise:
-    """What may happen in a run besides what must never: a log that is lost, and gaps."""
+    """What may happen in a run besides what must never.
+
+    `epochs`: a log is lost, or its end, and readers are told of another epoch. `gaps`: readers are told that they miss something.
+    `forks`: two servers take themselves for the one that numbers a room; readers of the one that is wrong are told of another
+    epoch afterwards, and what they had been given in the former one may be other events than others had.
+    """
 
     epochs: bool = False
     gaps: bool = False
+    forks: bool = False
 
 
 @dataclass
@@ -147,6 +153,7 @@ class History:
             "connections": sum(isinstance(record, Began) for record in told),
             "gaps": sum(isinstance(record, Gap) for record in told),
             "epochs": len({(record.room, record.epoch) for record in told if isinstance(record, Began | Gap) and record.epoch}),
+            "locks": len(self.locks),
             "faults": len(self.faults),
         }
 
@@ -161,13 +168,15 @@ class Seen:
     id: str
     value: int | None
     witness: str
+    # Whether who saw it was told of another epoch afterwards.
+    is_left: bool = False
 
 
 def check(history: History, promise: Promise | None = None) -> list[str]:
     """All that is wrong with a history; nothing where it is as promised."""
+    promise = promise or Promise()
     seen = list(_seen(history))
-    findings = [finding for rule in RULES for finding in rule(history, seen)]
-    return findings + list(_kept_promise(history, promise or Promise()))
+    return [finding for rule in RULES for finding in rule(history, seen, promise)]
 
 
 # The readers' paths through the logs.
@@ -203,18 +212,26 @@ def _seen(history: History) -> Iterator[Seen]:
         if publish.outcome == ACKNOWLEDGED:
             yield Seen(publish.room, publish.epoch, publish.seq, publish.id, publish.value, f"the answer to {publish.publisher} at {publish.node}")
     for reader, records in history.told.items():
+        last = _last_epochs(records)
         for step in _steps(records):
-            if isinstance(step.record, Delivery) and step.epoch is not None:
-                yield Seen(step.record.room, step.epoch, step.record.seq, step.record.id, step.record.value, f"{reader} at {step.record.node}")
+            record = step.record
+            if isinstance(record, Delivery) and step.epoch is not None:
+                is_left = last[record.room] != step.epoch
+                yield Seen(record.room, step.epoch, record.seq, record.id, record.value, f"{reader} at {record.node}", is_left)
     for log in history.logs:
         for seq, event_id, value in log.events:
             yield Seen(log.room, log.epoch, seq, event_id, value, f"the log at {log.node}")
 
 
-# The rules: each takes the history and what was seen of it, and yields what is wrong.
+def _last_epochs(records: list[Told]) -> dict[str, str]:
+    """The epoch of each room that a reader was told of last."""
+    return {record.room: epoch for record in records if (epoch := getattr(record, "epoch", None))}
 
 
-def what_is_given_was_published(history: History, seen: list[Seen]) -> Iterator[str]:
+# The rules: each takes the history, what was seen of it and what was promised, and yields what is wrong.
+
+
+def what_is_given_was_published(history: History, seen: list[Seen], promise: Promise) -> Iterator[str]:
     published = {publish.value: publish for publish in history.publishes}
     for event in _of_each_value(seen):
         publish = published.get(event.value)
@@ -231,23 +248,30 @@ def _of_each_value(seen: list[Seen]) -> Iterable[Seen]:
     return {(event.value, event.room): event for event in seen}.values()
 
 
-def one_number_is_one_event(_: History, seen: list[Seen]) -> Iterator[str]:
+def one_number_is_one_event(_: History, seen: list[Seen], promise: Promise) -> Iterator[str]:
     places: dict[tuple, Seen] = {}
     for event in seen:
         first = places.setdefault((event.room, event.epoch, event.seq), event)
+        if promise.forks and first.is_left and not event.is_left:
+            # What somebody saw who was not told otherwise is what it is.
+            first = places[event.room, event.epoch, event.seq] = event
+        if promise.forks and event.is_left:
+            continue
         if (first.id, first.value) != (event.id, event.value):
             yield f"{_place(event)} is {first.value} ({first.id}) to {first.witness}, and {event.value} ({event.id}) to {event.witness}"
 
 
-def one_event_has_one_number(_: History, seen: list[Seen]) -> Iterator[str]:
+def one_event_has_one_number(_: History, seen: list[Seen], promise: Promise) -> Iterator[str]:
     numbers: dict[tuple, Seen] = {}
     for event in seen:
+        if promise.forks and event.is_left:
+            continue
         first = numbers.setdefault((event.room, event.epoch, event.value), event)
         if first.seq != event.seq:
             yield f"{event.value} is at {_place(first)} to {first.witness}, and at {_place(event)} to {event.witness}"
 
 
-def numbers_follow_time(history: History, _: list[Seen]) -> Iterator[str]:
+def numbers_follow_time(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     for room, publishes in _acknowledged(history).items():
         answered = sorted(publishes, key=lambda publish: publish.answered_s)
         invoked = sorted(publishes, key=lambda publish: publish.invoked_s)
@@ -282,7 +306,7 @@ def _acknowledged(history: History) -> dict[str, list[Publish]]:
     return rooms
 
 
-def readers_are_given_all_in_order(history: History, _: list[Seen]) -> Iterator[str]:
+def readers_are_given_all_in_order(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     for reader, records in history.told.items():
         left: dict[str, set[str]] = defaultdict(set)
         for step in _steps(records):
@@ -318,7 +342,7 @@ def _wrong_step(step: Step) -> Iterator[str]:
             yield f"is given {record.room} again from {record.seq} on, though it was at {seq}"
 
 
-def all_end_where_the_log_ends(history: History, _: list[Seen]) -> Iterator[str]:
+def all_end_where_the_log_ends(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     ends: dict[str, Log] = {}
     for log in history.logs:
         end = ends.setdefault(log.room, log)
@@ -338,7 +362,7 @@ def all_end_where_the_log_ends(history: History, _: list[Seen]) -> Iterator[str]
                 yield f"{reader} is at {place} of {room} at the end, whose log ends at {(end.epoch, end.seq)}"
 
 
-def what_was_acknowledged_is_in_the_log(history: History, _: list[Seen]) -> Iterator[str]:
+def what_was_acknowledged_is_in_the_log(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     """In the log's last epoch: of former ones everybody was told that they are lost."""
     acknowledged = _acknowledged(history)
     for log in history.logs:
@@ -349,11 +373,12 @@ def what_was_acknowledged_is_in_the_log(history: History, _: list[Seen]) -> Iter
                 yield f"{publish.value} was acknowledged as {publish.seq} of {log.room}; the log at {log.node} has {kept.get(publish.seq)} there, and ends at {log.seq}"
 
 
-def acknowledged_events_reach_every_reader(history: History, _: list[Seen]) -> Iterator[str]:
+def acknowledged_events_reach_every_reader(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     """The same as the rules above together, by another way: what should have come is looked for, not what came looked at."""
     acknowledged = _acknowledged(history)
     for reader, records in history.told.items():
-        given: dict[tuple[str, str], set[int]] = defaultdict(set)
+        last = _last_epochs(records)
+        given: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
         # Numbers of an epoch that the reader must have, and those that it was told it has not.
         spans: dict[tuple[str, str], list[int]] = {}
         missing: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -368,19 +393,22 @@ def acknowledged_events_reach_every_reader(history: History, _: list[Seen]) -> I
             span[1] = max(span[1], upto)
             match record:
                 case Delivery():
-                    given[at].add(record.value)
+                    given[at][record.value] = record.seq
                 case Gap():
                     missing[at].update(range(record.from_seq, record.to_seq + 1))
                 case Began() if step.epoch == epoch and not record.recovered:
                     missing[at].update(range(step.seq + 1, record.seq + 1))
         for (room, epoch), (low, high) in spans.items():
             for publish in acknowledged.get(room, []):
+                if promise.forks and last[room] != epoch and publish.seq in given[room, epoch].values():
+                    # It was given another one with that number, and told of another epoch.
+                    continue
                 is_due = publish.epoch == epoch and low < publish.seq <= high and publish.seq not in missing[room, epoch]
                 if is_due and publish.value not in given[room, epoch]:
                     yield f"{reader} was not given {publish.value}, acknowledged as {publish.seq} of {room} in {epoch}"
 
 
-def fencing_numbers_grow(history: History, _: list[Seen]) -> Iterator[str]:
+def fencing_numbers_grow(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     fields: dict[tuple[str, str], list[Lock]] = defaultdict(list)
     for lock in history.locks:
         fields[lock.room, lock.field].append(lock)
@@ -391,21 +419,7 @@ def fencing_numbers_grow(history: History, _: list[Seen]) -> Iterator[str]:
                     yield f"{lock.holder} was given the lock {name} of {room} with {lock.token}, after {other.holder} was with {other.token}"
 
 
-Rule = Callable[[History, list[Seen]], Iterator[str]]
-RULES: list[Rule] = [
-    what_is_given_was_published,
-    one_number_is_one_event,
-    one_event_has_one_number,
-    numbers_follow_time,
-    readers_are_given_all_in_order,
-    all_end_where_the_log_ends,
-    what_was_acknowledged_is_in_the_log,
-    acknowledged_events_reach_every_reader,
-    fencing_numbers_grow,
-]
-
-
-def _kept_promise(history: History, promise: Promise) -> Iterator[str]:
+def nothing_happens_but_what_was_promised(history: History, _: list[Seen], promise: Promise) -> Iterator[str]:
     for reader, records in history.told.items():
         for step in _steps(records):
             record = step.record
@@ -416,6 +430,21 @@ def _kept_promise(history: History, promise: Promise) -> Iterator[str]:
             is_gap = isinstance(record, Gap) and not record.epoch or isinstance(record, Began) and bool(record.after) and not record.recovered and not is_renewed
             if is_gap and not promise.gaps:
                 yield f"{reader} at {record.node} was told that it misses something of {record.room} after {(step.epoch, step.seq)}: {record}"
+
+
+Rule = Callable[[History, list[Seen], Promise], Iterator[str]]
+RULES: list[Rule] = [
+    what_is_given_was_published,
+    one_number_is_one_event,
+    one_event_has_one_number,
+    numbers_follow_time,
+    readers_are_given_all_in_order,
+    all_end_where_the_log_ends,
+    what_was_acknowledged_is_in_the_log,
+    acknowledged_events_reach_every_reader,
+    fencing_numbers_grow,
+    nothing_happens_but_what_was_promised,
+]
 
 
 def _place(event: Seen) -> str:

@@ -124,6 +124,8 @@ class Hub:
 
     # How clients trust whoever ends TLS in front of it; the hub itself speaks none.
     tls: ssl.SSLContext | None = None
+    # The address that clients come from, where that matters.
+    source: str | None = None
 
     def __init__(
         self,

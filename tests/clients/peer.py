@@ -213,7 +213,7 @@ class Bare:
     @classmethod
     async def dial(cls, hub: Hub, *, receive_bytes: int | None = None, source: str | None = None) -> Bare:
         sock = socket.socket()
-        if source:
+        if source := source or hub.source:
             sock.bind((source, 0))
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)

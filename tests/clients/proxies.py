@@ -82,17 +82,20 @@ def tls() -> ssl.SSLContext:
 
 
 class Proxy:
-    """A proxy in front of port `hub`. `changes` are made to its file before it starts, each in one place."""
+    """A proxy in front of the ports `hubs`. `changes` are made to its file before it starts, each in one place."""
 
-    def __init__(self, name: str, hub: int, changes: dict[str, str] | None = None):
+    def __init__(self, name: str, *hubs: int, changes: dict[str, str] | None = None):
         self.name = name
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix=f"ringhub-test-{name}-"))
-        file, moved, command = getattr(self, f"_{name}")(hub)
+        file, moved, command = getattr(self, f"_{name.replace('-', '_')}")(*hubs)
         text = (TUNING / file).read_text()
         # The tests' own changes first: they name what stands in the file of tuning/.
-        for old, new in (changes or {}).items() | moved.items():
+        for old, new in (changes or {}).items():
             assert text.count(old) == 1, f"tuning/{file} has {old!r} {text.count(old)} times"
+            text = text.replace(old, new)
+        for old, new in moved.items():
+            assert old in text, f"tuning/{file} has no {old!r}"
             text = text.replace(old, new)
         self.file = self.folder / file
         self.file.write_text(text)
@@ -101,7 +104,7 @@ class Proxy:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT, env=os.environ | home)
         self._wait_until_it_listens()
 
-    def _nginx(self, hub: int):
+    def _nginx(self, hub: int, file: str = "nginx.conf"):
         temporary = "".join(f"    {kind}_temp_path {self.folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         moved = {
             "listen 443 ssl http2;": f"listen 127.0.0.1:{self.port} ssl http2;",
@@ -112,8 +115,13 @@ class Proxy:
             "\nhttp {\n": f"\nhttp {{\n{temporary}",
         }
         user = "user root; " if os.geteuid() == 0 else ""
-        command = ["nginx", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"), "-g", f"{user}daemon off; pid {self.folder}/pid;"]
-        return "nginx.conf", moved, command
+        command = ["nginx", "-p", str(self.folder), "-c", str(self.folder / file), "-g", f"{user}daemon off; pid {self.folder}/pid;"]
+        return file, moved, command
+
+    def _nginx_cluster(self, *nodes: int):
+        file, moved, command = self._nginx(0, "nginx-cluster.conf")
+        del moved["server 127.0.0.1:8000;"]
+        return file, moved | _moved_nodes(nodes), command
 
     def _haproxy(self, hub: int):
         moved = {
@@ -124,6 +132,11 @@ class Proxy:
             "server hub 127.0.0.1:8000": f"server hub 127.0.0.1:{hub}",
         }
         return "haproxy.cfg", moved, ["haproxy", "-db", "-f", str(self.folder / "haproxy.cfg")]
+
+    def _haproxy_cluster(self, *nodes: int):
+        _, moved, _ = self._haproxy(0)
+        del moved["server hub 127.0.0.1:8000"]
+        return "haproxy-cluster.cfg", moved | _moved_nodes(nodes), ["haproxy", "-db", "-f", str(self.folder / "haproxy-cluster.cfg")]
 
     def _caddy(self, hub: int):
         of_the_machine = "\n{\n\tadmin off\n\tdefault_bind 127.0.0.1\n\tauto_https disable_redirects\n"
@@ -163,6 +176,11 @@ class Proxy:
         raise HubFailed(f"{self.name} did not start\n{log}")
 
 
+def _moved_nodes(nodes: tuple[int, ...]) -> dict[str, str]:
+    """What the files of clusters call their nodes, and where those are."""
+    return {f"127.0.0.1:{8001 + number} ": f"127.0.0.1:{node} " for number, node in enumerate(nodes)}
+
+
 class Behind(Hub):
     """A hub that is reached through a proxy: `host`, `port`, `url` and `get` are the proxy's."""
 
@@ -171,7 +189,7 @@ class Behind(Hub):
         of_the_file = TRUSTED | ({"listen.proxy_protocol": True} if proxy == "haproxy" else {})
         super().__init__(of_the_file | (settings or {}), **named)
         try:
-            self.proxy = Proxy(proxy, self.port, changes)
+            self.proxy = Proxy(proxy, self.port, changes=changes)
         except BaseException:
             self.discard()
             raise

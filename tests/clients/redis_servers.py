@@ -334,6 +334,12 @@ class SentinelPair(Several):
         told = dict(zip(flat[::2], flat[1::2]))
         return told[b"flags"] == b"master" and told[b"num-slaves"] == b"1" and int(told[b"num-other-sentinels"]) == len(self.sentinels) - 1
 
+    def rejoin(self, former: Redis) -> None:
+        """Starts one that was the primary as a replica of the one that is. The sentinels would see to that eight seconds later."""
+        former.start()
+        former.call("REPLICAOF", HOST, self.current().port)
+        self.settle()
+
     def wait_for_failover(self, former: Redis) -> None:
         """Waits until another one than `former` is the primary, and takes writes."""
 
@@ -445,6 +451,20 @@ class RedisCluster(Several):
     @property
     def settings(self) -> dict:
         return {"broker.kind": "redis", "broker.redis.mode": "cluster", "broker.redis.url": [server.url for server in self.primaries]}
+
+
+def snapshot(redis: Redis) -> dict[str, bytes]:
+    """A server's data as it is on disk now."""
+    return {path.name: path.read_bytes() for path in (redis.folder / "appendonlydir").iterdir()}
+
+
+def restore(redis: Redis, kept: dict[str, bytes]) -> None:
+    """Puts data of a moment ago in place of what a server has that does not run: what was written last is lost."""
+    redis.wipe()
+    folder = redis.folder / "appendonlydir"
+    folder.mkdir()
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
 
 
 def until(condition: Callable[[], bool], within_s: float, what: str, log: Callable[[], str]) -> None:

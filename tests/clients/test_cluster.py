@@ -7,18 +7,23 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
+import re
+import shlex
 import signal
+import socket
+import subprocess
 import time
 
 import pytest
 
 from cluster import TIMEOUT_MS, Cluster, fresh_prefix, history, readiness
 from events import reading
-from hub import Hub, HubFailed, admin, free_port
+from hub import ROOT, Hub, HubFailed, admin, binary, clean_environment, free_port
 from link import Link
 from peer import Peer, eventually, joined, request, upgrade_request
-from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking
+from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
 from test_socketio import woven
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
@@ -629,6 +634,68 @@ async def test_a_link_that_carries_nothing_is_noticed_and_left(redis, form, room
         link.stop()
 
 
+async def test_a_client_that_is_ahead_of_a_node_that_lags_is_no_proof_of_a_loss(redis, form, room):
+    link = Link(redis.port)
+    try:
+        nodes = form([redis.settings | {"broker.redis.url": link.url}, redis.settings])
+        async with one_on_each(nodes, room) as readers, joined(nodes[0], admin()) as moved, joined(nodes[0], admin()) as stale:
+            answers = [await publish(nodes[1], room, n) for n in range(1, 6)]
+            await readers[0].events(room, 5)
+            # The first node hears nothing more, and does not know it yet.
+            link.hold()
+            answers += [await publish(nodes[1], room, n) for n in range(6, 11)]
+            asked = [asyncio.create_task(peer.subscribe(room, since={"seq": seq, "epoch": answers[0]["epoch"]})) for peer, seq in ((moved, 8), (stale, 10))]
+            await asyncio.sleep(0.3)
+            link.mend()
+            told = await asyncio.gather(*asked)
+            assert [(answer["epoch"], answer["seq"] - answer["replayed"], answer["recovered"], answer["missed"]) for answer in told] == [
+                (answers[0]["epoch"], 8, True, 0),
+                (answers[0]["epoch"], 10, True, 0),
+            ]
+            await accepted(nodes[0], room, 11)
+            for peer, expected in ((readers[0], range(6, 12)), (readers[1], range(1, 12)), (moved, range(9, 12)), (stale, range(11, 12))):
+                assert [(event["seq"], event["data"]) for event in await peer.events(room, len(expected))] == [(n, n) for n in expected]
+    finally:
+        link.stop()
+
+
+async def test_a_log_that_lost_its_end_is_another_one_even_if_only_a_client_knows(redis, form, room):
+    nodes = form(redis.settings, count=2)
+    answers = [await publish(nodes[0], room, n) for n in range(1, 6)]
+    kept = snapshot(redis)
+    answers += [await publish(nodes[0], room, n) for n in range(6, 11)]
+    for number in range(2):
+        nodes[number].kill()
+    redis.kill()
+    restore(redis, kept)
+    redis.start()
+    for number in range(2):
+        await asyncio.to_thread(nodes.restart, number)
+    async with joined(nodes[0], admin()) as reader:
+        answer = await reader.subscribe(room, since={"seq": 10, "epoch": answers[0]["epoch"]})
+        assert not answer["recovered"] and answer["epoch"] != answers[0]["epoch"], answer
+        after = await publish(nodes[1], room, "another")
+        assert (after["seq"], after["epoch"]) == (6, answer["epoch"])
+
+
+async def test_a_publish_after_a_lost_end_is_answered_with_another_epoch(redis, form, room):
+    nodes = form(redis.settings)
+    async with one_on_each(nodes, room) as readers:
+        answers = [await publish(nodes[n % 3], room, n) for n in range(1, 6)]
+        kept = snapshot(redis)
+        answers += [await publish(nodes[n % 3], room, n) for n in range(6, 11)]
+        for reader in readers:
+            await reader.events(room, 10)
+        redis.kill()
+        restore(redis, kept)
+        redis.start()
+        # At all nodes at once: whichever is first.
+        after = await asyncio.gather(*[accepted(hub, room, "after") for hub in nodes])
+        assert sorted(answer["seq"] for answer in after) == [6, 7, 8]
+        assert {answer["epoch"] for answer in after} == {(await asyncio.to_thread(history, nodes[0], room))["epoch"]}
+        assert after[0]["epoch"] != answers[0]["epoch"]
+
+
 async def test_a_slow_link_delays_and_keeps_the_order(redis, form, room):
     link = Link(redis.port)
     try:
@@ -763,8 +830,7 @@ async def test_a_failover_by_sentinels_loses_nothing_that_replicas_have(form, ro
             former.kill()
             await asyncio.to_thread(pair.wait_for_failover, former)
             # Acknowledged is what a replica has, and there is none before the former primary is back.
-            former.start()
-            await asyncio.to_thread(pair.settle)
+            await asyncio.to_thread(pair.rejoin, former)
             for hub in nodes:
                 await is_ready(hub)
             for n in range(21, 31):
@@ -856,3 +922,47 @@ def move_slot(cluster: RedisCluster, key: str) -> None:
         source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
     for server in (target, source, *[server for server in cluster.primaries if server not in (source, target)]):
         server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+
+# The script to try a cluster out.
+
+
+async def test_the_script_to_try_a_cluster_out_does_what_it_says():
+    for port in (6399, 8001, 8002, 8003):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            pytest.skip(f"somebody listens at port {port}")
+    script = subprocess.Popen([ROOT / "tests/cluster/run"], stdout=subprocess.PIPE, text=True, env=clean_environment() | {"HUB_BIN": str(binary())})
+    try:
+        text = await asyncio.to_thread(read_until, script.stdout, "Ctrl-C ends everything")
+        (tail,) = [line for line in text.splitlines() if " tail " in line]
+        (curl,) = [line for line in text.splitlines() if line.strip().startswith("curl")]
+        pids = [int(pid) for pid in re.findall(r"pid (\d+)", text)]
+        assert len(pids) == 3
+        reader = await asyncio.create_subprocess_exec(*shlex.split(tail), cwd=ROOT, stdout=subprocess.PIPE, env=clean_environment())
+        try:
+            # What is published before the reader is there, it does not print.
+            async with asyncio.timeout(10):
+                line = None
+                while line is None:
+                    subprocess.run(shlex.split(curl), check=True, capture_output=True)
+                    with contextlib.suppress(TimeoutError):
+                        line = await asyncio.wait_for(reader.stdout.readline(), 0.3)
+            assert b"note.added" in line and b"hello" in line
+        finally:
+            reader.kill()
+            await reader.wait()
+        script.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(script.wait, 15) == 130
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    finally:
+        script.terminate()
+        script.wait(15)
+
+
+def read_until(stream, words: str) -> str:
+    text = ""
+    while words not in text and (line := stream.readline()):
+        text += line
+    return text

@@ -291,6 +291,33 @@ def test_gaps_that_are_told_are_right_where_there_may_be_some():
         assert check(history, Promise(gaps=True)) == []
 
 
+def forked(seed: int) -> History:
+    """A reader that was given two events of a server that nobody else heard, and then told of another epoch."""
+    history = made(seed, epochs=2)
+    former, records = history.told["reader-1"][0].epoch, history.told["reader-1"]
+    place = next(index for index, record in enumerate(records) if getattr(record, "epoch", former) != former)
+    seq = next((record.seq for record in reversed(records[:place])), 0)
+    told = [Delivery("reader-1", ROOM, "node-1", seq + number, f"id-{value}", value) for number, value in ((1, 900), (2, 901))]
+    history.publishes += [Publish(value, ROOM, "publisher-0", "node-1", 0.0) for value in (900, 901)]
+    if isinstance(records[place], Began):
+        records[place].after = (former, seq + 2)
+    records[place:place] = told
+    return history
+
+
+def test_a_fork_is_found_unless_it_may_be_and_its_readers_are_told():
+    found = 0
+    for seed in range(30):
+        history = forked(seed)
+        assert check(history, Promise(epochs=True, forks=True)) == []
+        found += any("to reader-1" in finding or "was not given" in finding for finding in check(history, Promise(epochs=True)))
+        # A reader that stays in the epoch was not told.
+        history = made(seed)
+        renumber_swapped_deliveries(history, random.Random(seed))
+        assert check(history, Promise(epochs=True, forks=True))
+    assert found > 5, "where the others saw the same numbers"
+
+
 def lock(holder: str, token: int, invoked_s: float) -> Lock:
     return Lock(holder, ROOM, "title", token, invoked_s, invoked_s + 1)
 

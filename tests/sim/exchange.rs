@@ -22,10 +22,17 @@ pub struct Log {
     pub seq: u64,
     /// The newest events, the last of which is number `seq`.
     kept: VecDeque<BrokeredEvent>,
+    /// The number that it had before it lost its end, and nobody has noticed.
+    lost_to: Option<u64>,
     keys: BTreeMap<String, (u64, [u8; 36])>,
 }
 
 impl Log {
+    /// The last number that was ever given in this epoch.
+    pub fn seq_before(&self) -> u64 {
+        self.lost_to.unwrap_or(self.seq)
+    }
+
     fn first_seq(&self) -> u64 {
         self.seq + 1 - self.kept.len() as u64
     }
@@ -103,6 +110,23 @@ impl Exchange {
         self.locks.clear();
     }
 
+    /// A failover: the newest events of a room are gone, and all links are broken.
+    pub fn lose_end(&mut self, room: &str, count: u64) {
+        let Some(log) = self.rooms.get_mut(room) else { return };
+        let before = log.seq;
+        for _ in 0..count {
+            if log.kept.pop_back().is_some() {
+                log.seq -= 1;
+            }
+        }
+        let seq = log.seq;
+        log.keys.retain(|_, (of, _)| *of <= seq);
+        if seq < before {
+            log.lost_to = Some(before.max(log.lost_to.unwrap_or(0)));
+            self.sides.iter_mut().for_each(|side| side.is_up = false);
+        }
+    }
+
     /// Takes in what a node has to say, and tells it some of what there is to tell. True where it did anything.
     pub fn turn(&mut self, node: usize, rng: &mut Rng) -> bool {
         let mut did = false;
@@ -134,12 +158,15 @@ impl Exchange {
                 };
                 self.sides[node].answers.push((room.clone(), FromBroker::Submitted { room, number, outcome }));
             }
-            ToBroker::Follow { room, from } => {
+            ToBroker::Follow { room, from, claim } => {
                 let name = room.as_str().to_owned();
                 if !is_up {
                     self.sides[node].follows.insert(name, None);
                     let told = FromBroker::Followed { room: room.clone(), outcome: Err(AWAY) };
                     return self.push(node, &room, told);
+                }
+                if claim.is_some_and(|(epoch, seq)| self.lacks(&name, epoch, seq)) {
+                    self.renew(&name);
                 }
                 let followed = self.state_after(&name, from);
                 self.sides[node].follows.insert(name, Some((followed.epoch, followed.seq)));
@@ -168,8 +195,30 @@ impl Exchange {
         self.rooms.entry(room.to_owned()).or_insert_with(|| Log { epoch, ..Log::default() })
     }
 
+    /// Whether a log in that epoch does not reach to a number.
+    fn lacks(&mut self, room: &str, epoch: u64, seq: u64) -> bool {
+        let log = self.log(room, None);
+        log.epoch == epoch && log.seq < seq
+    }
+
+    /// Somebody has noticed that a log has lost its end.
+    fn renew(&mut self, room: &str) {
+        self.epochs += 1;
+        let epoch = self.epochs;
+        let log = self.log(room, None);
+        log.epoch = epoch;
+        log.lost_to = None;
+        let of_room = |seq: u64| (room.to_owned(), epoch, seq);
+        let kept: Vec<_> = (log.first_seq()..).map(of_room).zip(log.kept.iter().cloned()).collect();
+        self.truth.extend(kept);
+    }
+
     fn publish(&mut self, room: &RoomName, events: Vec<BrokeredEvent>, new_epoch: u64, events_max: u64) -> Numbers {
         let nodes = self.sides.iter().filter(|side| side.follows.contains_key(room.as_str())).count() as u32;
+        if self.log(room.as_str(), Some(new_epoch)).lost_to.is_some() {
+            // That nobody noticed is not looked at here: the numbers would stand for other events.
+            self.renew(room.as_str());
+        }
         let log = self.log(room.as_str(), Some(new_epoch));
         let epoch = log.epoch;
         let mut numbers = Vec::new();
@@ -196,8 +245,13 @@ impl Exchange {
     }
 
     fn state_after(&mut self, room: &str, from: Option<Place>) -> Followed {
-        let truth = from.and_then(|from| self.truth.get(&(room.to_owned(), from.epoch, from.seq)));
-        let is_right = from.is_some_and(|from| from.seq == 0 || truth.is_some_and(|event| event.id == from.id));
+        let truth =
+            from.and_then(|from| self.truth.get(&(room.to_owned(), from.epoch, from.seq))).map(|event| event.id);
+        let log = self.log(room, None);
+        if from.is_some_and(|from| from.epoch == log.epoch && from.seq > log.seq) {
+            self.renew(room);
+        }
+        let is_right = from.is_some_and(|from| from.seq == 0 || truth == Some(from.id));
         let log = self.log(room, None);
         let goes_on = from.filter(|from| is_right && from.epoch == log.epoch && from.seq + 1 >= log.first_seq());
         let first_seq = goes_on.map_or(log.first_seq(), |from| from.seq + 1);
@@ -278,6 +332,10 @@ impl Exchange {
         for room in rooms {
             let name = self.sides[node].hasher.room(&room);
             let at = self.sides[node].follows[&room];
+            let log = self.log(&room, None);
+            if at.is_some_and(|(of, last)| of == log.epoch && last > log.seq) {
+                self.renew(&room);
+            }
             let log = self.log(&room, None);
             let (epoch, seq) = (log.epoch, log.seq);
             if at == Some((epoch, seq)) {

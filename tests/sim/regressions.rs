@@ -7,6 +7,7 @@ use ringhub::auth::{Claims, mint};
 use ringhub::config::{Config, KindConfig, Policy, Secret};
 use ringhub::hub::name::home_of;
 use ringhub::hub::reply::pending;
+use ringhub::hub::trace::TraceAsked;
 use ringhub::ring::sim::Faults;
 use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
@@ -656,4 +657,41 @@ fn who_asks_for_the_past_of_several_rooms_is_no_slow_reader() {
     assert_eq!(client.answer(id).expect("an answer")["type"], "subscribed");
     rooms.iter().for_each(|room| assert_eq!(client.seqs(room), [2, 3], "{room}"));
     assert_eq!(node.figures().slow_readers, 0);
+}
+
+#[test]
+fn what_a_slow_reader_has_lost_is_traced_as_a_gap_and_not_as_unwanted() {
+    let mut config = lasting(4096);
+    config.history.events_max = 2;
+    let mut node = node(1, config);
+    let mut client = node.client(0, "client_id=slow");
+    subscribe(&mut node, &mut client, "project:a");
+    client.link.set_read_budget(0);
+    for _ in 0..8 {
+        node.publish("project:a", format!("\"{}\"", "x".repeat(3000)));
+        node.settle();
+    }
+    client.link.set_read_budget(usize::MAX);
+    node.settle();
+    client.poll();
+    assert_eq!(client.seqs("project:a").last(), Some(&8));
+    let (responder, address) = pending();
+    node.request(0, Request::Whereabouts { client_id: "slow".into(), responder });
+    node.settle();
+    let live = address.wait().expect("an answer").map(|address| address.conn);
+    let (responder, traces) = pending();
+    let asked = Arc::new(TraceAsked { client_id: "slow".into(), limit: 100 });
+    node.request(0, Request::Trace { asked, live, responder });
+    node.settle();
+    let traces = traces.wait().expect("an answer");
+    let of_room = |what: &str| -> Vec<_> {
+        let records = traces.iter().flat_map(|trace| &trace.records);
+        records.filter(|record| record.what == what && record.room.as_deref() == Some("project:a")).collect()
+    };
+    assert!(of_room("filtered").is_empty(), "it wanted all of them: {:?}", of_room("filtered"));
+    let [gap] = of_room("gap")[..] else { panic!("{:?}", of_room("gap")) };
+    assert_eq!((gap.from_seq, gap.to_seq), (Some(2), Some(6)));
+    let replayed = of_room("replayed");
+    assert_eq!(replayed.iter().map(|record| record.events.unwrap_or(0)).sum::<u32>(), 2);
+    assert!(replayed.iter().all(|record| record.from_seq >= Some(7) && record.bytes > Some(3000)), "{replayed:?}");
 }

@@ -36,6 +36,7 @@ use super::redis::scripts::Scripts;
 use crate::config::Config;
 use crate::hub::presence::Presenting;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::shared_locks::NotedLock;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
 
@@ -67,6 +68,8 @@ pub struct Service {
     pub event: Box<dyn Fn(Event) + Send>,
     /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
     pub presence: TellPresence,
+    /// Frees a lock in a room that a dead node held: the room, and what that node had noted of it.
+    pub lock: Box<dyn Fn(&str, NotedLock) + Send>,
     /// A client's id that this node had is another one's: it was claimed while this one was taken for dead.
     pub taken: Box<dyn Fn(&str) + Send>,
     /// A node's answer that came when nobody waited for it any more.
@@ -220,6 +223,14 @@ impl Handle {
     /// [`Service::presence`], but where another node has the session there, and also should this node die.
     pub fn present(&self, room: &str, session: &str, told: Bytes, presenting: Presenting) {
         self.task(Task::Present { room: room.into(), session: session.into(), told, presenting });
+    }
+
+    /// This node holds a lock for a session, or does not any more. Should it die, [`Service::lock`] of another one frees it.
+    pub fn hold(&self, room: &str, noted: &NotedLock, is_held: bool) {
+        let Ok(told) = serde_json::to_vec(noted) else { return };
+        let session = registered::of_lock(&noted.field);
+        let presenting = if is_held { Presenting::There } else { Presenting::Left };
+        self.task(Task::Present { room: room.into(), session, told: told.into(), presenting });
     }
 
     /// What [`Event::CleanUp`] asked for is done.

@@ -123,6 +123,19 @@ pub(super) fn field(room: &str, session: &str) -> Box<str> {
     format!("{room}{BETWEEN}{session}").into()
 }
 
+/// Stands before the name of a lock, in place of a session.
+const LOCK: char = '\u{1}';
+
+/// What stands for a lock in place of a session.
+pub(super) fn of_lock(name: &str) -> Box<str> {
+    format!("{LOCK}{name}").into()
+}
+
+/// Whether a field is of a lock.
+pub(super) fn is_of_lock(field: &str) -> bool {
+    field.split_once(BETWEEN).is_some_and(|(_, session)| session.starts_with(LOCK))
+}
+
 /// The room of a field.
 pub(super) fn room_of(field: &str) -> &str {
     field.split_once(BETWEEN).map_or(field, |(room, _)| room)

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::calls::{Failure, Frame, LONG_MS, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
-use super::registered::{Change, ChangeKind, Ids, Presence, room_of};
+use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
 use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
 use crate::broker::redis::scripts::Scripts;
@@ -208,7 +208,11 @@ impl Worker {
             Link::Connecting => None,
             Link::Up { .. } => (!self.is_beating).then(|| self.members.next_ms()),
         };
-        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()].into_iter().flatten().min().unwrap_or(now_ms + 1000);
+        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now_ms + 1000);
         // A timer of this runtime has a resolution of a millisecond: what is due now is due in the next one.
         Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
     }
@@ -553,7 +557,11 @@ impl Worker {
         match outcome {
             Ok(absent) => {
                 for (field, told) in absent {
-                    (self.service.presence)(room_of(&field), told, false);
+                    if !is_of_lock(&field) {
+                        (self.service.presence)(room_of(&field), told, false);
+                    } else if let Ok(noted) = serde_json::from_slice(&told) {
+                        (self.service.lock)(room_of(&field), noted);
+                    }
                 }
                 (self.service.event)(Event::CleanUp(node));
             }
@@ -635,7 +643,7 @@ impl Worker {
     fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
         for (change, _) in changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)) {
             let is_there = change.kind == ChangeKind::Entered;
-            if change.kind != ChangeKind::Again {
+            if change.kind != ChangeKind::Again && !is_of_lock(&change.field) {
                 (self.service.presence)(room_of(&change.field), change.told.clone(), is_there);
             }
         }

@@ -1,5 +1,6 @@
 //! Connections to Redis: a server, the server that sentinels tell of, or a cluster.
 
+use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,8 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
     RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value, cmd,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::scripts::{Call, Scripts};
 use crate::config::{Config, RedisMode, RedisUrl};
@@ -67,10 +70,21 @@ pub enum LinkError {
 
 /// The certificates that are trusted can't be read.
 #[derive(Debug, thiserror::Error)]
-#[error("broker.redis.ca_file: cannot read {}: {error}", path.display())]
-pub struct CaFileError {
-    path: PathBuf,
-    error: std::io::Error,
+pub enum CaFileError {
+    /// There is no such file, or it may not be read.
+    #[error("broker.redis.ca_file: cannot read {}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// It has none.
+    #[error("broker.redis.ca_file: {} has no certificate in PEM", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl fmt::Debug for Connections {
@@ -105,7 +119,9 @@ impl LinkError {
             ErrorKind::InvalidClientConfig => {
                 Some("check broker.redis.url, broker.redis.mode and broker.redis.ca_file")
             }
-            ErrorKind::MasterNameNotFoundBySentinel => Some("set broker.redis.sentinel_master"),
+            ErrorKind::MasterNameNotFoundBySentinel => Some(
+                "set broker.redis.sentinel_master; sentinels know of none during a failover either: start again then",
+            ),
             ErrorKind::Server(ServerErrorKind::NoPerm) => Some("give the user the commands and keys of the broker"),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Some("set broker.redis.username and broker.redis.password"),
@@ -120,16 +136,11 @@ impl LinkError {
 
 /// Whether the server's certificate was not accepted.
 fn is_certificate(error: &RedisError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-            return true;
-        }
-        // What an I/O error was made of is no source of it.
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        cause = inner.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
-    }
-    false
+    // The library keeps an I/O error behind a shared pointer, and rustls's is within that.
+    let shared = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
+    let inner = shared.and_then(|cause| cause.downcast_ref::<std::io::Error>()).and_then(std::io::Error::get_ref);
+    let tls = inner.and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl Target {
@@ -139,8 +150,11 @@ impl Target {
         let certificates = match &redis.ca_file {
             None => None,
             Some(path) => {
-                let read = std::fs::read(path).map_err(|error| CaFileError { path: path.clone(), error });
-                Some(read?)
+                let read = std::fs::read(path).map_err(|error| CaFileError::Io { path: path.clone(), error })?;
+                if !CertificateDer::pem_slice_iter(&read).any(|certificate| certificate.is_ok()) {
+                    return Err(CaFileError::Empty { path: path.clone() });
+                }
+                Some(read)
             }
         };
         let target = |urls: Vec<RedisUrl>| Target {
@@ -199,9 +213,9 @@ impl Target {
         });
         let follow = client.get_multiplexed_async_connection_with_config(&config).await?;
         let connections = Connections { publish: Connection::Server(publish), follow: Connection::Server(follow) };
-        for connection in [&connections.publish, &connections.follow] {
-            self.prepare(connection, scripts).await?;
-        }
+        // One user, one server: what is so for one is so for the other.
+        self.prepare(&connections.publish, scripts).await?;
+        self.set_name(&connections.follow).await;
         Ok(connections)
     }
 
@@ -219,11 +233,8 @@ impl Target {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut name = cmd("CLIENT");
-        name.arg("SETNAME").arg(format!("ringhub:{}", self.client_name));
-        if let Err(error) = connection.command(name).await {
-            tracing::debug!(%error, "a connection to Redis has no name");
-        }
+        self.look_at_eviction(connection).await;
+        self.set_name(connection).await;
         for script in scripts.all() {
             let mut load = cmd("SCRIPT");
             load.arg("LOAD").arg(script.text);
@@ -235,6 +246,34 @@ impl Target {
             }
         }
         Ok(())
+    }
+
+    /// Has the server list the connection as that of this node.
+    async fn set_name(&self, connection: &Connection) {
+        let mut name = cmd("CLIENT");
+        name.arg("SETNAME").arg(format!("ringhub:{}", self.client_name));
+        if let Err(error) = connection.command(name).await {
+            tracing::debug!(%error, "a connection to Redis has no name");
+        }
+    }
+
+    /// Says where the server may drop the keys of rooms for lack of memory: numbers would begin again.
+    async fn look_at_eviction(&self, connection: &Connection) {
+        let mut info = cmd("INFO");
+        info.arg("memory");
+        // Who may not ask is not told.
+        let Ok(info) = connection.command(info).await else { return };
+        let Ok(info) = redis::from_redis_value::<String>(info) else { return };
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or("noeviction");
+        if policy.trim() != "noeviction" {
+            let (server, policy) = (self.name(), policy.trim());
+            tracing::warn!(
+                server,
+                policy,
+                "the broker's server may drop keys of rooms when memory is short, and their clients miss events then: \
+                 set maxmemory-policy noeviction"
+            );
+        }
     }
 
     fn single(&self) -> Result<Client, RedisError> {

@@ -166,11 +166,11 @@ impl Reader {
     fn parse(&mut self, bytes: &Bytes) -> Option<Message> {
         let mut at = 0;
         let epoch = word(bytes, &mut at).and_then(number)?;
-        let first_seq = word(bytes, &mut at).and_then(number).filter(|seq| *seq > 0)?;
+        let first_seq = word(bytes, &mut at).and_then(seq).filter(|seq| *seq > 0)?;
         let count = word(bytes, &mut at).and_then(number)?;
         let previous = id(word(bytes, &mut at)?);
         let rest = bytes.len() - at;
-        if count > (rest / EVENT_BYTES_MIN) as u64 || first_seq.checked_add(count).is_none() {
+        if count > (rest / EVENT_BYTES_MIN) as u64 {
             return None;
         }
         let mut events = Vec::with_capacity(count as usize);
@@ -235,9 +235,14 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A number that was written by a script, as a word.
-pub fn whole_number(digits: &[u8]) -> Option<u64> {
+/// An epoch as a script writes it.
+pub fn epoch(digits: &[u8]) -> Option<u64> {
     number(digits)
+}
+
+/// An event's number as a script writes it: scripts count exactly up to 2^53.
+pub fn seq(digits: &[u8]) -> Option<u64> {
+    number(digits).filter(|seq| *seq < 1 << 53)
 }
 
 fn read_netstring(bytes: &Bytes, at: &mut usize) -> Option<Bytes> {
@@ -376,7 +381,7 @@ pub(super) mod tests {
         let mut reader = Reader::new(64);
         for text in [
             "1 1 18446744073709551615 - ",
-            "1 18446744073709551615 1 - 36:000000000000000000000000000000000007,1:1,1:a,0:,0:,1:1,",
+            "1 9007199254740992 1 - 36:000000000000000000000000000000000007,1:1,1:a,0:,0:,1:1,",
             "1 1 1 - 99999999999999999999:",
             "1 1 1 - 36:000000000000000000000000000000000007,1:1,1:a,0:,0:,9999999999:1,",
             "1 0 1 - 36:000000000000000000000000000000000007,1:1,1:a,0:,0:,1:1,",

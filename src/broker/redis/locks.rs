@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use super::encoding::whole_number;
+use super::encoding::seq as whole_number;
 use crate::hub::brokered::{LockOwner, Locked};
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;

@@ -7,7 +7,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 use super::connection::{Connections, Inbox, LinkError, Target};
 use super::encoding;
-use super::submissions::{Outcome, Submissions};
+use super::submissions::{NO_LINK, Outcome, Submissions};
 use crate::hub::name::RoomName;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
@@ -15,6 +15,9 @@ use crate::wire::native::Refused;
 /// The first wait before a link is made again, and the longest. What is drawn is between half of it and all.
 const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 5000;
+
+/// A link that was there for this long was a good one.
+const LASTING_MS: u64 = 500;
 
 /// How often it is tried whether a connection hears its own messages.
 pub const CANARY_MS: u64 = 2000;
@@ -47,6 +50,8 @@ pub struct Server {
     /// Subscriptions on their way.
     pub subscriptions: usize,
     attempts: u32,
+    /// When its last link was made.
+    pub up_ms: u64,
     was_up: bool,
     said_ms: Option<u64>,
 }
@@ -94,6 +99,7 @@ impl Server {
             reads: 0,
             subscriptions: 0,
             attempts: 0,
+            up_ms: 0,
             was_up: false,
             said_ms: None,
         }
@@ -128,7 +134,7 @@ impl Server {
 
     /// There is a link. Whether it was there before, and was lost.
     pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
-        self.attempts = 0;
+        self.up_ms = now_ms;
         let unheard = HashSet::new();
         let canary_next_ms = now_ms;
         self.link = Link::Up(Box::new(Up { connections, inbox, canary_sent_ms: None, canary_next_ms, unheard }));
@@ -137,6 +143,11 @@ impl Server {
 
     /// There is no link, and another is tried some time later.
     pub fn set_down(&mut self, now_ms: u64) {
+        if self.is_up() {
+            // One that ends as soon as it is there is not made as often as can be, but soon: an answer may wait for it.
+            let is_lasting = now_ms >= self.up_ms + LASTING_MS;
+            self.attempts = if is_lasting { 0 } else { self.attempts.min(2) };
+        }
         let longest = (WAIT_MIN_MS << self.attempts.min(16)).min(WAIT_MAX_MS);
         self.attempts = self.attempts.saturating_add(1);
         self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
@@ -180,6 +191,9 @@ pub fn meaning(error: &RedisError) -> Meaning {
 
 /// What is told to who asked for something that the server refused.
 pub fn refusal(error: &RedisError) -> Refused {
+    if meaning(error) != Meaning::Refused {
+        return NO_LINK;
+    }
     let message = match error.code() {
         Some("OOM") => "the broker is out of memory",
         Some("MISCONF") => "the broker can't write its data",

@@ -46,6 +46,8 @@ const SUBSCRIPTIONS_MAX: usize = 8;
 const READS_MAX: usize = 512;
 /// Bytes of what a server pushed that wait for the next turn.
 const INBOX_BYTES_MAX: usize = 32 << 20;
+/// How long after a link was made clients are believed that say to have seen events which the log does not have.
+const CLAIMS_MS: u64 = 600_000;
 /// How long a room rests whose read or subscription was refused.
 const REFUSED_MS: u64 = 1000;
 /// Deepest nesting of data that other programs publish; what clients of this hub publish is checked by `limits.depth_max`.
@@ -165,21 +167,19 @@ impl Worker {
         for at in 0..self.servers.len() {
             self.begin_link(at);
         }
-        for _ in 0..self.servers.len() {
-            let Some(report) = self.reports.recv().await else { break };
-            let is_hopeless = match &report.what {
-                What::Connected(outcome, _) => (**outcome).as_ref().is_err_and(|error| error.remedy().is_some()),
-                _ => false,
+        let mut missing = self.servers.len();
+        while missing > 0
+            && let Some(report) = self.reports.recv().await
+        {
+            let What::Connected(outcome, inbox) = report.what else {
+                self.report(report);
+                continue;
             };
-            match report.what {
-                What::Connected(outcome, inbox) => {
-                    let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
-                    match *outcome {
-                        Err(error) if is_hopeless => drop(first.get_or_insert((name, error))),
-                        outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
-                    }
-                }
-                what => self.report(Report { what, ..report }),
+            missing -= 1;
+            let name = self.servers.get(report.server).map(|server| server.name.clone()).unwrap_or_default();
+            match *outcome {
+                Err(error) if error.remedy().is_some() => drop(first.get_or_insert((name, error))),
+                outcome => self.report(Report { what: What::Connected(Box::new(outcome), inbox), ..report }),
             }
         }
         first.map_or(Ok(()), Err)
@@ -279,7 +279,7 @@ impl Worker {
                 }
             }
             ToBroker::Lock(call) => self.lock(shard, *call),
-            ToBroker::Follow { room, from } => self.follow(shard, room, from),
+            ToBroker::Follow { room, from, claim } => self.follow(shard, room, from, claim),
             ToBroker::Leave { room } => self.leave(&room),
             ToBroker::Clear { room, number } => {
                 let at = self.server_of(room.as_str());
@@ -308,9 +308,10 @@ impl Worker {
         }
     }
 
-    fn follow(&mut self, shard: ShardId, name: RoomName, from: Option<Place>) {
-        let at = self.server_of(name.as_str());
+    fn follow(&mut self, shard: ShardId, name: RoomName, from: Option<Place>, claim: Option<(u64, u64)>) {
+        let (at, now_ms) = (self.server_of(name.as_str()), self.now_ms());
         let Some(server) = self.servers.get_mut(at) else { return };
+        let may_have_lost = server.up_ms + CLAIMS_MS > now_ms;
         let room = self.rooms.entry(name.as_str().into()).or_insert_with(|| Room {
             name: name.clone(),
             shard,
@@ -324,6 +325,9 @@ impl Worker {
         match &mut room.tracker {
             Some(tracker) => tracker.follow(from),
             None => room.tracker = Some(Tracker::new(from)),
+        }
+        if let Some(((epoch, seq), tracker)) = claim.filter(|_| may_have_lost).zip(room.tracker.as_mut()) {
+            tracker.claim(epoch, seq);
         }
         if !server.is_up() {
             // It is followed as soon as there is a link, and the home told then.
@@ -359,8 +363,7 @@ impl Worker {
         for channel in &pushed.dropped {
             self.figures.overruns.add(1);
             if let Some(room) = self.scripts.room_of(channel) {
-                let room: Box<str> = room.into();
-                self.fall_behind(&room);
+                self.fall_behind(room);
             }
         }
         for push in pushed.messages {
@@ -431,8 +434,7 @@ impl Worker {
             // Whatever it was, it has a number.
             tracker.fall_behind();
         }
-        let name: Box<str> = name.into();
-        self.queue_read(&name);
+        self.queue_read(name);
     }
 
     fn hear_canary(&mut self, at: usize, channel: &[u8]) {
@@ -713,17 +715,17 @@ impl Worker {
         let [epoch, seq, id, log_from, Value::Array(entries)] = <[Value; 5]>::try_from(parts).ok()? else {
             return None;
         };
-        let number = |value: &Value| match value {
-            Value::BulkString(digits) => encoding::whole_number(digits),
+        let seq_of = |value: &Value| match value {
+            Value::BulkString(digits) => encoding::seq(digits),
             _ => None,
         };
-        let Value::BulkString(id) = id else { return None };
+        let (Value::BulkString(epoch), Value::BulkString(id)) = (epoch, id) else { return None };
         let mut found = Vec::with_capacity(entries.len() / 2);
         let mut entries = entries.into_iter();
         while let (Some(last), Some(Value::BulkString(message))) = (entries.next(), entries.next()) {
-            found.push((number(&last)?, self.reader.message(&message.into())));
+            found.push((seq_of(&last)?, self.reader.message(&message.into())));
         }
-        let (epoch, seq, log_from) = (number(&epoch)?, number(&seq)?, number(&log_from)?);
+        let (epoch, seq, log_from) = (encoding::epoch(&epoch)?, seq_of(&seq)?, seq_of(&log_from)?);
         Some(Page { epoch, seq, id: encoding::id(&id), log_from, entries: found })
     }
 
@@ -864,7 +866,8 @@ impl Worker {
                     });
                 }
                 Request::Publish(publish) => {
-                    let (call, events) = (self.scripts.publish(&room, &publish), publish.events());
+                    let known = self.rooms.get(room.as_str()).and_then(|room| room.tracker.as_ref()?.place());
+                    let (call, events) = (self.scripts.publish(&room, &publish, known), publish.events());
                     let Limits { replicas_min, timeout_ms, .. } = self.bounds;
                     self.figures.calls.add(1);
                     self.spawn(at, async move {

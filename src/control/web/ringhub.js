@@ -77,8 +77,9 @@
  * @typedef {object} Gap
  * @property {string} room
  * @property {number | null} from_seq
- * @property {number | null} to_seq
+ * @property {number | null} to_seq with `epoch`, those of the new log up to here are not given; 0 where all are
  * @property {string} reason
+ * @property {string} [epoch] the room's log is another one from here on, with numbers of its own
  */
 
 /**
@@ -1761,7 +1762,12 @@ export class Ringhub extends Emitter {
     const room = this.#rooms.get(gap.room);
     this.#tell('gap', gap);
     if (!room?.joined) return;
-    if (gap.to_seq === null) room.seq = 0;
+    if (gap.epoch !== undefined) {
+      // The log is another one: numbers begin anew.
+      room.epoch = gap.epoch;
+      room.seq = gap.to_seq ?? 0;
+      for (const subscription of room.subscriptions) subscription._from = 0;
+    } else if (gap.to_seq === null) room.seq = 0;
     else room.seq = Math.max(room.seq, gap.to_seq);
     for (const subscription of [...room.subscriptions]) subscription._emit('gap', gap, (error) => this.#report(error));
   }

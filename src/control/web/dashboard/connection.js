@@ -198,7 +198,7 @@ function connectionTrace({ connected_at, closed_at, unsent_bytes, truncated, rec
 /** @param {any} entry of the recorder */
 function record({ at, what, room, type, from_seq, to_seq, events, bytes: size, filter, code, reason, payload }) {
   const numbers = from_seq === undefined ? to_seq !== undefined && `#${to_seq}` : to_seq === undefined || to_seq === from_seq ? `#${from_seq}` : `#${from_seq}–${to_seq}`;
-  const details = [type && plain(type), numbers, events !== undefined && events !== 1 && `${events} events`, size !== undefined && bytes(size), code && plain(code), reason && `${what === 'closing' ? 'by ' : ''}${plain(reason)}`, filter && plain(filter)];
+  const details = [type && plain(type), numbers, events !== undefined && events !== 1 && `${events} events`, size > 0 && bytes(size), code && plain(code), reason && `${what === 'closing' ? 'by ' : ''}${plain(reason)}`, filter && plain(filter)];
   return h(
     'li',
     { class: TROUBLE.has(what) ? 'warn' : null },
