@@ -438,7 +438,22 @@ async def test_a_session_whose_node_died_is_not_found_and_its_cursors_go_on(form
         assert (await again.next("n"))["data"] == {"n": 1}
 
 
-async def test_a_node_that_ends_is_missed_at_once(form):
+async def test_a_node_that_ends_is_missed_at_once_with_all_who_were_there(form, room):
+    cluster = form(settings={"broker.lease_ms": 60_000, "drain.seconds": 1})
+    async with joined(cluster[0], **client("reader")) as reader, joined(cluster[2], **client("leaving")) as leaving:
+        await reader.subscribe(room)
+        await leaving.subscribe(room)
+        while (await reader.next("presence.joined"))["data"]["client_id"] != "leaving":
+            pass
+        cluster[2].signal(signal.SIGTERM)
+        assert (await leaving.closed())[0] == 1001
+        assert (await reader.next("presence.left"))["data"]["client_id"] == "leaving"
+    assert await asyncio.to_thread(cluster[2].wait) == 0
+    await eventually(lambda: names(cluster[0]) == NAMES[:2], "the others know", within_s=3)
+    assert names(cluster[1]) == NAMES[:2]
+
+
+async def test_a_node_without_clients_that_ends_is_missed_at_once(form):
     cluster = form(settings={"broker.lease_ms": 60_000})
     cluster[2].signal(signal.SIGTERM)
     assert await asyncio.to_thread(cluster[2].wait) == 0
