@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from cluster import Cluster
 from hub import Hub, admin, token
 from peer import WAIT_S, eventually, joined
-from redis_servers import Redis, lacking
+from redis_servers import Redis, RedisCluster, SentinelPair, lacking
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 NAMES = ["node-1", "node-2", "node-3"]
@@ -561,6 +561,67 @@ async def test_nodes_whose_registry_was_lost_know_each_other_again(form):
             while not await is_refused():
                 assert time.monotonic() < deadline, "ids can't be claimed any more"
                 await asyncio.sleep(0.1)
+
+
+async def does_it_all(cluster: Cluster, room: str) -> None:
+    """What nodes do for each other, a bit of each."""
+    name = room.replace(":", "-")
+    async with joined(cluster[0], admin(name), query=f"client_id={name}&session_id={name}") as one, joined(cluster[1], admin()) as two:
+        await two.subscribe(room)
+        await one.subscribe(room)
+        while (await two.next("presence.joined"))["data"]["client_id"] != name:
+            pass
+        assert done(cluster[2], "GET", f"/api/v1/connections/{name}")["node"] == "node-1"
+        assert (await two.done("presence", {"room": room}))["count"] == 2
+        assert await two.done("send", {"to": {"client": name}, "type": "note", "data": {}}) == {"delivered": 1, "queued": 0}
+        with pytest.raises(InvalidStatus) as refused:
+            async with joined(cluster[2], admin(), query=f"client_id={name}"):
+                pass
+        assert refused.value.response.status_code == 409
+        resume = resume_of(one)
+        async with joined(cluster[2], admin(name)) as three:
+            await three.done("resume", resume)
+            assert (await one.closed())[0] == 4409
+
+
+async def test_nodes_know_each_other_through_a_cluster_of_redis_and_its_failover(form, room):
+    with RedisCluster(replicas=1) as redis:
+        cluster = form(redis.settings)
+        await does_it_all(cluster, f"{room}-before")
+        prefix = cluster.settings["broker.redis.prefix"]
+        key = f"{prefix}:{{nodes}}:index"
+        owner = redis.owner(key)
+        owner.kill()
+        await asyncio.to_thread(redis.wait_for_failover, key, owner)
+        await settled(cluster)
+        await does_it_all(cluster, f"{room}-after")
+        assert all(hub.running() for hub in cluster)
+
+
+async def test_nodes_know_each_other_through_a_server_that_sentinels_watch_and_its_failover(form, room):
+    with SentinelPair() as redis:
+        cluster = form(redis.settings)
+        await does_it_all(cluster, f"{room}-before")
+        former = redis.current()
+        former.kill()
+        await asyncio.to_thread(redis.wait_for_failover, former)
+        await settled(cluster)
+        await does_it_all(cluster, f"{room}-after")
+
+
+async def settled(cluster: Cluster) -> None:
+    """Waits until rooms and ids can be had again at all nodes."""
+    deadline = time.monotonic() + 30
+    for number, hub in enumerate(cluster):
+        while True:
+            try:
+                async with joined(hub, admin(f"probe-{number}"), query=f"client_id=probe-{number}"):
+                    break
+            except InvalidStatus as refused:
+                assert refused.response.status_code in (409, 503), refused
+            assert time.monotonic() < deadline, hub.log()
+            await asyncio.sleep(0.1)
+    await asyncio.to_thread(all_know_all, cluster)
 
 
 async def test_two_nodes_with_one_name_are_complained_of(_redis):
