@@ -490,6 +490,9 @@ async def test_of_a_dead_node_everybody_is_told_once_that_they_left(form, room):
         seen = set()
         while seen != {*gone, "other", "reader"}:
             seen.add((await reader.next("presence.joined"))["data"]["client_id"])
+        figures = cluster[2].metrics()
+        assert (figures["ringhub_nodes_alive"], figures["ringhub_nodes_client_ids"]) == (3, len(gone))
+        assert figures["ringhub_nodes_present"] == len(gone)
         cluster[2].kill()
         left = [(await reader.next("presence.left"))["data"]["client_id"] for _ in gone]
         assert sorted(left) == gone
@@ -497,6 +500,7 @@ async def test_of_a_dead_node_everybody_is_told_once_that_they_left(form, room):
         await reader.done("ping", {})
         assert [event for event in await reader.settled() if event["type"].startswith("presence.")] == []
         assert (await reader.done("presence", {"room": room}))["count"] == 2
+        assert sum(hub.metrics()["ringhub_nodes_cleaned_total"] for hub in (cluster[0], cluster[1])) == 1
         for victim in victims:
             await victim.__aexit__(None, None, None)
 
@@ -561,6 +565,25 @@ async def test_nodes_whose_registry_was_lost_know_each_other_again(form):
             while not await is_refused():
                 assert time.monotonic() < deadline, "ids can't be claimed any more"
                 await asyncio.sleep(0.1)
+
+
+async def test_nobody_is_taken_for_dead_while_redis_hangs(form, room):
+    with Redis() as redis:
+        cluster = form(redis.settings)
+        async with joined(cluster[0], **client("one")) as one, joined(cluster[1], **client("two")) as two:
+            await one.subscribe(room)
+            await two.subscribe(room)
+            while (await one.next("presence.joined"))["data"]["client_id"] != "two":
+                pass
+            redis.freeze()
+            await asyncio.sleep(3 * LEASE_MS / 1000)
+            redis.thaw()
+            await settled(cluster)
+            await asyncio.sleep(LEASE_MS / 1000)
+            await one.done("ping", {})
+            assert [event for event in await one.settled() if event["type"] == "presence.left"] == []
+            assert [hub.metrics()["ringhub_nodes_cleaned_total"] for hub in cluster] == [0, 0, 0]
+            assert done(cluster[2], "GET", "/api/v1/connections/two")["node"] == "node-2"
 
 
 async def does_it_all(cluster: Cluster, room: str) -> None:

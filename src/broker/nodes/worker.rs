@@ -225,7 +225,18 @@ impl Worker {
         Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
     }
 
+    /// Says what there is.
+    fn count(&mut self) {
+        let figures = self.handle.figures();
+        figures.alive.set(1 + self.members.others().count() as u64);
+        figures.registry_up.set(u64::from(matches!(self.link, Link::Up { .. })));
+        figures.client_ids.set(self.ids.held().len() as u64);
+        figures.present.set(self.presence.len() as u64);
+        figures.missing.add(std::mem::take(&mut self.pending.missing));
+    }
+
     fn turn(&mut self) {
+        self.count();
         self.take_pushed();
         let now_ms = self.now_ms();
         self.pending.expire(now_ms);
@@ -270,6 +281,7 @@ impl Worker {
     fn link_lost(&mut self, error: &dyn std::fmt::Display) {
         let now_ms = self.now_ms();
         self.started = None;
+        self.handle.figures().links_lost.add(1);
         if self.attempts == 0 {
             tracing::warn!(%error, "nodes can't know each other right now: the registry can't be reached");
         }
@@ -362,6 +374,7 @@ impl Worker {
                     false => (self.serving.len() - self.serving_long, SERVING_MAX),
                 };
                 if count >= max {
+                    self.handle.figures().refused.add(1);
                     let busy =
                         HubError::new(ErrorCode::Unavailable, "the node has too much to do right now; try again");
                     return self.answer(from, number, Err(busy));
@@ -409,6 +422,7 @@ impl Worker {
         let ttl_ms = (timeout.as_millis() as u64).max(TTL_MIN_MS);
         let now_ms = self.now_ms();
         let runs: Vec<u64> = to.iter().map(|node| node.run).collect();
+        self.handle.figures().calls.add(runs.len() as u64);
         // The other end ends first, so that what it says of that still comes.
         let deadline_ms = now_ms + ttl_ms + ttl_ms / 10;
         let Some(number) = self.pending.begin(to, deadline_ms, ttl_ms > LONG_MS, responder) else { return };
@@ -535,6 +549,7 @@ impl Worker {
                 tracing::info!(node = node.name, run = run_text(node.run), "this node cleans up after another");
             }
             Event::Revived { was_buried } => {
+                self.handle.figures().revived.add(1);
                 tracing::warn!(was_buried, "the registry did not know this node any more; it registers again");
                 self.presence.lost(*was_buried);
                 if !was_buried {
@@ -613,6 +628,7 @@ impl Worker {
                 if let Some(serving) = self.serving.remove(&(to, number)) {
                     self.serving_long -= usize::from(serving.is_long);
                 }
+                self.handle.figures().served.add(1);
                 // Also where it was given up meanwhile: who gets it then puts it back.
                 self.answer(to, number, outcome.map(Into::into));
             }
@@ -653,6 +669,7 @@ impl Worker {
             What::Nothing => {}
             What::Finished { run, answer } => match answer {
                 Ok(_) => {
+                    self.handle.figures().cleaned.add(1);
                     tracing::info!(run = run_text(run), "what a dead node left behind is gone");
                     self.tell_all_to_look();
                 }
