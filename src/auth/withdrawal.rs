@@ -8,6 +8,7 @@ use std::hash::Hasher;
 use std::sync::Arc;
 
 use rustc_hash::FxHasher;
+use serde::{Deserialize, Serialize};
 
 /// How much is remembered to be withdrawn from one session, which takes about 60 KB. Past it everything is: nothing may come
 /// back by being forgotten.
@@ -22,7 +23,7 @@ const EVERYTHING: &str = "**";
 /// ```text
 /// | seconds since 1970, 0 where the token doesn't say : 40 | a hash of its signature : 24 |
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenMark(u64);
 
 impl TokenMark {
@@ -43,7 +44,7 @@ impl TokenMark {
 }
 
 /// One permission that was withdrawn; `*` in it stands for one whole part.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdrawal {
     permission: Box<str>,
     at_s: u64,

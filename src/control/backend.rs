@@ -22,6 +22,7 @@ use crate::broker::nodes;
 use crate::config::Config;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
+use crate::hub::moved::Moved;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{HubError, Pending};
 use crate::hub::trace::ConnectionTrace;
@@ -47,6 +48,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Sends one event to a client that is connected to this node.
     fn send_here(&self, client_id: &str, kind: &str, data: Bytes) -> Pending<Sent>;
+
+    /// Gives a session of a user to another node. `token` proves that a client had it, in hexadecimal; without one
+    /// it is given to who begins it anew by its name.
+    fn yield_session(&self, session_id: &str, user_id: &str, token: Option<&str>) -> Pending<Moved>;
 
     /// How many connections of this node are in a room, and for how many absent sessions of it events wait there.
     fn audience(&self, room: &str) -> Pending<(u32, u32)>;

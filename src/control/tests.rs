@@ -15,6 +15,7 @@ use super::*;
 use crate::config::Listen;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
+use crate::hub::moved::Moved;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
 use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
@@ -60,6 +61,10 @@ impl Backend for FakeHub {
     }
 
     fn send_here(&self, _: &str, _: &str, _: Bytes) -> Pending<Sent> {
+        absent()
+    }
+
+    fn yield_session(&self, _: &str, _: &str, _: Option<&str>) -> Pending<Moved> {
         absent()
     }
 

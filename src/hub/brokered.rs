@@ -28,10 +28,12 @@ pub enum ToBroker {
     Follow {
         /// The room.
         room: RoomName,
-        /// The last event that the home has; none where it has nothing yet. With an id of zeroes it is one that a client says
-        /// to have, which is beyond the end of the log as the home knows it: believed for a while after the servers could be
-        /// reached, when data may have been lost, and ignored later.
+        /// The last event that the home has; none where it has nothing yet.
         from: Option<Place>,
+        /// Epoch and number of an event that a client says to have been given, which is beyond what the home has. Where the
+        /// log does not reach to it, it has lost its end and gets another epoch, if data may have been lost lately: anybody
+        /// may say so.
+        claim: Option<(u64, u64)>,
     },
     /// The room's events are not wanted any more. What is on its way may still come.
     Leave {

@@ -24,7 +24,7 @@ use super::message::{
 };
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
-use super::presence::Who;
+use super::presence::{Presenting, Who};
 use super::recorder::{Recorder, RecorderLimits};
 use super::relaying::Relaying;
 use super::reply::Responder;
@@ -174,7 +174,7 @@ pub struct Core {
     /// Sessions that are on their way from one connection to another.
     pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
     /// Who has come into rooms or gone, with what members are told of it, where other nodes are asked first.
-    pub(super) presence_out: Vec<(RoomName, Arc<str>, Bytes, bool)>,
+    pub(super) presence_out: Vec<(RoomName, Arc<str>, Bytes, Presenting)>,
     /// Until when something is known of sessions that left rooms.
     pub(super) presence_away: VecDeque<(u64, RoomName, Arc<Who>)>,
     pub(super) ids: Ids,
@@ -277,9 +277,9 @@ impl Core {
         std::mem::take(&mut self.occupancy)
     }
 
-    /// Who has come into rooms homed here (true) or gone since the last call, where other nodes have to be asked before
+    /// Who has come into rooms homed here or gone since the last call, where other nodes have to be asked before
     /// members are told: the room, the session, and what they are told.
-    pub fn take_presence(&mut self) -> Vec<(RoomName, Arc<str>, Bytes, bool)> {
+    pub fn take_presence(&mut self) -> Vec<(RoomName, Arc<str>, Bytes, Presenting)> {
         std::mem::take(&mut self.presence_out)
     }
 
@@ -416,7 +416,11 @@ impl Core {
             }
             Message::ReleaseUser { user_id } => self.directory.release_user(&user_id),
             Message::ReleaseSession { room, address, kept } => self.release_session(room, address, kept),
-            Message::Resume(resume) => self.resume(*resume),
+            Message::Resume(resume) => {
+                // A session that is not here may be at another node.
+                return self.resume(*resume).map(|resume| Message::Resume(Box::new(resume)));
+            }
+            Message::InstallSession { room, identity, moved } => self.install_session(room, &identity, *moved),
             Message::HandDown { room, successor, asked, kept } => self.hand_down(&room, successor, *asked, kept),
             Message::TookUp { room, address, given_back } => self.took_up(&room, address, given_back),
             Message::Withdrawn { room, address, withdrawn } => self.note_withdrawn(&room, address, withdrawn),

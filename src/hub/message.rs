@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::batch::{Address, Batch};
 use super::canary::Canary;
 use super::locks::{Freed, HeldLock, LockAsked, LockTold};
+use super::moved::Moved;
 use super::name::{RoomName, ShardId};
 use super::presence::{MembersListed, PresenceAsked, PresenceChange, Turn};
 use super::reply::{HubError, Responder};
@@ -122,6 +123,15 @@ pub enum Message {
     },
     /// To a session's home: another connection wants to take it up.
     Resume(Box<Resume>),
+    /// To a session's home: another node gave it away.
+    InstallSession {
+        /// The session's room.
+        room: RoomName,
+        /// Whose it is.
+        identity: Arc<Identity>,
+        /// What it is.
+        moved: Box<Moved>,
+    },
     /// To a session's home: what the connection that held it had. None where that one is gone already, or holds another
     /// session, and has told the home before this.
     HandDown {
@@ -384,6 +394,8 @@ pub struct Resume {
     pub identity: Arc<Identity>,
     /// The token from the session's greeting.
     pub token: ResumeToken,
+    /// Whether other nodes were asked for it.
+    pub was_sought: bool,
     /// What the answer has to be told with.
     pub asked: ResumeAsked,
 }

@@ -42,6 +42,16 @@ const KNOWN_KEPT: usize = 64;
 pub struct Turn(u64);
 
 impl Turn {
+    /// As it is told to another node.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// What [`Turn::number`] told.
+    pub(super) fn of_number(number: u64) -> Turn {
+        Turn(number)
+    }
+
     /// The turn after this one. The time is in it so that turns also grow across the lives of a session with one name.
     pub fn next(self, unix_ms: u64) -> Turn {
         let after = ((self.0 >> 1) + 1) << 1;
@@ -83,6 +93,19 @@ pub enum Change {
     Away,
     /// It left, or ended.
     Gone,
+    /// It is at another node from here on.
+    Moved,
+}
+
+/// What becomes of a session in a room, as members are told where several nodes have the room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presenting {
+    /// It is there.
+    There,
+    /// It left.
+    Left,
+    /// It goes to another node: if it is not there after a while, it has left.
+    Moves,
 }
 
 /// A change on its way to the room's home.
@@ -163,6 +186,8 @@ pub(super) struct Tell {
     pub kind: &'static str,
     pub who: Arc<Who>,
     pub joined_ms: u64,
+    /// Whether it is at another node from here on.
+    pub moves: bool,
 }
 
 /// What goes by at a room's home when something changes.
@@ -246,7 +271,7 @@ impl Presence {
         let state = match change {
             Change::Entered => KnownState::Live,
             Change::Away if moment.window_ms > 0 => KnownState::Away(until_ms),
-            Change::Away | Change::Gone => KnownState::Gone(until_ms),
+            Change::Away | Change::Gone | Change::Moved => KnownState::Gone(until_ms),
         };
         let is_gone = matches!(state, KnownState::Gone(_));
         if let (true, Some(listing)) = (is_gone, &mut self.listing) {
@@ -255,7 +280,7 @@ impl Presence {
         // Who leaves at once is remembered only where a former connection may come after it.
         let remembered = !is_gone || moment.window_ms > 0 && who.turn.has_predecessor();
         let look_again = (remembered && state != KnownState::Live).then_some(until_ms);
-        match self.known.find_entry(hash, |known| known.who.session_id == who.session_id) {
+        let (tell, look_again) = match self.known.find_entry(hash, |known| known.who.session_id == who.session_id) {
             Ok(entry) if who.turn < entry.get().who.turn => (None, None),
             Ok(mut entry) => {
                 let known = entry.get_mut();
@@ -278,7 +303,8 @@ impl Presence {
                 self.known.insert_unique(hash, known, |known| known.hash);
                 (tell, look_again)
             }
-        }
+        };
+        (tell.map(|tell| Tell { moves: change == Change::Moved, ..tell }), look_again)
     }
 
     /// The time until which something is known of a session is over, if it is still that time.
@@ -394,7 +420,7 @@ impl Known {
             _ => return None,
         };
         self.told = !self.told;
-        tells.then(|| Tell { kind, who: self.who.clone(), joined_ms: self.joined_ms })
+        tells.then(|| Tell { kind, who: self.who.clone(), joined_ms: self.joined_ms, moves: false })
     }
 }
 
@@ -412,9 +438,13 @@ impl Present {
 }
 
 impl Tell {
-    /// Whether it tells that somebody has come.
-    pub fn is_there(&self) -> bool {
-        self.kind == JOINED
+    /// What it tells.
+    pub fn presenting(&self) -> Presenting {
+        match self.kind {
+            JOINED => Presenting::There,
+            _ if self.moves => Presenting::Moves,
+            _ => Presenting::Left,
+        }
     }
 
     /// The event's data.

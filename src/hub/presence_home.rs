@@ -99,7 +99,7 @@ impl Core {
         if self.is_relaying() {
             // Another node may have the session there.
             let (session, told) = (tell.who.session_id.clone(), tell.data());
-            return self.presence_out.push((room.clone(), session, Bytes::from(told), tell.is_there()));
+            return self.presence_out.push((room.clone(), session, Bytes::from(told), tell.presenting()));
         }
         let now = self.now;
         let published = self.publish_here(room, tell.kind, &tell.data(), None, None, now);

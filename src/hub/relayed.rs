@@ -43,8 +43,6 @@ pub struct Relayed {
     last_id: [u8; 36],
     /// Whether the log had to give way, and the broker may have more of it.
     is_thin: bool,
-    /// Whether the broker was told that a client had seen more of the log than there is.
-    is_doubted: bool,
     /// What waits for the state, in order.
     waiting: Vec<Deferred>,
 }
@@ -83,7 +81,7 @@ pub struct HistoryCall {
 
 impl Relayed {
     pub(super) fn asked() -> Relayed {
-        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, is_doubted: false, waiting: Vec::new() }
+        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, waiting: Vec::new() }
     }
 
     /// Its log had to give way.
@@ -131,7 +129,7 @@ impl Core {
         let room = room.name.clone();
         if let Some(relaying) = self.relaying.as_deref_mut() {
             relaying.figures.lost_places += 1;
-            relaying.out.push(ToBroker::Follow { room, from });
+            relaying.out.push(ToBroker::Follow { room, from, claim: None });
         }
     }
 
@@ -169,7 +167,10 @@ impl Core {
 
     pub(super) fn followed(&mut self, room: &RoomName, outcome: Result<Box<Followed>, Refused>) {
         let Some(id) = self.rooms.find(room) else { return };
+        let known = self.home_mut(id).map_or(0, |home| home.seq);
         match outcome {
+            // A number must never be given to another event, whatever the broker says.
+            Ok(followed) if followed.continues && followed.first_seq > known + 1 => return self.lost_place(id),
             Ok(followed) if followed.continues => self.goes_on(id, *followed),
             Ok(followed) => self.begins_anew(id, *followed),
             Err(_) => return self.not_followed(id),
@@ -184,12 +185,21 @@ impl Core {
 
     fn no_longer_waiting(&mut self, waiting: Vec<Deferred>) {
         let now = self.now;
+        self.set_settling(true);
         for deferred in waiting {
             match deferred {
                 // Homes alone are waited for.
                 Deferred::Message(message) => drop(self.handle(message, now)),
                 Deferred::History(call) => self.history_call(call),
             }
+        }
+        self.set_settling(false);
+    }
+
+    /// What waited for a room's state goes by it, whether or not it fits what clients say.
+    fn set_settling(&mut self, is_settling: bool) {
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.is_settling = is_settling;
         }
     }
 
@@ -229,25 +239,25 @@ impl Core {
         }
     }
 
-    /// A client has been given an event that the log does not have, in the same epoch: the log has lost its end, and with it
-    /// the numbers that come next were given before. The broker decides whether that can be, and gives it another epoch.
+    /// A client's place does not fit what this home knows of the log: another node may have been ahead of this one, or the log
+    /// may have lost its end, and with it numbers that come next were given before. The room's state is read once more before
+    /// the client is answered.
     fn doubt(&mut self, id: RoomId, seq: u64, epoch: &str) {
+        let is_settling = self.relaying.as_deref().is_some_and(|relaying| relaying.is_settling);
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
-        if home.seq >= seq || epoch_text(home.epoch) != *epoch {
+        let (at, last_seq) = (home.epoch, home.seq);
+        let is_same = *epoch_text(at) == *epoch;
+        if is_settling || (is_same && seq <= last_seq) {
             return;
         }
-        let at = home.epoch;
         let Some(relayed) = home.relayed_mut().filter(|relayed| relayed.state == State::Known) else { return };
-        if mem::replace(&mut relayed.is_doubted, true) {
-            return;
-        }
         relayed.state = State::Asked;
-        // No event has that id: it is not known which one the client was given.
-        let from = Some(Place { epoch: at, seq, id: [0; 36] });
+        let from = Some(Place { epoch: at, seq: last_seq, id: relayed.last_id });
+        let claim = is_same.then_some((at, seq));
         let room = room.name.clone();
         if let Some(relaying) = self.relaying.as_deref_mut() {
-            relaying.out.push(ToBroker::Follow { room, from });
+            relaying.out.push(ToBroker::Follow { room, from, claim });
         }
     }
 
@@ -259,7 +269,7 @@ impl Core {
             relayed.state = State::Asked;
             let room = room.name.clone();
             if let Some(relaying) = self.relaying.as_deref_mut() {
-                relaying.out.push(ToBroker::Follow { room, from: None });
+                relaying.out.push(ToBroker::Follow { room, from: None, claim: None });
             }
         }
     }

@@ -18,7 +18,7 @@ use super::name::RoomName;
 use super::relayed::{Relayed, UNREACHABLE};
 use super::reply::Responder;
 use super::rooms::Home;
-use super::shared_locks::{LockWait, Unfreed};
+use super::shared_locks::{LockWait, NotedLock, Unfreed};
 use crate::wire::native::Refused;
 
 /// Events of the hub itself that wait for a broker that can't be reached.
@@ -49,10 +49,14 @@ pub(super) struct Relaying {
     pub(super) locks: HashMap<u64, LockWait, FixedState>,
     /// What is asked of locks of which the broker is being asked something.
     pub(super) asking: HashMap<(RoomName, Arc<str>), VecDeque<LockAsked>, FixedState>,
+    /// Locks that this node holds, or not any more, since that was taken last.
+    pub(super) noted_locks: Vec<(RoomName, NotedLock, bool)>,
     /// What the hub itself has to say and the broker did not take.
     unsaid: Vec<Publish>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
+    /// Whether what waited for a room's state is being done.
+    pub(super) is_settling: bool,
     /// What is still to be handed over.
     pub(super) out: Vec<ToBroker>,
     pub(super) figures: RelayFigures,
@@ -116,8 +120,10 @@ impl Core {
             clears: HashMap::with_hasher(FixedState::with_seed(seed)),
             locks: HashMap::with_hasher(FixedState::with_seed(seed)),
             asking: HashMap::with_hasher(FixedState::with_seed(seed)),
+            noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
+            is_settling: false,
             out: Vec::new(),
             figures: RelayFigures::default(),
         }));
@@ -153,7 +159,7 @@ impl Core {
     /// What a new home has to know of the broker; it asks for the room's state.
     pub(super) fn relayed_home(relaying: &mut Option<Box<Relaying>>, room: &RoomName, home: &mut Home) {
         if let Some(relaying) = relaying {
-            relaying.out.push(ToBroker::Follow { room: room.clone(), from: None });
+            relaying.out.push(ToBroker::Follow { room: room.clone(), from: None, claim: None });
             home.rare().relayed = Some(Box::new(Relayed::asked()));
         }
     }

@@ -6,6 +6,7 @@ use super::batch::Address;
 use super::core::{Core, CoreLimits};
 use super::locks::{self, Freed, HeldLock};
 use super::message::{Join, JoinClaim, JoinRefused, Joined, Kept, Message, Resume, ResumeAsked, Resumed};
+use super::moved::YieldAsked;
 use super::name::RoomName;
 use super::presence::Turn;
 use crate::ring::Now;
@@ -38,6 +39,7 @@ pub(super) enum Begins {
 enum Wanted {
     Join(Join),
     Resume(Resume),
+    Yield(YieldAsked),
 }
 
 impl Core {
@@ -87,16 +89,21 @@ impl Core {
         self.rooms.forget_if_idle(id);
     }
 
-    /// A connection wants to take a session up.
-    pub(super) fn resume(&mut self, resume: Resume) {
+    /// A connection wants to take a session up. Given back where other nodes have to be asked for it.
+    pub(super) fn resume(&mut self, resume: Resume) -> Option<Resume> {
         if let Some(handover) = self.handovers.get_mut(&resume.room)
             && handover.waiting.len() < WAITING_MAX
         {
             handover.waiting.push_back(Wanted::Resume(resume));
-            return;
+            return None;
         }
         let is_busy = self.handovers.contains_key(&resume.room);
-        let Resume { room, address, identity, token, mut asked } = resume;
+        let has_session =
+            self.rooms.find(&resume.room).and_then(|id| self.home_mut(id)).is_some_and(|home| home.session.is_some());
+        if !is_busy && !has_session && self.is_relaying() && !resume.was_sought {
+            return Some(resume);
+        }
+        let Resume { room, address, identity, token, mut asked, .. } = resume;
         let unix_ms = self.now.unix_ms;
         let session = self.rooms.find(&room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let outcome = match session {
@@ -116,12 +123,13 @@ impl Core {
                     // Its shard passes on what it had and closes it.
                     let successor = Some((address, Box::new(asked)));
                     self.send(old.shard, Message::TakenOver { address: old, room, successor });
-                    return;
+                    return None;
                 }
                 Ok(kept.map(|kept| *kept).unwrap_or_default())
             }
         };
         self.send(address.shard, Message::Resumed(Box::new(Resumed { address, asked, outcome })));
+        None
     }
 
     /// What the connection that held a session had, for the one that takes it up.
@@ -167,6 +175,16 @@ impl Core {
         None
     }
 
+    /// Another node's wish for a session that is on its way from one connection to another waits for that; otherwise it is
+    /// given back. One that is too many is answered by its responder that is dropped.
+    pub(super) fn await_yield(&mut self, asked: YieldAsked) -> Option<YieldAsked> {
+        let Some(handover) = self.handovers.get_mut(&asked.room) else { return Some(asked) };
+        if handover.waiting.len() < WAITING_MAX {
+            handover.waiting.push_back(Wanted::Yield(asked));
+        }
+        None
+    }
+
     /// A connection has the session now, or has told what it had: whoever waits is next, until one of them begins another
     /// handover.
     pub(super) fn handover_settled(&mut self, room: &RoomName, address: Address) {
@@ -177,10 +195,13 @@ impl Core {
         while let Some(wanted) = waiting.pop_front() {
             match wanted {
                 Wanted::Join(join) => self.join(join),
-                Wanted::Resume(resume) => self.resume(resume),
+                // It was here when it began to wait. Where it was given to another node meanwhile it is not sought there:
+                // whoever has it now came later.
+                Wanted::Resume(resume) => drop(self.resume(Resume { was_sought: true, ..resume })),
+                Wanted::Yield(asked) => self.yield_session(asked),
             }
             if let Some(handover) = self.handovers.get_mut(room) {
-                handover.waiting = waiting;
+                handover.waiting.append(&mut waiting);
                 return;
             }
         }

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::batch::Address;
 use super::message::{Kept, ResumeToken};
 use super::presence::Turn;
-use super::reply::Responder;
+use super::reply::{HubError, Responder};
 use crate::auth::Identity;
+use crate::wire::codes::ErrorCode;
 
 /// Bytes that the messages of one inbox may have together; a client sends as fast as it may, whether or not the backend
 /// reads.
@@ -152,6 +153,15 @@ impl SessionHome {
         if self.inbox.as_ref().is_some_and(|inbox| inbox.messages.is_empty() && inbox.waiting.is_empty()) {
             self.inbox = None;
         }
+    }
+
+    /// Takes all messages out. Whoever waits for one is told that there is no such session any more.
+    pub fn take_inbox(&mut self) -> Vec<Bytes> {
+        let Some(Inbox { messages, waiting, .. }) = self.inbox.take().map(|inbox| *inbox) else { return Vec::new() };
+        for one in waiting {
+            one.resolve(Err(HubError::new(ErrorCode::NotFound, "the session is at another node now")));
+        }
+        messages.into()
     }
 
     /// Messages that wait.

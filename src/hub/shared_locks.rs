@@ -55,6 +55,17 @@ pub(super) struct Unfreed {
     until_ms: u64,
 }
 
+/// A lock as other nodes have to know it to free it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NotedLock {
+    /// The field.
+    pub field: Box<str>,
+    /// The number that it is held with.
+    pub token: u64,
+    /// Whose it is.
+    pub owner: LockOwner,
+}
+
 impl Core {
     /// Asks the broker for a lock, or to have it for longer, where nodes share their locks; gives back what is done here.
     pub(super) fn lock_of_all_nodes(&mut self, asked: LockAsked) -> Option<LockAsked> {
@@ -183,7 +194,9 @@ impl Core {
                 let whose = (asked.address, asked.who.clone(), asked.known);
                 let granted = self.grant_lock(&room, &field, whose, ttl_ms, at, token);
                 let is_given = matches!(&granted, LockOutcome::Acquired { lock, .. } if lock.token == token);
-                if !is_given {
+                if is_given {
+                    self.note_lock(&room, &field, token, &asked.who, true);
+                } else {
                     let until_ms = at.monotonic_us / 1000 + ttl_ms;
                     self.free_shared(Unfreed { room: room.clone(), field: field.clone(), token, until_ms });
                 }
@@ -257,8 +270,34 @@ impl Core {
         if let Some(held) = self.with_lock(room, field, |lock| lock.free(Some(token), now_ms)).flatten() {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
             self.locks.figures.expired += 1;
+            self.note_lock(room, field, token, &held.holder, false);
             self.lock_event(room, "lock.expired", field, token, &held.holder, |_| {});
         }
+    }
+
+    // ---- should this node die ----
+
+    /// Notes a lock that this node holds for a session, or not any more: should the node die, another one frees it.
+    fn note_lock(&mut self, room: &RoomName, field: &Arc<str>, token: u64, who: &Holder, is_held: bool) {
+        let noted = NotedLock { field: (**field).into(), token, owner: owner(who) };
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.noted_locks.push((room.clone(), noted, is_held));
+        }
+    }
+
+    /// The locks that this node holds for sessions (true) or not any more since the last call, in order.
+    pub fn take_noted_locks(&mut self) -> Vec<(RoomName, NotedLock, bool)> {
+        self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.noted_locks)).unwrap_or_default()
+    }
+
+    /// A node has died that held this lock: members are told that it has ended, and anybody may have it.
+    pub fn free_of_dead(&mut self, room: &RoomName, noted: NotedLock) {
+        let NotedLock { field, token, owner } = noted;
+        let field: Arc<str> = field.into();
+        self.lock_event(room, "lock.expired", &field, token, &holder(owner), |_| {});
+        // Longer than any lock is held.
+        let until_ms = self.now.monotonic_us / 1000 + 3_600_000;
+        self.free_shared(Unfreed { room: room.clone(), field, token, until_ms });
     }
 
     // ---- what ends ----
@@ -266,6 +305,7 @@ impl Core {
     /// A lock has ended here: it has to be free for all.
     pub(super) fn free_for_all_nodes(&mut self, room: &RoomName, field: &Arc<str>, held: &Held) {
         if self.is_relaying() {
+            self.note_lock(room, field, held.token, &held.holder, false);
             let (room, field) = (room.clone(), field.clone());
             self.free_shared(Unfreed { room, field, token: held.token, until_ms: held.until_ms });
         }
@@ -331,6 +371,7 @@ impl Core {
         let freed = self.with_lock(&room, &field, |lock| lock.free(Some(told.token), now_ms)).flatten();
         if let Some(held) = freed {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
+            self.note_lock(&room, &field, told.token, &held.holder.clone(), false);
             self.tell_forced(&room, &field, held);
         }
     }

@@ -20,13 +20,14 @@ use crate::control::{
 use crate::hub::core::epoch_text;
 use crate::hub::explain::Explanation;
 use crate::hub::lock_pages::LockPage;
+use crate::hub::moved::{Moved, YieldAsked};
 use crate::hub::name::{ShardId, split};
 use crate::hub::reply::{HubError, Pending, pending};
 use crate::hub::trace::ConnectionTrace;
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::Now;
 use crate::shard::request::Request;
-use crate::shard::{NotHere, shard_of_sid};
+use crate::shard::{NotHere, parse_token, shard_of_sid};
 use crate::wire::codes::ErrorCode;
 use crate::wire::engineio::RequestError;
 use crate::wire::native::{Refused, Since};
@@ -80,6 +81,18 @@ impl Backend for Hub {
 
     fn send_here(&self, client_id: &str, kind: &str, data: Bytes) -> Pending<Sent> {
         self.send_to_client_here(client_id, kind, data)
+    }
+
+    fn yield_session(&self, session_id: &str, user_id: &str, token: Option<&str>) -> Pending<Moved> {
+        let Ok(token) = token.map(|token| parse_token(token).ok_or(())).transpose() else {
+            return Pending::ready(Err(HubError::new(ErrorCode::Forbidden, "this is no resume token")));
+        };
+        let (responder, pending) = pending();
+        let user_id = user_id.into();
+        self.ask_room_with(&format!("session:{session_id}"), |room| {
+            Request::YieldSession(YieldAsked { room, user_id, token, responder })
+        });
+        pending
     }
 
     fn audience(&self, room: &str) -> Pending<(u32, u32)> {

@@ -12,6 +12,7 @@ use crate::config::{BrokerKind, Config};
 use crate::control::nodes::{NodeCall, serve};
 use crate::control::put_back_elsewhere;
 use crate::hub::reply::HubError;
+use crate::shard::request::Request;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::native::Refused;
 
@@ -44,12 +45,17 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
         move || weak.upgrade().map(|inner| Hub { inner })
     };
     let (for_answers, for_events, for_presence) = (hub_of(hub), hub_of(hub), hub_of(hub));
-    let (for_taken, for_late) = (hub_of(hub), hub_of(hub));
+    let (for_taken, for_late, for_locks) = (hub_of(hub), hub_of(hub), hub_of(hub));
     let service = Service {
         answer: Box::new(move |asked| answering(for_answers(), asked)),
         event: Box::new(move |event| {
             if let Some(hub) = for_events() {
                 hub.node_event(event);
+            }
+        }),
+        lock: Box::new(move |room, noted| {
+            if let Some(hub) = for_locks() {
+                hub.ask_room_with(room, |room| Request::FreeOfDead { room, noted });
             }
         }),
         presence: Box::new(move |room, told, is_there| {

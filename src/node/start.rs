@@ -95,6 +95,10 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     handlers.check(&config).map_err(StartError::Handlers)?;
     host::raise_open_files()?;
     draw_secret(&mut config)?;
+    let mut drawn = [0; 1];
+    fill(&mut drawn)?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    config.node.name = config.node_name(&host, drawn[0] as u16);
     let shards = config.shard_count() as u16;
     let settings = Arc::new(Settings::with_handlers(config, Arc::new(handlers))?);
     let config = &settings.config;

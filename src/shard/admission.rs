@@ -105,6 +105,7 @@ impl State {
         self.admissions += 1;
         connection.outbox.hold();
         connection.phase = Phase::Admission(Box::new(Admission {
+            was_sought: false,
             admit,
             client_id: client_id.clone(),
             session_id,
@@ -199,7 +200,7 @@ impl State {
         if !admission.admit.endpoint.has_client() {
             return self.open(conn);
         }
-        if self.join_stream(conn) {
+        if self.join_stream(conn) || self.seek_by_name(conn) {
             return;
         }
         let Some(connection) = self.connections.get_mut(conn) else { return };

@@ -22,8 +22,11 @@ impl State {
     /// Hands over what this turn has for the broker; keeps it where too much waits there already.
     pub fn send_to_broker(&mut self) {
         if let Some(nodes) = &self.nodes {
-            for (room, session, told, is_there) in self.core.take_presence() {
-                nodes.present(room.as_str(), &session, told, is_there);
+            for (room, session, told, presenting) in self.core.take_presence() {
+                nodes.present(room.as_str(), &session, told, presenting);
+            }
+            for (room, noted, is_held) in self.core.take_noted_locks() {
+                nodes.hold(room.as_str(), &noted, is_held);
             }
         }
         let Some(broker) = &self.broker else { return };

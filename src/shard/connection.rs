@@ -113,6 +113,8 @@ pub struct HeadBuffer {
 /// A connection that waits for the directories' answers.
 #[derive(Debug)]
 pub struct Admission {
+    /// Whether other nodes were asked for its session.
+    pub was_sought: bool,
     /// What is asked for.
     pub admit: Admit,
     /// The id it is to have.

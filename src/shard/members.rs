@@ -42,6 +42,7 @@ impl State {
                     self.published(address.conn, ticket, &room, outcome);
                 }
             }
+            Message::Resume(resume) => self.seek_session(*resume),
             Message::SendToClient { client_id, direct } => self.send_elsewhere(&client_id, *direct),
             Message::Claimed { address, what, refused } => {
                 if self.is_being_admitted(address.conn) {

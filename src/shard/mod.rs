@@ -54,6 +54,7 @@ use crate::session::socketio::{NAMESPACES_MAX, Terms};
 
 pub use engine::{NotHere, shard_of_sid};
 pub(crate) use nodes::count_audience;
+pub(crate) use resume::parse_token;
 pub use run::{LeftOver, Shard};
 pub use state::{Entropy, Start};
 

@@ -2,23 +2,32 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::json;
 
+use super::connection::Phase;
 use super::mesh::Mesh;
 use super::request::Request;
+use super::resume::token_text;
 use super::state::State;
+use crate::auth::Identity;
 use crate::broker::nodes::{Answer, ClaimFailure, Failure, Handle};
 use crate::control::nodes::call::{PresentMember, PresentPart};
 use crate::control::nodes::{ANSWER_WAIT, NodeCall, merge};
 use crate::hub::batch::Address;
-use crate::hub::message::{ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Ticket};
+use crate::hub::message::{
+    ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Resume, Resumed, Ticket,
+};
+use crate::hub::moved::Moved;
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Asker, MEMBERS_LISTED_MAX, RoomPresence};
 use crate::hub::reply::{HubError, Responder};
 use crate::node::Sent;
+use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::{Reference, Refused};
+use crate::wire::refusal::Refusal;
 
 /// Bytes of the answer to `presence`, at about.
 const PRESENCE_BYTES_MAX: usize = 1 << 20;
@@ -112,6 +121,126 @@ impl State {
             });
         }))
     }
+}
+
+// ---- sessions ----
+
+impl State {
+    /// Asks other nodes for a session that a connection wants to take up and that is not here.
+    pub(super) fn seek_session(&mut self, resume: Resume) {
+        let Some(nodes) = self.others() else { return self.session_sought(resume, Ok(None)) };
+        let call = NodeCall::YieldSession {
+            session_id: resume.asked.session_id.clone(),
+            user_id: resume.identity.user_id.as_str().into(),
+            token: Some(token_text(&resume.token)),
+        };
+        let (mesh, home) = (self.mesh.clone(), self.me);
+        let resume = Box::new(resume);
+        nodes.call_others_then(written(&call), ANSWER_WAIT, move |answers| {
+            let found = yielded(answers);
+            // A shard that is too busy for it leaves its client without an answer, as one that is lost does.
+            if mesh.request(home, Request::SessionSought { resume, found }).is_err() {
+                tracing::warn!(shard = home.0, "a shard is too busy to take a session of another node, which is lost");
+            }
+        });
+    }
+
+    /// The other nodes have answered.
+    pub(super) fn session_sought(&mut self, resume: Resume, found: Result<Option<Bytes>, Refused>) {
+        let resume = Resume { was_sought: true, ..resume };
+        match found {
+            Ok(found) => {
+                if let Some(moved) = found.and_then(|text| self.read_moved(&text)) {
+                    let (room, identity) = (resume.room.clone(), resume.identity.clone());
+                    self.message(Message::InstallSession { room, identity, moved: Box::new(moved) });
+                }
+                self.message(Message::Resume(Box::new(resume)));
+            }
+            Err(refused) => {
+                let Resume { address, asked, .. } = resume;
+                let resumed = Resumed { address, asked, outcome: Err(refused) };
+                self.core.send(address.shard, Message::Resumed(Box::new(resumed)));
+            }
+        }
+        self.drain_local();
+    }
+
+    /// Asks other nodes for a session that a connection begins by its name; true where it has to wait for that.
+    pub(super) fn seek_by_name(&mut self, conn: ConnKey) -> bool {
+        let Some(nodes) = self.others().cloned() else { return false };
+        let (mesh, shard) = (self.mesh.clone(), self.me);
+        let Some(Phase::Admission(admission)) = self.connections.get_mut(conn).map(|connection| &mut connection.phase)
+        else {
+            return false;
+        };
+        // One that was drawn is nobody else's.
+        if admission.was_sought || admission.admit.session_id.is_none() {
+            return false;
+        }
+        admission.was_sought = true;
+        let (session_id, identity) = (admission.session_id.clone(), admission.admit.identity.clone());
+        let user_id = identity.user_id.as_str().into();
+        let call = NodeCall::YieldSession { session_id: (&*session_id).into(), user_id, token: None };
+        nodes.call_others_then(written(&call), ANSWER_WAIT, move |answers| {
+            let found = yielded(answers);
+            if mesh.request(shard, Request::NameSought { conn, session_id, identity, found }).is_err() {
+                tracing::warn!(shard = shard.0, "a shard is too busy to take a session of another node, which is lost");
+            }
+        });
+        true
+    }
+
+    /// The other nodes have answered.
+    pub(super) fn name_sought(
+        &mut self,
+        conn: ConnKey,
+        session_id: &str,
+        identity: &Arc<Identity>,
+        found: Result<Option<Bytes>, Refused>,
+    ) {
+        let refused = found.as_ref().err().cloned();
+        if let Some(moved) = found.ok().flatten().and_then(|text| self.read_moved(&text)) {
+            // Also where the connection has gone: it can be resumed here.
+            let (room, identity) = (self.core.hasher().room(&format!("session:{session_id}")), identity.clone());
+            self.core.send_home(&room.clone(), Message::InstallSession { room, identity, moved: Box::new(moved) });
+        }
+        let phase = self.connections.get_mut(conn).map(|connection| &mut connection.phase);
+        if let Some(Phase::Admission(admission)) = phase
+            && *admission.session_id == *session_id
+        {
+            if refused.is_some() {
+                admission.refused.get_or_insert(Refusal::forbidden("this session is another user's"));
+                self.admission_refused(conn);
+            } else {
+                self.join_first_rooms(conn);
+            }
+        }
+        self.drain_local();
+    }
+
+    fn read_moved(&self, text: &[u8]) -> Option<Moved> {
+        let moved = Moved::read(text, &self.core.hasher(), self.now);
+        if moved.is_none() {
+            tracing::warn!("a session that another node gave away can't be read");
+        }
+        moved
+    }
+}
+
+/// The session that a node gave away, none where no node has it, or why it is not to be had.
+fn yielded(answers: Result<Vec<Answer>, HubError>) -> Result<Option<Bytes>, Refused> {
+    let mut refused = None;
+    for answer in answers.unwrap_or_default() {
+        match answer.outcome {
+            Ok(text) => return Ok(Some(text)),
+            Err(Failure::Refused(error)) if error.code == ErrorCode::Forbidden => {
+                refused = Some(Refused::because(error.code, error.message));
+            }
+            // As after a node's restart: what it had is gone, or can't be had now.
+            Err(Failure::Refused(_) | Failure::Missing) => {}
+        }
+    }
+    refused.map_or(Ok(None), Err)
 }
 
 /// Counts the connections of other nodes in the room that an event went to.

@@ -56,7 +56,7 @@ impl State {
             withdrawn: None,
         };
         let identity = client.session.identity.clone();
-        let resume = Resume { room: room.clone(), address, identity, token: pid.token, asked };
+        let resume = Resume { room: room.clone(), address, identity, token: pid.token, was_sought: false, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
     }
 

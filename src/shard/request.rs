@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::Settings;
+use crate::auth::Identity;
 use crate::control::hooks::Verdict;
 use crate::control::{Adopted, ConnectionOrigin, EngineAnswer, EngineOpened};
 use crate::hub::batch::Address;
@@ -12,14 +13,16 @@ use crate::hub::canary::Signs;
 use crate::hub::explain::{EventFound, EventSought, Explanation};
 use crate::hub::lock_pages::LockPage;
 use crate::hub::locks::LockInfo;
-use crate::hub::message::{ClientRequest, Message, Publish, Withdraw, Withdrew};
+use crate::hub::message::{ClientRequest, Message, Publish, Resume, Withdraw, Withdrew};
+use crate::hub::moved::YieldAsked;
 use crate::hub::name::RoomName;
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::Responder;
+use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
-use crate::wire::native::Since;
+use crate::wire::native::{Refused, Since};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,6 +89,26 @@ pub enum Request {
         withdraw: Withdraw,
         /// Is told what became of it.
         responder: Responder<Withdrew>,
+    },
+    /// That a session homed here be given to another node.
+    YieldSession(YieldAsked),
+    /// What other nodes said to a connection that wants to take a session up.
+    SessionSought {
+        /// What it wants.
+        resume: Box<Resume>,
+        /// The session, as a node gave it away, or why it is not had.
+        found: Result<Option<Bytes>, Refused>,
+    },
+    /// What other nodes said to a connection that is to begin a session by its name.
+    NameSought {
+        /// The connection.
+        conn: ConnKey,
+        /// The session.
+        session_id: Arc<str>,
+        /// Whose it is.
+        identity: Arc<Identity>,
+        /// The session, as a node gave it away, or why it is not had.
+        found: Result<Option<Bytes>, Refused>,
     },
     /// What another thread found out for one of this shard's connections.
     ForMember(Box<Message>),
@@ -277,6 +300,13 @@ pub enum Request {
         body: Vec<u8>,
         /// Is told whether they were taken.
         responder: Responder<EngineAnswer>,
+    },
+    /// A node has died that held a lock in a room at home here.
+    FreeOfDead {
+        /// The room.
+        room: RoomName,
+        /// The lock.
+        noted: NotedLock,
     },
     /// The journal or the broker has something to tell: it stands in their links.
     Look,

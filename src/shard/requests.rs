@@ -52,6 +52,11 @@ impl State {
             Request::WithdrawFromUser { user_id, withdraw, responder } => {
                 responder.resolve(Ok(self.withdraw_from_user(&user_id, &withdraw)));
             }
+            Request::YieldSession(asked) => self.core.yield_session(asked),
+            Request::SessionSought { resume, found } => self.session_sought(*resume, found),
+            Request::NameSought { conn, session_id, identity, found } => {
+                self.name_sought(conn, &session_id, &identity, found);
+            }
             Request::ForMember(message) => self.member_message(*message),
             Request::HasClient { client_id, responder } => responder.resolve(Ok(self.core.has_client(&client_id))),
             Request::IsOccupied { room, responder } => responder.resolve(Ok(self.core.is_occupied(&room))),
@@ -88,6 +93,7 @@ impl State {
                 }
             }
             // Looked at in every turn that there is.
+            Request::FreeOfDead { room, noted } => self.core.free_of_dead(&room, noted),
             Request::Look => {}
             Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::EngineOpen { head, origin, responder } => self.open_polled(&head, origin, responder),

@@ -127,7 +127,7 @@ impl State {
         let asked =
             ResumeAsked { reference, session_id: session_id.into(), cursors, turn: Turn::default(), withdrawn: None };
         let identity = client.session.identity.clone();
-        let resume = Resume { room: room.clone(), address, identity, token, asked };
+        let resume = Resume { room: room.clone(), address, identity, token, was_sought: false, asked };
         self.core.send_home(&room, Message::Resume(Box::new(resume)));
         Ok(())
     }
@@ -306,7 +306,7 @@ pub(super) fn token_text(token: &ResumeToken) -> String {
 }
 
 /// What [`token_text`] made.
-pub(super) fn parse_token(text: &str) -> Option<ResumeToken> {
+pub(crate) fn parse_token(text: &str) -> Option<ResumeToken> {
     let is_token = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_token.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
 }

@@ -151,7 +151,9 @@ fn measure_rooms_on_a_fresh_node() {
     let mut node = Node::start(&redis.url());
     let started = Instant::now();
     for part in names.chunks(500) {
-        node.give(part.iter().map(|name| ToBroker::Follow { room: node.name(name), from: None }).collect());
+        node.give(
+            part.iter().map(|name| ToBroker::Follow { room: node.name(name), from: None, claim: None }).collect(),
+        );
     }
     node.until("all are followed", |node| node.rooms.len() as u64 == ROOMS);
     eprintln!("{ROOMS} rooms with 10 events each followed on a fresh node: {:?}", started.elapsed());

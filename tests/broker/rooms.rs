@@ -302,7 +302,9 @@ fn ten_thousand_rooms_are_followed_within_seconds() {
     let names: Vec<String> = (0..ROOMS).map(|room| format!("doc:{room}")).collect();
     let started = Instant::now();
     for part in names.chunks(500) {
-        node.give(part.iter().map(|name| ToBroker::Follow { room: node.name(name), from: None }).collect());
+        node.give(
+            part.iter().map(|name| ToBroker::Follow { room: node.name(name), from: None, claim: None }).collect(),
+        );
     }
     node.until("all are followed", |node| node.rooms.len() == ROOMS);
     let took = started.elapsed();

@@ -397,7 +397,7 @@ impl Node {
     /// Begins to follow a room, from where its home is.
     pub fn ask(&self, room: &str) {
         let from = self.rooms.get(room).and_then(|room| room.place);
-        self.give(vec![ToBroker::Follow { room: self.name(room), from }]);
+        self.give(vec![ToBroker::Follow { room: self.name(room), from, claim: None }]);
     }
 
     /// Follows a room.

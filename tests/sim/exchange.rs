@@ -158,12 +158,15 @@ impl Exchange {
                 };
                 self.sides[node].answers.push((room.clone(), FromBroker::Submitted { room, number, outcome }));
             }
-            ToBroker::Follow { room, from } => {
+            ToBroker::Follow { room, from, claim } => {
                 let name = room.as_str().to_owned();
                 if !is_up {
                     self.sides[node].follows.insert(name, None);
                     let told = FromBroker::Followed { room: room.clone(), outcome: Err(AWAY) };
                     return self.push(node, &room, told);
+                }
+                if claim.is_some_and(|(epoch, seq)| self.lacks(&name, epoch, seq)) {
+                    self.renew(&name);
                 }
                 let followed = self.state_after(&name, from);
                 self.sides[node].follows.insert(name, Some((followed.epoch, followed.seq)));
@@ -190,6 +193,12 @@ impl Exchange {
         self.epochs += 1;
         let epoch = new_epoch.unwrap_or(self.epochs);
         self.rooms.entry(room.to_owned()).or_insert_with(|| Log { epoch, ..Log::default() })
+    }
+
+    /// Whether a log in that epoch does not reach to a number.
+    fn lacks(&mut self, room: &str, epoch: u64, seq: u64) -> bool {
+        let log = self.log(room, None);
+        log.epoch == epoch && log.seq < seq
     }
 
     /// Somebody has noticed that a log has lost its end.

@@ -34,7 +34,9 @@ pub use members::{Event, NodeInfo};
 use super::redis::connection::{CaFileError, Target};
 use super::redis::scripts::Scripts;
 use crate::config::Config;
+use crate::hub::presence::Presenting;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
+use crate::hub::shared_locks::NotedLock;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
 
@@ -63,6 +65,8 @@ pub struct Service {
     pub event: Box<dyn Fn(Event) + Send>,
     /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
     pub presence: Box<dyn Fn(&str, Bytes, bool) + Send>,
+    /// Frees a lock in a room that a dead node held: the room, and what that node had noted of it.
+    pub lock: Box<dyn Fn(&str, NotedLock) + Send>,
     /// A client's id that this node had is another one's: it was claimed while this one was taken for dead.
     pub taken: Box<dyn Fn(&str) + Send>,
     /// A node's answer that came when nobody waited for it any more.
@@ -122,7 +126,7 @@ struct Call {
 enum Task {
     Claim { id: Box<str>, tell: Tell },
     Release { id: Box<str> },
-    Present { room: Box<str>, session: Box<str>, told: Bytes, is_there: bool },
+    Present { room: Box<str>, session: Box<str>, told: Bytes, presenting: Presenting },
     Cleaned { run: u64 },
 }
 
@@ -213,8 +217,16 @@ impl Handle {
 
     /// A session is in a room through this node, or is not any more. The room's members are told by
     /// [`Service::presence`], but where another node has the session there, and also should this node die.
-    pub fn present(&self, room: &str, session: &str, told: Bytes, is_there: bool) {
-        self.task(Task::Present { room: room.into(), session: session.into(), told, is_there });
+    pub fn present(&self, room: &str, session: &str, told: Bytes, presenting: Presenting) {
+        self.task(Task::Present { room: room.into(), session: session.into(), told, presenting });
+    }
+
+    /// This node holds a lock for a session, or does not any more. Should it die, [`Service::lock`] of another one frees it.
+    pub fn hold(&self, room: &str, noted: &NotedLock, is_held: bool) {
+        let Ok(told) = serde_json::to_vec(noted) else { return };
+        let session = registered::of_lock(&noted.field);
+        let presenting = if is_held { Presenting::There } else { Presenting::Left };
+        self.task(Task::Present { room: room.into(), session, told: told.into(), presenting });
     }
 
     /// What [`Event::CleanUp`] asked for is done.

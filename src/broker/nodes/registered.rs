@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::hub::presence::Presenting;
+
 /// Ids of clients that this node has or wants.
 #[derive(Debug)]
 pub(super) struct Ids<T> {
@@ -79,7 +81,13 @@ pub(super) struct Presence {
     left: HashMap<Box<str>, Bytes>,
     /// Fields that have to be written.
     changed: BTreeSet<Box<str>>,
+    /// Fields of sessions that go to another node, and when it is to be seen whether they have come there.
+    moving: VecDeque<(u64, Box<str>)>,
 }
+
+/// How long a session may take to another node before it has left. While it is on its way, the hash of the node that it
+/// comes from has it.
+const MOVING_MS: u64 = 3000;
 
 #[derive(Debug)]
 struct Here {
@@ -115,6 +123,19 @@ pub(super) fn field(room: &str, session: &str) -> Box<str> {
     format!("{room}{BETWEEN}{session}").into()
 }
 
+/// Stands before the name of a lock, in place of a session.
+const LOCK: char = '\u{1}';
+
+/// What stands for a lock in place of a session.
+pub(super) fn of_lock(name: &str) -> Box<str> {
+    format!("{LOCK}{name}").into()
+}
+
+/// Whether a field is of a lock.
+pub(super) fn is_of_lock(field: &str) -> bool {
+    field.split_once(BETWEEN).is_some_and(|(_, session)| session.starts_with(LOCK))
+}
+
 /// The room of a field.
 pub(super) fn room_of(field: &str) -> &str {
     field.split_once(BETWEEN).map_or(field, |(room, _)| room)
@@ -122,9 +143,9 @@ pub(super) fn room_of(field: &str) -> &str {
 
 impl Presence {
     /// Somebody is there, or not any more.
-    pub(super) fn set(&mut self, room: &str, session: &str, told: Bytes, is_there: bool) {
+    pub(super) fn set(&mut self, room: &str, session: &str, told: Bytes, presenting: Presenting, now_ms: u64) {
         let field = field(room, session);
-        if is_there {
+        if presenting == Presenting::There {
             // Who comes back before it was told to have left was there all the time.
             let has_left = self.left.remove(&field).is_some();
             let is_known = has_left || self.here.get(&field).is_some_and(|here| here.is_known);
@@ -139,8 +160,24 @@ impl Presence {
                 }
                 None => return,
             }
+            if presenting == Presenting::Moves {
+                self.moving.push_back((now_ms + MOVING_MS, field));
+                return;
+            }
         }
         self.changed.insert(field);
+    }
+
+    /// Looks whose time to come to another node is over.
+    pub(super) fn look(&mut self, now_ms: u64) {
+        while let Some((_, field)) = self.moving.pop_front_if(|(until_ms, _)| *until_ms <= now_ms) {
+            self.changed.insert(field);
+        }
+    }
+
+    /// When to look.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        self.moving.front().map(|(until_ms, _)| *until_ms)
     }
 
     /// The next changes to write. What is sent counts as known from here on.
@@ -231,24 +268,38 @@ mod tests {
     #[test]
     fn of_who_comes_and_goes_the_last_state_is_written() {
         let mut presence = Presence::default();
-        presence.set("project:1", "s", told(), true);
-        presence.set("project:1", "s", told(), false);
+        presence.set("project:1", "s", told(), Presenting::There, 0);
+        presence.set("project:1", "s", told(), Presenting::Left, 0);
         assert_eq!(presence.next(10), [], "nobody was told that it came");
-        presence.set("project:1", "t", told(), true);
+        presence.set("project:1", "t", told(), Presenting::There, 0);
         assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Entered)]);
-        presence.set("project:1", "t", told(), false);
-        presence.set("project:1", "t", told(), true);
+        presence.set("project:1", "t", told(), Presenting::Left, 0);
+        presence.set("project:1", "t", told(), Presenting::There, 0);
         assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Again)], "it was there all the time");
-        presence.set("project:1", "t", told(), false);
-        presence.set("project:1", "u", told(), false);
+        presence.set("project:1", "t", told(), Presenting::Left, 0);
+        presence.set("project:1", "u", told(), Presenting::Left, 0);
         assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Left)]);
         assert_eq!(room_of("project:1\tt"), "project:1");
     }
 
     #[test]
+    fn who_goes_to_another_node_has_left_a_while_later() {
+        let mut presence = Presence::default();
+        presence.set("project:1", "s", told(), Presenting::There, 0);
+        assert_eq!(presence.next(10).len(), 1);
+        presence.set("project:1", "s", told(), Presenting::Moves, 100);
+        presence.look(100);
+        assert_eq!(presence.next(10), []);
+        assert_eq!(presence.next_ms(), Some(100 + MOVING_MS));
+        presence.look(100 + MOVING_MS);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Left)]);
+        assert_eq!(presence.next_ms(), None);
+    }
+
+    #[test]
     fn what_may_not_have_been_written_is_written_again() {
         let mut presence = Presence::default();
-        presence.set("project:1", "s", told(), true);
+        presence.set("project:1", "s", told(), Presenting::There, 0);
         let changes = presence.next(10);
         presence.not_written(changes);
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
@@ -256,13 +307,13 @@ mod tests {
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Again)]);
         presence.lost(true);
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
-        presence.set("project:1", "s", told(), false);
+        presence.set("project:1", "s", told(), Presenting::Left, 0);
         let changes = presence.next(10);
         presence.not_written(changes.clone());
         assert_eq!(presence.next(10), changes);
         // It came back meanwhile.
         presence.not_written(changes);
-        presence.set("project:1", "s", told(), true);
+        presence.set("project:1", "s", told(), Presenting::There, 0);
         assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Again)]);
     }
 }

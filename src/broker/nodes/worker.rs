@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::calls::{Failure, Frame, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
-use super::registered::{Change, ChangeKind, Ids, Presence, room_of};
+use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
 use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
 use crate::broker::redis::scripts::Scripts;
@@ -43,6 +43,8 @@ const CLEAN_MS: u64 = 15_000;
 /// The first wait before a link is made again, and the longest.
 const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 1000;
+/// How long ids are refused after the registry was lost, until all nodes have told which they have.
+const REST_MS: u64 = 1500;
 /// The shortest time that a call is given at the other end.
 const TTL_MIN_MS: u64 = 10;
 
@@ -74,6 +76,8 @@ pub(super) struct Worker {
     /// Calls of others that are being carried out.
     serving: usize,
     ids: Ids<Tell>,
+    /// From when on ids may be claimed.
+    claims_from_ms: u64,
     presence: Presence,
     batches: usize,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -135,6 +139,7 @@ impl Worker {
             pending: Pending::default(),
             serving: 0,
             ids: Ids::default(),
+            claims_from_ms: 0,
             presence: Presence::default(),
             batches: 0,
             reports,
@@ -181,7 +186,11 @@ impl Worker {
             Link::Connecting => None,
             Link::Up { .. } => (!self.is_beating).then(|| self.members.next_ms()),
         };
-        let next_ms = [of_link, self.pending.next_ms()].into_iter().flatten().min().unwrap_or(now_ms + 1000);
+        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now_ms + 1000);
         // A timer of this runtime has a resolution of a millisecond: what is due now is due in the next one.
         Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
     }
@@ -190,6 +199,7 @@ impl Worker {
         self.take_pushed();
         let now_ms = self.now_ms();
         self.pending.expire(now_ms);
+        self.presence.look(now_ms);
         match &self.link {
             Link::Down { retry_ms } if *retry_ms <= now_ms => self.connect(),
             Link::Down { .. } | Link::Connecting => {}
@@ -371,12 +381,19 @@ impl Worker {
 
     fn task(&mut self, task: Task) {
         match task {
-            Task::Claim { id, tell } if self.publish_connection().is_some() => self.ids.claim(id, tell),
+            Task::Claim { id, tell } if self.may_claim() => self.ids.claim(id, tell),
             Task::Claim { tell, .. } => tell(Err(ClaimFailure::Unreachable)),
             Task::Release { id } => self.ids.release(id),
-            Task::Present { room, session, told, is_there } => self.presence.set(&room, &session, told, is_there),
+            Task::Present { room, session, told, presenting } => {
+                let now_ms = self.now_ms();
+                self.presence.set(&room, &session, told, presenting, now_ms);
+            }
             Task::Cleaned { run } => self.finish(run),
         }
+    }
+
+    fn may_claim(&self) -> bool {
+        self.publish_connection().is_some() && self.claims_from_ms <= self.now_ms()
     }
 
     /// Sends what is to be registered, or not any more.
@@ -464,6 +481,9 @@ impl Worker {
             Event::Revived { was_buried } => {
                 tracing::warn!(was_buried, "the registry did not know this node any more; it registers again");
                 self.presence.lost(*was_buried);
+                if !was_buried {
+                    self.claims_from_ms = self.now_ms() + REST_MS;
+                }
                 let held: Vec<Box<str>> = self.ids.held().cloned().collect();
                 for ids in held.chunks(BATCH) {
                     let claimed = ids.to_vec();
@@ -489,7 +509,11 @@ impl Worker {
         match outcome {
             Ok(absent) => {
                 for (field, told) in absent {
-                    (self.service.presence)(room_of(&field), told, false);
+                    if !is_of_lock(&field) {
+                        (self.service.presence)(room_of(&field), told, false);
+                    } else if let Ok(noted) = serde_json::from_slice(&told) {
+                        (self.service.lock)(room_of(&field), noted);
+                    }
                 }
                 (self.service.event)(Event::CleanUp(node));
             }
@@ -568,7 +592,7 @@ impl Worker {
     fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
         for (change, _) in changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)) {
             let is_there = change.kind == ChangeKind::Entered;
-            if change.kind != ChangeKind::Again {
+            if change.kind != ChangeKind::Again && !is_of_lock(&change.field) {
                 (self.service.presence)(room_of(&change.field), change.told.clone(), is_there);
             }
         }
@@ -615,6 +639,9 @@ impl Worker {
             Ok(Value::Array(holders)) if holders.len() == claims.len() => Some(holders),
             _ => None,
         };
+        if matches!(&answer, Ok(Value::Array(holders)) if holders.is_empty()) {
+            self.members.look_soon();
+        }
         let mine = run_text(self.run).into_bytes();
         for (at, (id, tell)) in claims.into_iter().enumerate() {
             let outcome = match holders.and_then(|holders| holders.get(at)) {

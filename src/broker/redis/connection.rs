@@ -119,7 +119,9 @@ impl LinkError {
             ErrorKind::InvalidClientConfig => {
                 Some("check broker.redis.url, broker.redis.mode and broker.redis.ca_file")
             }
-            ErrorKind::MasterNameNotFoundBySentinel => Some("set broker.redis.sentinel_master"),
+            ErrorKind::MasterNameNotFoundBySentinel => Some(
+                "set broker.redis.sentinel_master; sentinels know of none during a failover either: start again then",
+            ),
             ErrorKind::Server(ServerErrorKind::NoPerm) => Some("give the user the commands and keys of the broker"),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Some("set broker.redis.username and broker.redis.password"),

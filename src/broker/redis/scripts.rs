@@ -5,10 +5,10 @@
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use redis::{Cmd, cmd};
 
-use super::encoding::EventId;
+use super::encoding::{EventId, NO_ID};
 use super::request::Publish;
 use super::tracker::Wanted;
-use crate::hub::brokered::SharedLock;
+use crate::hub::brokered::{Place, SharedLock};
 use crate::hub::name::RoomName;
 
 /// How long a room's epoch and numbers are kept after its last event: much longer than any log.
@@ -136,7 +136,9 @@ impl Scripts {
     }
 
     /// Publishes events.
-    pub fn publish(&self, room: &RoomName, publish: &Publish) -> Call {
+    ///
+    /// `known` is the last event of the room that this node has, if it follows it.
+    pub fn publish(&self, room: &RoomName, publish: &Publish, known: Option<&Place>) -> Call {
         let room = room.as_str();
         let mut keys =
             vec![self.key(room, "meta"), self.key(room, "log"), self.key(room, &format!("run:{}", self.run))];
@@ -148,6 +150,7 @@ impl Scripts {
             text(publish.keep.events_max),
             text(publish.keep.age_ms),
             text(META_MS.max(publish.keep.age_ms.saturating_mul(2))),
+            known.map_or_else(Vec::new, place_text),
         ];
         for chunk in &publish.chunks {
             match &chunk.key {
@@ -205,6 +208,14 @@ impl Scripts {
 
 fn text(number: u64) -> Vec<u8> {
     number.to_string().into_bytes()
+}
+
+/// Where the id is not known it is a dash, which fits any.
+fn place_text(place: &Place) -> Vec<u8> {
+    let mut text = format!("{} {} ", place.epoch, place.seq).into_bytes();
+    let is_known = place.id != NO_ID;
+    text.extend_from_slice(if is_known { &place.id } else { b"-" });
+    text
 }
 
 fn id_text(id: &EventId) -> Vec<u8> {

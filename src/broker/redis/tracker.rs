@@ -37,6 +37,8 @@ pub struct Tracker {
     ticket: u64,
     /// The first number that was not cleared, as the home was told.
     log_from: u64,
+    /// Epoch and number of an event that a client was given, beyond what the home has.
+    claim: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -127,7 +129,7 @@ pub enum Told {
 impl Tracker {
     /// A room whose home has what is up to `place`.
     pub fn new(place: Option<Place>) -> Tracker {
-        Tracker { place, state: State::Behind, must_tell: true, ticket: 0, log_from: 1 }
+        Tracker { place, state: State::Behind, must_tell: true, ticket: 0, log_from: 1, claim: None }
     }
 
     /// The home has lost its place, or has another one.
@@ -135,6 +137,16 @@ impl Tracker {
         self.place = place;
         self.log_from = 1;
         self.lost();
+    }
+
+    /// A client was given an event beyond what the home has: a log in that epoch which does not reach to it has lost its end.
+    pub fn claim(&mut self, epoch: u64, seq: u64) {
+        self.claim = Some((epoch, seq));
+    }
+
+    /// The last event that the home was told, or has.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
     }
 
     /// Nothing comes any more, and something may have been missed. The home is told when it is followed again.
@@ -209,7 +221,12 @@ impl Tracker {
             return Step::None;
         }
         match reading.add(&page) {
-            Added::All => {}
+            Added::All => {
+                let lacks = |(epoch, seq): &(u64, u64)| *epoch == page.epoch && *seq > page.seq;
+                if self.claim.take().as_ref().is_some_and(lacks) {
+                    return Step::Renew(page.epoch);
+                }
+            }
             Added::More | Added::Anew => return Step::Read,
             Added::Fork => return Step::Renew(page.epoch),
         }

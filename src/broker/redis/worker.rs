@@ -279,7 +279,7 @@ impl Worker {
                 }
             }
             ToBroker::Lock(call) => self.lock(shard, *call),
-            ToBroker::Follow { room, from } => self.follow(shard, room, from),
+            ToBroker::Follow { room, from, claim } => self.follow(shard, room, from, claim),
             ToBroker::Leave { room } => self.leave(&room),
             ToBroker::Clear { room, number } => {
                 let at = self.server_of(room.as_str());
@@ -308,13 +308,10 @@ impl Worker {
         }
     }
 
-    fn follow(&mut self, shard: ShardId, name: RoomName, from: Option<Place>) {
+    fn follow(&mut self, shard: ShardId, name: RoomName, from: Option<Place>, claim: Option<(u64, u64)>) {
         let (at, now_ms) = (self.server_of(name.as_str()), self.now_ms());
         let Some(server) = self.servers.get_mut(at) else { return };
-        // Anybody may say to have seen more than there is: that is not believed when nothing can have been lost lately.
-        let is_claim = from.is_some_and(|from| from.seq > 0 && from.id == [0; 36]);
         let may_have_lost = server.up_ms + CLAIMS_MS > now_ms;
-        let from = from.filter(|_| !is_claim || may_have_lost);
         let room = self.rooms.entry(name.as_str().into()).or_insert_with(|| Room {
             name: name.clone(),
             shard,
@@ -328,6 +325,9 @@ impl Worker {
         match &mut room.tracker {
             Some(tracker) => tracker.follow(from),
             None => room.tracker = Some(Tracker::new(from)),
+        }
+        if let Some(((epoch, seq), tracker)) = claim.filter(|_| may_have_lost).zip(room.tracker.as_mut()) {
+            tracker.claim(epoch, seq);
         }
         if !server.is_up() {
             // It is followed as soon as there is a link, and the home told then.
@@ -866,7 +866,8 @@ impl Worker {
                     });
                 }
                 Request::Publish(publish) => {
-                    let (call, events) = (self.scripts.publish(&room, &publish), publish.events());
+                    let known = self.rooms.get(room.as_str()).and_then(|room| room.tracker.as_ref()?.place());
+                    let (call, events) = (self.scripts.publish(&room, &publish, known), publish.events());
                     let Limits { replicas_min, timeout_ms, .. } = self.bounds;
                     self.figures.calls.add(1);
                     self.spawn(at, async move {

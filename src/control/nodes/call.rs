@@ -97,6 +97,12 @@ pub(crate) enum NodeCall {
         kind: Box<str>,
         data: String,
     },
+    /// That the node gives a session away, to be had here; `token` in hexadecimal.
+    YieldSession {
+        session_id: Box<str>,
+        user_id: Box<str>,
+        token: Option<String>,
+    },
     Audience {
         room: Box<str>,
     },
@@ -266,6 +272,10 @@ pub(crate) async fn serve<B: Backend>(backend: B, call: NodeCall) -> Result<Vec<
         }
         NodeCall::SendToClient { client_id, kind, data } => {
             written(&backend.send_here(&client_id, &kind, data.into()).await?)
+        }
+        NodeCall::YieldSession { session_id, user_id, token } => {
+            let moved = backend.yield_session(&session_id, &user_id, token.as_deref()).await?;
+            moved.write().ok_or_else(|| HubError::new(ErrorCode::Internal, "the session can't be written"))
         }
         NodeCall::Audience { room } => {
             let (delivered, queued) = backend.audience(&room).await?;

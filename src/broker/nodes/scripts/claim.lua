@@ -4,8 +4,12 @@
 --       index    (as in beat.lua)
 -- ARGV: run, ids
 --
--- Answer: for each id the run of the node that has it.
+-- Answer: for each id the run of the node that has it; nothing where the registry does not know this node, since then it
+-- has been lost and does not know what others have either.
 local holders = {}
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+    return holders
+end
 for at = 2, #ARGV do
     local holder = redis.call('HGET', KEYS[1], ARGV[at])
     if not holder or holder == ARGV[1] or not redis.call('ZSCORE', KEYS[2], holder) then

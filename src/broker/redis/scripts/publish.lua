@@ -14,6 +14,9 @@
 --       5    how many events the log keeps, as far as whole calls allow
 --       6    how many milliseconds the log is kept after its last event
 --       7    how many milliseconds the epoch and the number are kept after the last event
+--       8    empty, or the last event that the caller knows of, as EPOCH SEQ ID (- where it does not know the id): a log that
+--            is in that epoch and has not come so far, or has another event there, has lost its end, and gets the epoch of 3
+--            with the first of these events, so that no number stands for two events
 --       then three for each part:
 --            the count of events in it, or `key` for one event that has a key
 --            the id of its last event
@@ -63,7 +66,7 @@ end
 local first, previous = seq + 1, last
 local parts, repeats, keyed, own = {}, {}, {}, {}
 local index = 0
-for at = 8, #ARGV, 3 do
+for at = 9, #ARGV, 3 do
   if ARGV[at] == 'key' then
     local key = KEYS[next_key]
     next_key = next_key + 1
@@ -86,6 +89,13 @@ for at = 8, #ARGV, 3 do
 end
 
 local count = seq - first + 1
+if count > 0 and ARGV[8] ~= '' and not is_new then
+  local of, known, id = string.match(ARGV[8], '^(%d+) (%d+) (.+)$')
+  known = tonumber(known)
+  if of == epoch and (first <= known or (first == known + 1 and id ~= '-' and id ~= previous)) then
+    epoch = ARGV[3]
+  end
+end
 local answer = epoch .. ' ' .. text(first) .. ' ' .. text(count) .. table.concat(repeats)
 local receivers = 0
 if count > 0 then
