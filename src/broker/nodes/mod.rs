@@ -60,6 +60,9 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, HubError>> + Se
 /// Tells members of a room who has come (true) or gone.
 pub type TellPresence = Box<dyn Fn(&str, Bytes, bool) + Send>;
 
+/// Frees a lock in a room.
+pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
+
 /// What a node does for others, and about them.
 pub struct Service {
     /// Answers a call. The future is dropped where the caller does not wait any longer.
@@ -69,7 +72,7 @@ pub struct Service {
     /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
     pub presence: TellPresence,
     /// Frees a lock in a room that a dead node held: the room, and what that node had noted of it.
-    pub lock: Box<dyn Fn(&str, NotedLock) + Send>,
+    pub lock: FreeLock,
     /// A client's id that this node had is another one's: it was claimed while this one was taken for dead.
     pub taken: Box<dyn Fn(&str) + Send>,
     /// A node's answer that came when nobody waited for it any more.
