@@ -23,7 +23,7 @@ from hub import Hub, admin
 # A node that is frozen or dead is given up after this.
 ANSWER_S = 4
 # What a publisher is told when it is not known whether its event is published.
-DOUBT = "may still be published"
+DOUBTS = ("may still be published", "stopped before it answered")
 # All that a connection may die of.
 BROKEN = (OSError, WebSocketException, InvalidHandshake, TimeoutError, EOFError, aiohttp.ClientError, socketio.exceptions.SocketIOError)
 PAUSE_S = 0.1
@@ -114,7 +114,7 @@ class Publisher:
     def refuse(self, publish: Publish, error: dict) -> None:
         assert error["code"] == "unavailable", error
         publish.answered_s, publish.error = self.actors.now(), error["message"]
-        publish.outcome = IN_DOUBT if DOUBT in error["message"] else REFUSED
+        publish.outcome = IN_DOUBT if any(doubt in error["message"] for doubt in DOUBTS) else REFUSED
 
     async def rest(self) -> None:
         await asyncio.sleep(self.random.uniform(0, 0.04))

@@ -115,6 +115,11 @@ class Link:
         self._writers.discard(writer)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A server's task that ends by being cancelled is told as an error by asyncio.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._carry_between(reader, writer)
+
+    async def _carry_between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
             if self._refuses:

@@ -6,6 +6,7 @@ Needs the right to make them (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the program `
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 # Of the networks for documentation (RFC 5737): nobody's real one.
 NETWORK = "198.51.100"
+_networks = itertools.count()
 
 
 def run(*words: str) -> None:
@@ -26,7 +28,8 @@ class Network:
     """So many places, each with an address; the test itself is at `.1`."""
 
     def __init__(self, places: int):
-        self.name = f"rh{os.getpid() % 100_000}"
+        # A name is free again only some time after what had it was taken away.
+        self.name = f"rh{os.getpid() % 10_000}x{next(_networks)}"
         self.places = places
         self.bridge = f"{self.name}br"
         try:
