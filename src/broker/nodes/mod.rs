@@ -65,9 +65,6 @@ pub type TellPresence = Arc<dyn Fn(&str, Bytes, bool) -> Pending<()> + Send + Sy
 /// Frees a lock in a room.
 pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
 
-/// Frees a lock in a room.
-pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
-
 /// What a node does for others, and about them.
 pub struct Service {
     /// Answers a call. The future is dropped where the caller does not wait any longer.
