@@ -31,9 +31,11 @@ def _redis():
 @pytest.fixture(scope="module")
 def _nodes(_redis):
     cluster = Cluster(_redis.settings, count=3, shards=2, settings=TELLS)
-    all_know_all(cluster)
-    yield cluster
-    cluster.stop()
+    try:
+        all_know_all(cluster)
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
