@@ -158,7 +158,7 @@ impl Hub {
     pub fn reload(&self, mut new: Config) -> Result<Vec<&'static str>, ReloadError> {
         let mut settings = lock(&self.inner.settings);
         // A name that was made at the start lasts for the run.
-        if new.node.name.is_empty() {
+        if new.node.name == Config::default().node.name {
             new.node.name.clone_from(&settings.config.node.name);
         }
         let (mut config, kept) = settings.config.reloaded(new)?;

@@ -86,7 +86,7 @@ impl Config {
     /// The name of this node. One that is among others and has none set gets the host's, with what was drawn behind it:
     /// two nodes of one host, or of one image, are not to have the same.
     pub fn node_name(&self, host: &str, drawn: u16) -> String {
-        if !self.node.name.is_empty() {
+        if self.node.name != NodeConfig::default().name {
             return self.node.name.clone();
         }
         if self.broker.kind == BrokerKind::Memory {

@@ -187,9 +187,10 @@ impl<B: Backend> Collector for Shards<B> {
         )?;
         labelled(&mut encoder, &shards, "errors", "Errors told to clients", "code", |f| &f.errors)?;
         labelled(&mut encoder, &shards, "closes", "Connections closed, by close code", "code", |f| &f.closes)?;
-        let (journal, broker) = (self.0.journal(), self.0.broker());
+        let (journal, broker, nodes) = (self.0.journal(), self.0.broker(), self.0.nodes());
         let of_broker = broker.iter().flat_map(BrokerSnapshot::list);
-        for (name, help, only_grows, value) in journal.iter().flat_map(JournalSnapshot::list).chain(of_broker) {
+        let of_nodes = nodes.iter().flat_map(|nodes| nodes.figures().list());
+        for (name, help, only_grows, value) in journal.iter().flat_map(JournalSnapshot::list).chain(of_broker).chain(of_nodes) {
             let kind = if only_grows { Kind::Counter } else { Kind::Gauge };
             let of_kind = if only_grows { MetricType::Counter } else { MetricType::Gauge };
             let sample = encoder.encode_descriptor(name, help, None, of_kind)?;

@@ -12,7 +12,7 @@ use crate::broker::nodes::{self, Answering, Asked, Event, Handle, Intake, NodeIn
 use crate::config::{BrokerKind, Config};
 use crate::control::nodes::{NodeCall, serve};
 use crate::control::put_back_elsewhere;
-use crate::hub::reply::HubError;
+use crate::hub::reply::{HubError, Pending, pending};
 use crate::shard::request::Request;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::native::Refused;
@@ -59,10 +59,9 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
                 hub.ask_room_with(room, |room| Request::FreeOfDead { room, noted });
             }
         }),
-        presence: Box::new(move |room, told, is_there| {
-            if let Some(hub) = for_presence() {
-                hub.tell_presence(room, told, is_there);
-            }
+        presence: Arc::new(move |room, told, is_there| match for_presence() {
+            Some(hub) => hub.tell_presence(room, told, is_there),
+            None => Pending::ready(Ok(())),
         }),
         taken: Box::new(move |client_id| {
             if let Some(hub) = for_taken() {
@@ -123,15 +122,14 @@ impl Hub {
     }
 
     /// Tells a room's members who has come or gone; of a type that nobody else may publish.
-    fn tell_presence(&self, room: &str, told: Bytes, is_there: bool) {
+    fn tell_presence(&self, room: &str, told: Bytes, is_there: bool) -> Pending<()> {
         let kind = if is_there { "presence.joined" } else { "presence.left" };
-        let of = room.to_owned();
+        let (responder, pending) = pending();
         let tell = move |outcome: Result<super::Published, Refused>| {
-            if let Err(refused) = outcome {
-                tracing::warn!(room = of, kind, code = refused.code.as_str(), "members were not told of presence");
-            }
+            responder.resolve(outcome.map(|_| ()).map_err(Into::into));
         };
         self.publish_unchecked(room, kind, told, None, Box::new(tell), Wake::Now);
+        pending
     }
 
     /// Sends an event to a client that is connected here.

@@ -289,18 +289,17 @@ fn sent_elsewhere(answers: Result<Vec<Answer>, HubError>) -> Result<Published, R
     let unavailable =
         || Refused::new(ErrorCode::Unavailable, "not all nodes could be asked for this client; try again");
     let answers = answers.map_err(|_| unavailable())?;
-    let is_missing = |answer: &Answer| {
-        let outcome = answer.outcome.as_ref().err();
-        outcome.is_some_and(|failure| !matches!(failure, Failure::Refused(error) if error.code == ErrorCode::NotFound))
-    };
-    let any_missing = answers.iter().any(is_missing);
+    let failure = answers.iter().find_map(|answer| match answer.outcome.as_ref().err()? {
+        Failure::Refused(error) if error.code == ErrorCode::NotFound => None,
+        Failure::Refused(error) => Some(Refused::because(error.code, error.message.clone())),
+        Failure::Missing => Some(unavailable()),
+    });
     match told::<Sent>(answers).next() {
         Some(Sent { delivered, queued }) => {
             let (delivered, queued) = (delivered as u32, queued as u32);
             Ok(Published { id: [0; 36], seq: 0, epoch: 0, duplicate: false, delivered, queued, nodes: 0 })
         }
-        None if any_missing => Err(unavailable()),
-        None => Err(Refused::new(ErrorCode::NotFound, "there is no such client")),
+        None => Err(failure.unwrap_or(Refused::new(ErrorCode::NotFound, "there is no such client"))),
     }
 }
 

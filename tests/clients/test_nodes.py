@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from cluster import Cluster
 from hub import Hub, admin, token
 from peer import WAIT_S, eventually, joined
-from redis_servers import Redis, lacking
+from redis_servers import Redis, RedisCluster, SentinelPair, lacking
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
 NAMES = ["node-1", "node-2", "node-3"]
@@ -438,7 +438,22 @@ async def test_a_session_whose_node_died_is_not_found_and_its_cursors_go_on(form
         assert (await again.next("n"))["data"] == {"n": 1}
 
 
-async def test_a_node_that_ends_is_missed_at_once(form):
+async def test_a_node_that_ends_is_missed_at_once_with_all_who_were_there(form, room):
+    cluster = form(settings={"broker.lease_ms": 60_000, "drain.seconds": 1})
+    async with joined(cluster[0], **client("reader")) as reader, joined(cluster[2], **client("leaving")) as leaving:
+        await reader.subscribe(room)
+        await leaving.subscribe(room)
+        while (await reader.next("presence.joined"))["data"]["client_id"] != "leaving":
+            pass
+        cluster[2].signal(signal.SIGTERM)
+        assert (await leaving.closed())[0] == 1001
+        assert (await reader.next("presence.left"))["data"]["client_id"] == "leaving"
+    assert await asyncio.to_thread(cluster[2].wait) == 0
+    await eventually(lambda: names(cluster[0]) == NAMES[:2], "the others know", within_s=3)
+    assert names(cluster[1]) == NAMES[:2]
+
+
+async def test_a_node_without_clients_that_ends_is_missed_at_once(form):
     cluster = form(settings={"broker.lease_ms": 60_000})
     cluster[2].signal(signal.SIGTERM)
     assert await asyncio.to_thread(cluster[2].wait) == 0
@@ -475,6 +490,9 @@ async def test_of_a_dead_node_everybody_is_told_once_that_they_left(form, room):
         seen = set()
         while seen != {*gone, "other", "reader"}:
             seen.add((await reader.next("presence.joined"))["data"]["client_id"])
+        figures = cluster[2].metrics()
+        assert (figures["ringhub_nodes_alive"], figures["ringhub_nodes_client_ids"]) == (3, len(gone))
+        assert figures["ringhub_nodes_present"] == len(gone)
         cluster[2].kill()
         left = [(await reader.next("presence.left"))["data"]["client_id"] for _ in gone]
         assert sorted(left) == gone
@@ -482,6 +500,7 @@ async def test_of_a_dead_node_everybody_is_told_once_that_they_left(form, room):
         await reader.done("ping", {})
         assert [event for event in await reader.settled() if event["type"].startswith("presence.")] == []
         assert (await reader.done("presence", {"room": room}))["count"] == 2
+        assert sum(hub.metrics()["ringhub_nodes_cleaned_total"] for hub in (cluster[0], cluster[1])) == 1
         for victim in victims:
             await victim.__aexit__(None, None, None)
 
@@ -546,6 +565,86 @@ async def test_nodes_whose_registry_was_lost_know_each_other_again(form):
             while not await is_refused():
                 assert time.monotonic() < deadline, "ids can't be claimed any more"
                 await asyncio.sleep(0.1)
+
+
+async def test_nobody_is_taken_for_dead_while_redis_hangs(form, room):
+    with Redis() as redis:
+        cluster = form(redis.settings)
+        async with joined(cluster[0], **client("one")) as one, joined(cluster[1], **client("two")) as two:
+            await one.subscribe(room)
+            await two.subscribe(room)
+            while (await one.next("presence.joined"))["data"]["client_id"] != "two":
+                pass
+            redis.freeze()
+            await asyncio.sleep(3 * LEASE_MS / 1000)
+            redis.thaw()
+            await settled(cluster)
+            await asyncio.sleep(LEASE_MS / 1000)
+            await one.done("ping", {})
+            assert [event for event in await one.settled() if event["type"] == "presence.left"] == []
+            assert [hub.metrics()["ringhub_nodes_cleaned_total"] for hub in cluster] == [0, 0, 0]
+            assert done(cluster[2], "GET", "/api/v1/connections/two")["node"] == "node-2"
+
+
+async def does_it_all(cluster: Cluster, room: str) -> None:
+    """What nodes do for each other, a bit of each."""
+    name = room.replace(":", "-")
+    async with joined(cluster[0], admin(name), query=f"client_id={name}&session_id={name}") as one, joined(cluster[1], admin()) as two:
+        await two.subscribe(room)
+        await one.subscribe(room)
+        while (await two.next("presence.joined"))["data"]["client_id"] != name:
+            pass
+        assert done(cluster[2], "GET", f"/api/v1/connections/{name}")["node"] == "node-1"
+        assert (await two.done("presence", {"room": room}))["count"] == 2
+        assert await two.done("send", {"to": {"client": name}, "type": "note", "data": {}}) == {"delivered": 1, "queued": 0}
+        with pytest.raises(InvalidStatus) as refused:
+            async with joined(cluster[2], admin(), query=f"client_id={name}"):
+                pass
+        assert refused.value.response.status_code == 409
+        resume = resume_of(one)
+        async with joined(cluster[2], admin(name)) as three:
+            await three.done("resume", resume)
+            assert (await one.closed())[0] == 4409
+
+
+async def test_nodes_know_each_other_through_a_cluster_of_redis_and_its_failover(form, room):
+    with RedisCluster(replicas=1) as redis:
+        cluster = form(redis.settings)
+        await does_it_all(cluster, f"{room}-before")
+        prefix = cluster.settings["broker.redis.prefix"]
+        key = f"{prefix}:{{nodes}}:index"
+        owner = redis.owner(key)
+        owner.kill()
+        await asyncio.to_thread(redis.wait_for_failover, key, owner)
+        await settled(cluster)
+        await does_it_all(cluster, f"{room}-after")
+        assert all(hub.running() for hub in cluster)
+
+
+async def test_nodes_know_each_other_through_a_server_that_sentinels_watch_and_its_failover(form, room):
+    with SentinelPair() as redis:
+        cluster = form(redis.settings)
+        await does_it_all(cluster, f"{room}-before")
+        former = redis.current()
+        former.kill()
+        await asyncio.to_thread(redis.wait_for_failover, former)
+        await settled(cluster)
+        await does_it_all(cluster, f"{room}-after")
+
+
+async def settled(cluster: Cluster) -> None:
+    """Waits until rooms and ids can be had again at all nodes."""
+    deadline = time.monotonic() + 30
+    for number, hub in enumerate(cluster):
+        while True:
+            try:
+                async with joined(hub, admin(f"probe-{number}"), query=f"client_id=probe-{number}"):
+                    break
+            except InvalidStatus as refused:
+                assert refused.response.status_code in (409, 503), refused
+            assert time.monotonic() < deadline, hub.log()
+            await asyncio.sleep(0.1)
+    await asyncio.to_thread(all_know_all, cluster)
 
 
 async def test_two_nodes_with_one_name_are_complained_of(_redis):

@@ -151,6 +151,8 @@ pub(super) struct Pending {
     /// By their deadlines, in milliseconds.
     deadlines: BTreeMap<(u64, u64), ()>,
     long: usize,
+    /// Answers that did not come in time, since it was looked at last.
+    pub(super) missing: u64,
     last: u64,
 }
 
@@ -251,6 +253,10 @@ impl Pending {
         let Waiting { asked, mut answers, deadline_ms, is_long, responder } = waiting;
         self.long -= usize::from(is_long);
         self.deadlines.remove(&(deadline_ms, number));
+        let failed = answers.iter().filter(|answer| answer.outcome == Err(Failure::Missing)).count();
+        if !responder.is_abandoned() {
+            self.missing += (asked.len() + failed) as u64;
+        }
         answers.extend(asked.into_iter().map(|node| Answer { node, outcome: Err(Failure::Missing) }));
         answers.sort_by(|one, other| (&one.node.name, one.node.run).cmp(&(&other.node.name, other.node.run)));
         responder.resolve(Ok(answers));

@@ -23,12 +23,14 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 mod calls;
+mod figures;
 mod keys;
 mod members;
 mod registered;
 mod worker;
 
 pub use calls::{Answer, FRAME_BYTES_MAX, Failure};
+pub use figures::NodesFigures;
 pub use members::{Event, NodeInfo};
 
 use super::redis::connection::{CaFileError, Target};
@@ -58,7 +60,7 @@ pub struct Asked {
 pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, HubError>> + Send>>;
 
 /// Tells members of a room who has come (true) or gone.
-pub type TellPresence = Box<dyn Fn(&str, Bytes, bool) + Send>;
+pub type TellPresence = Arc<dyn Fn(&str, Bytes, bool) -> Pending<()> + Send + Sync>;
 
 /// Frees a lock in a room.
 pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
@@ -116,6 +118,7 @@ struct Shared {
     /// What of it may wait is bounded by the connections and rooms that it is about: the thread takes it at once and keeps
     /// the last state of each.
     tasks: mpsc::UnboundedSender<Task>,
+    figures: NodesFigures,
     stop: AtomicBool,
     stopped: Notify,
 }
@@ -152,6 +155,7 @@ pub fn link(me: NodeInfo) -> (Handle, Intake) {
         others: RwLock::new(Arc::from([])),
         calls: calls_in,
         tasks: tasks_in,
+        figures: NodesFigures::default(),
         stop: AtomicBool::new(false),
         stopped: Notify::new(),
     });
@@ -173,6 +177,11 @@ impl Handle {
     /// The other nodes that live, as far as is known.
     pub fn others(&self) -> Arc<[NodeInfo]> {
         self.0.others.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is counted.
+    pub fn figures(&self) -> &NodesFigures {
+        &self.0.figures
     }
 
     /// All nodes that live, this one first.

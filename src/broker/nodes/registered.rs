@@ -68,7 +68,7 @@ impl<T> Ids<T> {
     }
 
     /// All ids that this node has.
-    pub(super) fn held(&self) -> impl Iterator<Item = &Box<str>> {
+    pub(super) fn held(&self) -> impl ExactSizeIterator<Item = &Box<str>> {
         self.held.keys()
     }
 }
@@ -166,6 +166,11 @@ impl Presence {
             }
         }
         self.changed.insert(field);
+    }
+
+    /// How many are there.
+    pub(super) fn len(&self) -> usize {
+        self.here.len()
     }
 
     /// Looks whose time to come to another node is over.

@@ -18,6 +18,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use redis::{PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
@@ -27,7 +28,7 @@ use super::calls::{Failure, Frame, LONG_MS, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
 use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
-use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell};
+use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell, TellPresence};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
 use crate::broker::redis::scripts::Scripts;
 use crate::hub::reply::HubError;
@@ -45,6 +46,11 @@ const BATCH: usize = 500;
 const BATCHES_MAX: usize = 8;
 /// How long a node may take to clean up after another before a third one is asked to.
 const CLEAN_MS: u64 = 15_000;
+/// Members are told of so many sessions at a time that a dead node has left behind.
+const TOLD_AT_ONCE: usize = 1000;
+/// How often it is tried to tell them, and the time between.
+const TELL_TRIES: usize = 40;
+const TELL_WAIT: Duration = Duration::from_millis(250);
 /// The first wait before a link is made again, and the longest.
 const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 1000;
@@ -121,6 +127,8 @@ enum What {
     Written { changes: Vec<Change>, answer: Result<Value, RedisError> },
     Served { to: u64, number: u64, outcome: Result<Vec<u8>, HubError> },
     Freed { node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError> },
+    LeftTold { node: NodeInfo },
+    Nothing,
     Finished { run: u64, answer: Result<Value, RedisError> },
 }
 
@@ -217,7 +225,18 @@ impl Worker {
         Duration::from_millis(next_ms.saturating_sub(now_ms).clamp(1, 1000))
     }
 
+    /// Says what there is.
+    fn count(&mut self) {
+        let figures = self.handle.figures();
+        figures.alive.set(1 + self.members.others().count() as u64);
+        figures.registry_up.set(u64::from(matches!(self.link, Link::Up { .. })));
+        figures.client_ids.set(self.ids.held().len() as u64);
+        figures.present.set(self.presence.len() as u64);
+        figures.missing.add(std::mem::take(&mut self.pending.missing));
+    }
+
     fn turn(&mut self) {
+        self.count();
         self.take_pushed();
         let now_ms = self.now_ms();
         self.pending.expire(now_ms);
@@ -262,6 +281,7 @@ impl Worker {
     fn link_lost(&mut self, error: &dyn std::fmt::Display) {
         let now_ms = self.now_ms();
         self.started = None;
+        self.handle.figures().links_lost.add(1);
         if self.attempts == 0 {
             tracing::warn!(%error, "nodes can't know each other right now: the registry can't be reached");
         }
@@ -354,6 +374,7 @@ impl Worker {
                     false => (self.serving.len() - self.serving_long, SERVING_MAX),
                 };
                 if count >= max {
+                    self.handle.figures().refused.add(1);
                     let busy =
                         HubError::new(ErrorCode::Unavailable, "the node has too much to do right now; try again");
                     return self.answer(from, number, Err(busy));
@@ -401,6 +422,7 @@ impl Worker {
         let ttl_ms = (timeout.as_millis() as u64).max(TTL_MIN_MS);
         let now_ms = self.now_ms();
         let runs: Vec<u64> = to.iter().map(|node| node.run).collect();
+        self.handle.figures().calls.add(runs.len() as u64);
         // The other end ends first, so that what it says of that still comes.
         let deadline_ms = now_ms + ttl_ms + ttl_ms / 10;
         let Some(number) = self.pending.begin(to, deadline_ms, ttl_ms > LONG_MS, responder) else { return };
@@ -527,6 +549,7 @@ impl Worker {
                 tracing::info!(node = node.name, run = run_text(node.run), "this node cleans up after another");
             }
             Event::Revived { was_buried } => {
+                self.handle.figures().revived.add(1);
                 tracing::warn!(was_buried, "the registry did not know this node any more; it registers again");
                 self.presence.lost(*was_buried);
                 if !was_buried {
@@ -556,18 +579,30 @@ impl Worker {
     fn freed(&mut self, node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError>) {
         match outcome {
             Ok(absent) => {
-                for (field, told) in absent {
-                    if !is_of_lock(&field) {
-                        (self.service.presence)(room_of(&field), told, false);
-                    } else if let Ok(noted) = serde_json::from_slice(&told) {
+                let (locks, left): (Vec<_>, Vec<_>) = absent.into_iter().partition(|(field, _)| is_of_lock(field));
+                for (field, told) in locks {
+                    if let Ok(noted) = serde_json::from_slice(&told) {
                         (self.service.lock)(room_of(&field), noted);
                     }
                 }
-                (self.service.event)(Event::CleanUp(node));
+                let presence = self.service.presence.clone();
+                self.spawn(async move {
+                    // As many at a time as the way through the broker always has room for.
+                    for part in left.chunks(TOLD_AT_ONCE) {
+                        let told = part.iter().map(|(field, told)| tell(&presence, room_of(field), told, false));
+                        join_all(told).await;
+                    }
+                    What::LeftTold { node }
+                });
             }
             // This node, or another one, is asked again later.
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Members know who has left with a dead node.
+    fn left_told(&mut self, node: NodeInfo) {
+        (self.service.event)(Event::CleanUp(node));
     }
 
     fn finish(&mut self, run: u64) {
@@ -593,6 +628,7 @@ impl Worker {
                 if let Some(serving) = self.serving.remove(&(to, number)) {
                     self.serving_long -= usize::from(serving.is_long);
                 }
+                self.handle.figures().served.add(1);
                 // Also where it was given up meanwhile: who gets it then puts it back.
                 self.answer(to, number, outcome.map(Into::into));
             }
@@ -629,8 +665,11 @@ impl Worker {
             What::Said(Err(error)) => self.failed(&error),
             What::Reclaimed { ids, answer } => self.reclaimed(ids, answer),
             What::Freed { node, outcome } => self.freed(node, outcome),
+            What::LeftTold { node } => self.left_told(node),
+            What::Nothing => {}
             What::Finished { run, answer } => match answer {
                 Ok(_) => {
+                    self.handle.figures().cleaned.add(1);
                     tracing::info!(run = run_text(run), "what a dead node left behind is gone");
                     self.tell_all_to_look();
                 }
@@ -641,12 +680,21 @@ impl Worker {
 
     /// Tells of who came or went where no other node has them.
     fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
-        for (change, _) in changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)) {
-            let is_there = change.kind == ChangeKind::Entered;
-            if change.kind != ChangeKind::Again && !is_of_lock(&change.field) {
-                (self.service.presence)(room_of(&change.field), change.told.clone(), is_there);
-            }
+        let alone = changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)).map(|(change, _)| change);
+        let told = alone.filter(|change| change.kind != ChangeKind::Again && !is_of_lock(&change.field));
+        let told: Vec<Change> = told.cloned().collect();
+        if told.is_empty() {
+            return;
         }
+        let presence = self.service.presence.clone();
+        self.spawn(async move {
+            let each = told.iter().map(|change| {
+                let is_there = change.kind == ChangeKind::Entered;
+                tell(&presence, room_of(&change.field), &change.told, is_there)
+            });
+            join_all(each).await;
+            What::Nothing
+        });
     }
 
     fn batch_done(&mut self, answer: Result<Value, RedisError>, is_former: bool) {
@@ -745,6 +793,18 @@ impl Worker {
             Err(_) => tracing::warn!("this node could not say in time that it ends; its lease will"),
         }
     }
+}
+
+/// Tells members of a room who has come or gone; again where that can't be taken at the moment.
+async fn tell(presence: &TellPresence, room: &str, told: &Bytes, is_there: bool) {
+    for _ in 0..TELL_TRIES {
+        match presence(room, told.clone(), is_there).await {
+            Ok(()) => return,
+            Err(error) if error.code == ErrorCode::Unavailable => tokio::time::sleep(TELL_WAIT).await,
+            Err(error) => return tracing::warn!(room, is_there, %error, "members could not be told of presence"),
+        }
+    }
+    tracing::warn!(room, is_there, "members were not told of presence: the broker takes nothing");
 }
 
 /// Frees the ids of a dead node, and gives who was present through it and is not through one of those that live.

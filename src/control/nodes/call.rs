@@ -129,13 +129,8 @@ impl<T> Part<T> {
 impl<T: Serialize> Part<T> {
     /// Cuts it where it would be too long for one answer.
     fn cut(mut self, name: impl Fn(&T) -> &str) -> Part<T> {
-        let mut bytes = 0;
-        let fits = self.items.iter().take_while(|item| {
-            bytes += serde_json::to_vec(item).map_or(0, |text| text.len());
-            bytes <= LIST_BYTES_MAX
-        });
         // One is always told, or nobody would come past it.
-        let count = fits.count().max(1);
+        let count = fitting(&self.items).max(1);
         if count < self.items.len() {
             self.items.truncate(count);
             self.upto = self.items.last().map(|last| name(last).into());
@@ -144,12 +139,30 @@ impl<T: Serialize> Part<T> {
     }
 }
 
+/// How many items fit into one answer.
+fn fitting<T: Serialize>(items: &[T]) -> usize {
+    let mut bytes = 0;
+    let fits = items.iter().take_while(|item| {
+        bytes += serde_json::to_vec(item).map_or(0, |text| text.len());
+        bytes <= LIST_BYTES_MAX
+    });
+    fits.count()
+}
+
 /// Who is in a room through one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PresentPart {
     pub(crate) count: usize,
     pub(crate) seq: u64,
     pub(crate) members: Vec<PresentMember>,
+}
+
+impl PresentPart {
+    /// Leaves members out where the answer would be too long; they are counted all the same.
+    fn cut(mut self) -> PresentPart {
+        self.members.truncate(fitting(&self.members));
+        self
+    }
 }
 
 /// A session that is in a room.
@@ -245,7 +258,7 @@ pub(crate) async fn serve<B: Backend>(backend: B, call: NodeCall) -> Result<Vec<
             let withdrew = backend.withdraw(&who, &permissions, disconnect, &reason);
             written(&withdrew.await?)
         }
-        NodeCall::Presence { room } => written(&PresentPart::from(backend.presence(&room).await?)),
+        NodeCall::Presence { room } => written(&PresentPart::from(backend.presence(&room).await?).cut()),
         NodeCall::Locks { room, window } => {
             let page = backend.locks(room.as_deref(), window).await?;
             written(&locks_of(page))
@@ -327,6 +340,19 @@ mod tests {
         for message in [&b"{\"a\":1}"[..], b"\xff\x00", b""] {
             assert_eq!(Handed::new("s", message).message().as_deref(), Some(message));
         }
+    }
+
+    #[test]
+    fn of_more_members_than_fit_the_others_are_counted() {
+        let member = |number: usize| PresentMember {
+            client_id: number.to_string(),
+            user_id: "ann".to_owned(),
+            session_id: number.to_string(),
+            metadata: Map::from_iter([("note".to_owned(), "x".repeat(LIST_BYTES_MAX / 8).into())]),
+            joined_ms: 0,
+        };
+        let part = PresentPart { count: 10, seq: 0, members: (0..10).map(member).collect() }.cut();
+        assert_eq!((part.count, part.members.len()), (10, 7));
     }
 
     #[test]

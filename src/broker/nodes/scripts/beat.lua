@@ -4,7 +4,8 @@
 --       infos   hash: run -> what the node says of itself, JSON
 --       dead    sorted set: run of a node that is dead -> until when another one is cleaning up after it
 --       lease   a string that is there as long as the lease lasts, for other scripts to look at
--- ARGV: run, JSON, milliseconds of a lease, milliseconds that cleaning up may take, 1 where the dead may be looked for
+-- ARGV: run, JSON, milliseconds of a lease, milliseconds that cleaning up may take, 1 where those whose lease is over
+--       are dead
 --
 -- Answer: what this run was before ('known', 'new', or 'dead': then it may come back when it was cleaned up after),
 --         the time, {run, until when, JSON, ...} of all that live, {run, JSON, ...} of those to clean up after.
@@ -28,11 +29,11 @@ if ARGV[5] == '1' then
         redis.call('ZREM', KEYS[1], other)
         redis.call('ZADD', KEYS[3], now, other)
     end
-    for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 64)) do
-        redis.call('ZADD', KEYS[3], now + tonumber(ARGV[4]), other)
-        table.insert(mine, other)
-        table.insert(mine, redis.call('HGET', KEYS[2], other) or '{}')
-    end
+end
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 64)) do
+    redis.call('ZADD', KEYS[3], now + tonumber(ARGV[4]), other)
+    table.insert(mine, other)
+    table.insert(mine, redis.call('HGET', KEYS[2], other) or '{}')
 end
 local living = {}
 local index = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
