@@ -153,8 +153,12 @@ impl Hub {
     }
 
     /// Goes by another configuration from here on. Says which keys kept their value because they need a restart.
-    pub fn reload(&self, new: Config) -> Result<Vec<&'static str>, ReloadError> {
+    pub fn reload(&self, mut new: Config) -> Result<Vec<&'static str>, ReloadError> {
         let mut settings = lock(&self.inner.settings);
+        // A name that was made at the start lasts for the run.
+        if new.node.name.is_empty() {
+            new.node.name.clone_from(&settings.config.node.name);
+        }
         let (mut config, kept) = settings.config.reloaded(new)?;
         // A secret that was drawn for the run lasts for the run.
         if config.auth.secret.is_empty() {

@@ -86,8 +86,11 @@ impl Config {
     /// The name of this node. One that is among others and has none set gets the host's, with what was drawn behind it:
     /// two nodes of one host, or of one image, are not to have the same.
     pub fn node_name(&self, host: &str, drawn: u16) -> String {
-        if self.broker.kind == BrokerKind::Memory || self.node != NodeConfig::default() {
+        if !self.node.name.is_empty() {
             return self.node.name.clone();
+        }
+        if self.broker.kind == BrokerKind::Memory {
+            return "node-1".to_owned();
         }
         let plain = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
         let short: String = host.chars().take_while(plain).take(32).collect();

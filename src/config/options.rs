@@ -38,9 +38,9 @@ options! {
 
     /// This node among others.
     node: NodeConfig {
-        /// The name shown in greetings, logs and metrics. Where several nodes share rooms and it is not set, it is the host's
-        /// name with four digits that are drawn at start.
-        name: String = "node-1".to_owned(), Rule::Any, "", Restart;
+        /// The name shown in greetings, logs and metrics. Empty: `node-1`, or, where several nodes share rooms, the host's name
+        /// with four digits that are drawn at start.
+        name: String = String::new(), Rule::Any, "", Restart;
     }
 
     /// The threads that hold the connections.

@@ -183,6 +183,8 @@ fn a_node_among_others_has_a_name_of_its_own() {
     let with = set(&["broker.kind=redis", "broker.redis.url=redis://x"]).expect("valid");
     assert_eq!(with.node_name("web-7.example.com", 0xab), "web-7-00ab");
     assert_eq!(with.node_name("", 0xab), "node-00ab");
+    let named = set(&["broker.kind=redis", "broker.redis.url=redis://x", "node.name=node-1"]).expect("valid");
+    assert_eq!(named.node_name("web-7", 0xab), "node-1");
     let named = set(&["broker.kind=redis", "broker.redis.url=redis://x", "node.name=blue"]).expect("valid");
     assert_eq!(named.node_name("web-7", 0xab), "blue");
 }

@@ -292,6 +292,8 @@ impl Drop for WaitingElsewhere {
             for text in answers.into_iter().filter_map(|answer| answer.outcome.ok()) {
                 put_back_elsewhere(&self.nodes, self.node.clone(), &text);
             }
+        } else {
+            self.nodes.end_abandoned();
         }
     }
 }

@@ -687,6 +687,15 @@ impl Published {
     }
 }
 
+/// What became of a direct message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+pub struct Sent {
+    /// Connections it went to.
+    pub delivered: u64,
+    /// Absent sessions for which it waits.
+    pub queued: u64,
+}
+
 /// What the hub's handle asks of one connection.
 #[derive(Debug)]
 pub enum ClientRequest {

@@ -8,6 +8,8 @@
 //! A session may have an old and a new connection for a moment, on different shards, whose messages arrive in any order.
 //! Each connection has its [`Turn`] at the session, and the newest turn decides: what an older one says after it counts no
 //! more.
+//!
+//! Larger than most files, because what is known of a session and what a listing makes of it have to be read together.
 
 use std::sync::Arc;
 

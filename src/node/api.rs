@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{Hub, HubError, Pending, Published, Target, lock};
 use crate::control::{ShardFigures, ShardTimes, Snapshot};
+pub use crate::hub::message::Sent;
 use crate::hub::message::{ClientRequest, Direct, OVERLOADED, Publish, ReplyTo};
 use crate::hub::name::{RoomName, ShardId, home_of, split};
 use crate::hub::presence::RoomPresence;
@@ -19,15 +20,6 @@ use crate::shard::count_audience;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Refused, is_event_type};
-
-/// What became of a direct message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize, utoipa::ToSchema)]
-pub struct Sent {
-    /// Connections it went to.
-    pub delivered: u64,
-    /// Absent sessions for which it waits.
-    pub queued: u64,
-}
 
 /// When a shard that sleeps is woken for what is asked of it.
 pub(super) enum Wake {

@@ -16,13 +16,12 @@ use crate::control::nodes::call::{PresentMember, PresentPart};
 use crate::control::nodes::{ANSWER_WAIT, NodeCall, merge};
 use crate::hub::batch::Address;
 use crate::hub::message::{
-    ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Resume, Resumed, Ticket,
+    ClaimKind, ClaimRefused, Direct, HistoryTold, Message, Published, ReplyTo, Resume, Resumed, Sent, Ticket,
 };
 use crate::hub::moved::Moved;
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Asker, MEMBERS_LISTED_MAX, RoomPresence};
 use crate::hub::reply::{HubError, Responder};
-use crate::node::Sent;
 use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;

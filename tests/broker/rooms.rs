@@ -237,8 +237,21 @@ fn other_programs_may_publish_and_what_can_not_be_read_keeps_its_number() {
     let script = include_str!("../../src/broker/redis/scripts/publish.lua");
     let publish = |id: &str, events: &str| -> (String, i64) {
         let (meta, log) = ("ringhub:{doc:1}:meta", "ringhub:{doc:1}:log");
-        let words =
-            ["EVAL", script, "2", meta, log, "ringhub:{doc:1}:events", "PUBLISH", "77", "", "100", "60000", "600000"];
+        let words = [
+            "EVAL",
+            script,
+            "2",
+            meta,
+            log,
+            "ringhub:{doc:1}:events",
+            "PUBLISH",
+            "77",
+            "",
+            "100",
+            "60000",
+            "600000",
+            "",
+        ];
         redis.command(&[&words[..], &["1", id, events]].concat())
     };
     let id = "0192f0c1-7b1e-7cc3-98c4-dc0c0c07398f";

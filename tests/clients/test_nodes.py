@@ -252,6 +252,16 @@ async def test_what_a_client_says_to_the_backend_is_received_at_any_node(nodes, 
         # Nobody waits any more, and the message is not lost with who did.
         await peer.done("message", {"n": 3})
         assert done(nodes[1], "GET", path) == {"session_id": name, "data": {"n": 3}}
+        # However many gave up, there is a place for the next one.
+        for _ in range(20):
+            connection = nodes[1].connection()
+            connection.request("GET", f"{path}?timeout_s=60", headers={"Authorization": f"Bearer {admin()}"})
+            await asyncio.sleep(0.02)
+            connection.close()
+        # As long as a hub may take to see that somebody has gone: what comes before that goes with them.
+        await asyncio.sleep(1)
+        await peer.done("message", {"n": 4})
+        await eventually(lambda: call(nodes[2], "GET", f"{path}?timeout_s=2") == (200, {"session_id": name, "data": {"n": 4}}), "it is there")
     assert call(nodes[1], "GET", f"/api/v1/sessions/{name}-none/messages?timeout_s=1")[0] == 404
 
 

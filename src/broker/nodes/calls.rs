@@ -3,6 +3,7 @@
 //! ```text
 //! {"from":RUN,"call":7,"ttl_ms":1990,"data":…}     ─► a node
 //! {"from":RUN,"answer":7,"data":…}                 ◄─ or "error":{"code":…,"message":…}
+//! {"from":RUN,"cancel":7}                          ─► nobody waits for the answer any more
 //! {"from":RUN,"look":true}                         ─► all: somebody has come or gone
 //! ```
 
@@ -20,7 +21,11 @@ use crate::wire::codes::ErrorCode;
 /// A message on its way, at most.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 /// Calls that wait for answers at a time.
-pub(super) const PENDING_MAX: usize = 1024;
+pub(super) const PENDING_MAX: usize = 4096;
+/// Of these, such as wait for something to happen: the others always have a place.
+pub(super) const LONG_MAX: usize = 3072;
+/// A call that may take longer than this waits for something to happen.
+pub(super) const LONG_MS: u64 = 10_000;
 
 /// What a node answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +50,7 @@ pub enum Failure {
 pub(super) enum Frame {
     Look,
     Call { number: u64, ttl_ms: u64, data: Bytes },
+    Cancel { number: u64 },
     Answer { number: u64, outcome: Result<Bytes, HubError> },
 }
 
@@ -55,6 +61,8 @@ struct Written<'a> {
     look: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     call: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cancel: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     answer: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +87,7 @@ impl Frame {
             from: run_text(from),
             look: false,
             call: None,
+            cancel: None,
             answer: None,
             ttl_ms: None,
             data: None,
@@ -87,6 +96,7 @@ impl Frame {
         let data;
         match self {
             Frame::Look => written.look = true,
+            Frame::Cancel { number } => written.cancel = Some(*number),
             Frame::Call { number, ttl_ms, data: body } => {
                 (written.call, written.ttl_ms) = (Some(*number), Some(*ttl_ms));
                 data = raw(body)?;
@@ -111,11 +121,12 @@ impl Frame {
 
     /// What came, and from which run; none where it can't be read.
     pub(super) fn decode(bytes: &[u8]) -> Option<(u64, Frame)> {
-        let Written { from, look, call, answer, ttl_ms, data, error } = serde_json::from_slice(bytes).ok()?;
+        let Written { from, look, call, cancel, answer, ttl_ms, data, error } = serde_json::from_slice(bytes).ok()?;
         let from = parse_run(&from)?;
         let body = || Some(Bytes::copy_from_slice(data?.get().as_bytes()));
         let frame = match (look, call, answer) {
             (true, None, None) => Frame::Look,
+            (false, None, None) => Frame::Cancel { number: cancel? },
             (false, Some(number), None) => Frame::Call { number, ttl_ms: ttl_ms?, data: body()? },
             (false, None, Some(number)) => {
                 let outcome = match error {
@@ -139,6 +150,7 @@ pub(super) struct Pending {
     calls: HashMap<u64, Waiting>,
     /// By their deadlines, in milliseconds.
     deadlines: BTreeMap<(u64, u64), ()>,
+    long: usize,
     last: u64,
 }
 
@@ -147,6 +159,7 @@ struct Waiting {
     asked: Vec<NodeInfo>,
     answers: Vec<Answer>,
     deadline_ms: u64,
+    is_long: bool,
     responder: Responder<Vec<Answer>>,
 }
 
@@ -156,18 +169,20 @@ impl Pending {
         &mut self,
         asked: Vec<NodeInfo>,
         deadline_ms: u64,
+        is_long: bool,
         responder: Responder<Vec<Answer>>,
     ) -> Option<u64> {
         if asked.is_empty() {
             responder.resolve(Ok(Vec::new()));
             return None;
         }
-        if self.calls.len() >= PENDING_MAX {
+        if self.calls.len() >= PENDING_MAX || is_long && self.long >= LONG_MAX {
             return None;
         }
+        self.long += usize::from(is_long);
         self.last += 1;
         self.deadlines.insert((deadline_ms, self.last), ());
-        self.calls.insert(self.last, Waiting { asked, answers: Vec::new(), deadline_ms, responder });
+        self.calls.insert(self.last, Waiting { asked, answers: Vec::new(), deadline_ms, is_long, responder });
         Some(self.last)
     }
 
@@ -202,6 +217,20 @@ impl Pending {
         }
     }
 
+    /// Ends the calls for whose answers nobody waits any more; their numbers, and who was asked and has not answered.
+    pub(super) fn sweep(&mut self) -> Vec<(u64, Vec<u64>)> {
+        let abandoned = self.calls.iter().filter(|(_, waiting)| waiting.responder.is_abandoned());
+        let abandoned = abandoned.map(|(number, waiting)| {
+            let asked: Vec<u64> = waiting.asked.iter().map(|node| node.run).collect();
+            (*number, asked)
+        });
+        let abandoned: Vec<_> = abandoned.collect();
+        for (number, _) in &abandoned {
+            self.end(*number);
+        }
+        abandoned
+    }
+
     /// Ends the calls whose time is over.
     pub(super) fn expire(&mut self, now_ms: u64) {
         while let Some(((deadline_ms, number), ())) = self.deadlines.first_key_value().map(|(key, ())| (*key, ())) {
@@ -218,7 +247,9 @@ impl Pending {
     }
 
     fn end(&mut self, number: u64) {
-        let Some(Waiting { asked, mut answers, deadline_ms, responder }) = self.calls.remove(&number) else { return };
+        let Some(waiting) = self.calls.remove(&number) else { return };
+        let Waiting { asked, mut answers, deadline_ms, is_long, responder } = waiting;
+        self.long -= usize::from(is_long);
         self.deadlines.remove(&(deadline_ms, number));
         answers.extend(asked.into_iter().map(|node| Answer { node, outcome: Err(Failure::Missing) }));
         answers.sort_by(|one, other| (&one.node.name, one.node.run).cmp(&(&other.node.name, other.node.run)));
@@ -242,6 +273,7 @@ mod tests {
         let refused = Err(HubError::new(ErrorCode::NotFound, "no \"such\" thing"));
         for frame in [
             Frame::Look,
+            Frame::Cancel { number: 3 },
             Frame::Call { number: 7, ttl_ms: 2000, data: body.clone() },
             Frame::Answer { number: 7, outcome: Ok(body) },
             Frame::Answer { number: u64::MAX, outcome: refused },
@@ -273,7 +305,7 @@ mod tests {
     fn a_call_ends_when_all_have_answered() {
         let mut calls = Pending::default();
         let (responder, answer) = pending();
-        let number = calls.begin(vec![node(2), node(1)], 100, responder).expect("begun");
+        let number = calls.begin(vec![node(2), node(1)], 100, false, responder).expect("begun");
         assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"2"))), Ok(()));
         assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"again"))), Ok(()));
         assert_eq!(calls.answered(number, 1, Ok(Bytes::from_static(b"1"))), Ok(()));
@@ -287,7 +319,7 @@ mod tests {
     fn who_does_not_answer_in_time_or_is_gone_is_missing() {
         let mut calls = Pending::default();
         let (responder, answer) = pending();
-        let number = calls.begin(vec![node(1), node(2), node(3)], 100, responder).expect("begun");
+        let number = calls.begin(vec![node(1), node(2), node(3)], 100, false, responder).expect("begun");
         assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"2"))), Ok(()));
         calls.gone(3);
         calls.expire(99);
@@ -301,19 +333,49 @@ mod tests {
     }
 
     #[test]
+    fn a_call_whose_answer_nobody_waits_for_is_ended() {
+        let mut calls = Pending::default();
+        let (responder, answer) = pending();
+        let number = calls.begin(vec![node(1), node(2)], 100, true, responder).expect("begun");
+        assert_eq!(calls.answered(number, 2, Ok(Bytes::from_static(b"2"))), Ok(()));
+        assert_eq!(calls.sweep(), []);
+        drop(answer);
+        assert_eq!(calls.sweep(), [(number, vec![1])]);
+        assert_eq!((calls.sweep(), calls.next_ms()), (vec![], None));
+    }
+
+    #[test]
+    fn calls_that_wait_for_something_to_happen_leave_room_for_others() {
+        let mut calls = Pending::default();
+        let mut waiting = Vec::new();
+        for _ in 0..LONG_MAX {
+            let (responder, answer) = pending();
+            assert!(calls.begin(vec![node(1)], 100, true, responder).is_some());
+            waiting.push(answer);
+        }
+        let (responder, _answer) = pending();
+        assert_eq!(calls.begin(vec![node(1)], 100, true, responder), None);
+        let (responder, _answer) = pending();
+        assert!(calls.begin(vec![node(1)], 100, false, responder).is_some());
+        calls.expire(100);
+        let (responder, _answer) = pending();
+        assert!(calls.begin(vec![node(1)], 200, true, responder).is_some());
+    }
+
+    #[test]
     fn calls_that_wait_are_bounded_and_one_to_nobody_is_answered_at_once() {
         let mut calls = Pending::default();
         let (responder, answer) = pending();
-        assert_eq!(calls.begin(Vec::new(), 100, responder), None);
+        assert_eq!(calls.begin(Vec::new(), 100, false, responder), None);
         assert_eq!(answer.wait(), Ok(Vec::new()));
         let mut waiting = Vec::new();
         for _ in 0..PENDING_MAX {
             let (responder, answer) = pending();
-            assert!(calls.begin(vec![node(1)], 100, responder).is_some());
+            assert!(calls.begin(vec![node(1)], 100, false, responder).is_some());
             waiting.push(answer);
         }
         let (responder, answer) = pending();
-        assert_eq!(calls.begin(vec![node(1)], 100, responder), None);
+        assert_eq!(calls.begin(vec![node(1)], 100, false, responder), None);
         assert_eq!(answer.wait().map_err(|error| error.code), Err(ErrorCode::Unavailable));
     }
 }

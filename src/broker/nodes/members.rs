@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(members.beaten(dead, 9000), []);
         assert_eq!(members.next_ms(), 9200, "it tries again soon");
         let revived = Event::Revived { was_buried: true };
-        assert_eq!(members.beaten(new(9200, &[(1, 14_200), (2, 14_000)]), 9200), [revived.clone()]);
+        assert_eq!(members.beaten(new(9200, &[(1, 14_200), (2, 14_000)]), 9200), std::slice::from_ref(&revived));
         // Or had been, before it asked.
         let late = 9200 + LEASE_MS;
         assert_eq!(members.beaten(new(late, &[(1, late + 5000), (2, late + 10)]), late), [revived]);

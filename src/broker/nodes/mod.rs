@@ -57,6 +57,12 @@ pub struct Asked {
 /// The answer to a call, as JSON.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, HubError>> + Send>>;
 
+/// Tells members of a room who has come (true) or gone.
+pub type TellPresence = Box<dyn Fn(&str, Bytes, bool) + Send>;
+
+/// Frees a lock in a room.
+pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
+
 /// What a node does for others, and about them.
 pub struct Service {
     /// Answers a call. The future is dropped where the caller does not wait any longer.
@@ -64,9 +70,9 @@ pub struct Service {
     /// Is told what changed, on the nodes' thread: it must not wait.
     pub event: Box<dyn Fn(Event) + Send>,
     /// Tells the members of a room who has come (true) or gone: the room, and what they are told.
-    pub presence: Box<dyn Fn(&str, Bytes, bool) + Send>,
+    pub presence: TellPresence,
     /// Frees a lock in a room that a dead node held: the room, and what that node had noted of it.
-    pub lock: Box<dyn Fn(&str, NotedLock) + Send>,
+    pub lock: FreeLock,
     /// A client's id that this node had is another one's: it was claimed while this one was taken for dead.
     pub taken: Box<dyn Fn(&str) + Send>,
     /// A node's answer that came when nobody waited for it any more.
@@ -128,6 +134,7 @@ enum Task {
     Release { id: Box<str> },
     Present { room: Box<str>, session: Box<str>, told: Bytes, presenting: Presenting },
     Cleaned { run: u64 },
+    Sweep,
 }
 
 impl fmt::Debug for Handle {
@@ -234,6 +241,11 @@ impl Handle {
         self.task(Task::Cleaned { run });
     }
 
+    /// Has those calls ended, also at other nodes, whose answers were given up: what was asked for there is of no use.
+    pub fn end_abandoned(&self) {
+        self.task(Task::Sweep);
+    }
+
     fn task(&self, task: Task) {
         // Where the thread has ended this node is out of the registry, or about to be taken for dead.
         drop(self.0.tasks.send(task));
@@ -245,7 +257,7 @@ impl Handle {
 }
 
 impl Intake {
-    /// Starts the thread. Returns at once: the node is registered as soon as Redis can be reached.
+    /// Starts the thread. Returns when the node is registered, or Redis can't be reached: then it is as soon as it can.
     pub fn start(self, config: &Config, service: Service) -> Result<Nodes, super::StartError> {
         let Intake { shared, calls, tasks } = self;
         let handle = Handle(shared);
@@ -256,18 +268,20 @@ impl Intake {
         let keys = keys::Keys::new(&prefix, target.is_cluster());
         let bounds = worker::Bounds { lease_ms: config.broker.lease_ms, timeout_ms: config.broker_redis.timeout_ms };
         let of_thread = handle.clone();
+        let (started, outcome) = std::sync::mpsc::sync_channel(1);
         let main = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
             match runtime {
                 Ok(runtime) => {
-                    runtime.block_on(
-                        worker::Worker::new(of_thread, target, scripts, keys, bounds, service).run(calls, tasks),
-                    );
+                    let worker = worker::Worker::new(of_thread, target, scripts, keys, bounds, service);
+                    runtime.block_on(worker.run(calls, tasks, started));
                 }
                 Err(error) => tracing::error!(%error, "nodes can't know each other: no runtime"),
             }
         };
         let thread = std::thread::Builder::new().name("nodes".into()).spawn(main)?;
+        // A thread that ended has dropped its end.
+        outcome.recv().unwrap_or_default();
         Ok(Nodes { handle, thread: Some(thread) })
     }
 }

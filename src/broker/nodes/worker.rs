@@ -10,17 +10,20 @@
 //! Commands are tasks of the same thread that report what came of them; nothing here waits for one. Larger than others
 //! because it is one state: what the end of the link means for beats, calls and claims is told once.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{PushKind, RedisError, Value, cmd};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::calls::{Failure, Frame, Pending};
+use super::calls::{Failure, Frame, LONG_MS, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
 use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
@@ -32,6 +35,8 @@ use crate::wire::codes::ErrorCode;
 
 /// Calls of others that are carried out at a time; beyond it they are refused.
 const SERVING_MAX: usize = 256;
+/// The same of those that wait for something to happen.
+const SERVING_LONG_MAX: usize = 4096;
 /// Bytes of what others say that wait for a turn.
 const INBOX_BYTES_MAX: usize = 64 << 20;
 /// Ids, or fields of presence, in one command.
@@ -73,8 +78,9 @@ pub(super) struct Worker {
     canary_sent_ms: Option<u64>,
     members: Members,
     pending: Pending,
-    /// Calls of others that are being carried out.
-    serving: usize,
+    /// Calls of others that are being carried out, by their run and number.
+    serving: HashMap<(u64, u64), Serving>,
+    serving_long: usize,
     ids: Ids<Tell>,
     /// From when on ids may be claimed.
     claims_from_ms: u64,
@@ -83,6 +89,14 @@ pub(super) struct Worker {
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
     pushed: Arc<Notify>,
+    /// Is dropped when this node is registered for the first time, or can't be.
+    started: Option<SyncSender<()>>,
+}
+
+/// A call of another node that is being carried out.
+struct Serving {
+    task: AbortHandle,
+    is_long: bool,
 }
 
 enum Link {
@@ -137,7 +151,9 @@ impl Worker {
             is_beating: false,
             canary_sent_ms: None,
             pending: Pending::default(),
-            serving: 0,
+            serving: HashMap::new(),
+            serving_long: 0,
+            started: None,
             ids: Ids::default(),
             claims_from_ms: 0,
             presence: Presence::default(),
@@ -149,7 +165,13 @@ impl Worker {
     }
 
     /// Runs until it is asked to end, and takes this node out of the registry then.
-    pub(super) async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+    pub(super) async fn run(
+        mut self,
+        mut calls: mpsc::Receiver<Call>,
+        mut tasks: mpsc::UnboundedReceiver<Task>,
+        started: SyncSender<()>,
+    ) {
+        self.started = Some(started);
         let shared = self.handle.0.clone();
         loop {
             self.turn();
@@ -239,6 +261,7 @@ impl Worker {
 
     fn link_lost(&mut self, error: &dyn std::fmt::Display) {
         let now_ms = self.now_ms();
+        self.started = None;
         if self.attempts == 0 {
             tracing::warn!(%error, "nodes can't know each other right now: the registry can't be reached");
         }
@@ -255,12 +278,13 @@ impl Worker {
         }
     }
 
-    fn spawn(&self, what: impl Future<Output = What> + Send + 'static) {
+    fn spawn(&self, what: impl Future<Output = What> + Send + 'static) -> AbortHandle {
         let (reporter, generation) = (self.reporter.clone(), self.generation);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             // Nobody listens any more at the end.
             drop(reporter.send(Report { generation, what: what.await }));
         });
+        task.abort_handle()
     }
 
     fn publish_connection(&self) -> Option<Connection> {
@@ -316,20 +340,33 @@ impl Worker {
                     (self.service.late)(node.clone(), late);
                 }
             }
+            Frame::Cancel { number } => {
+                // What it was about to answer is put back as it ends.
+                if let Some(serving) = self.serving.remove(&(from, number)) {
+                    self.serving_long -= usize::from(serving.is_long);
+                    serving.task.abort();
+                }
+            }
             Frame::Call { number, ttl_ms, data } => {
-                if self.serving >= SERVING_MAX {
+                let is_long = ttl_ms > LONG_MS;
+                let (count, max) = match is_long {
+                    true => (self.serving_long, SERVING_LONG_MAX),
+                    false => (self.serving.len() - self.serving_long, SERVING_MAX),
+                };
+                if count >= max {
                     let busy =
                         HubError::new(ErrorCode::Unavailable, "the node has too much to do right now; try again");
                     return self.answer(from, number, Err(busy));
                 }
-                self.serving += 1;
                 let timeout = Duration::from_millis(ttl_ms);
                 let answering = (self.service.answer)(Asked { from, data, timeout });
-                self.spawn(async move {
+                let task = self.spawn(async move {
                     let outcome = tokio::time::timeout(timeout, answering).await;
                     let late = || HubError::new(ErrorCode::Unavailable, "there was no answer in time");
                     What::Served { to: from, number, outcome: outcome.unwrap_or_else(|_| Err(late())) }
                 });
+                self.serving_long += usize::from(is_long);
+                self.serving.insert((from, number), Serving { task, is_long });
             }
         }
     }
@@ -366,7 +403,7 @@ impl Worker {
         let runs: Vec<u64> = to.iter().map(|node| node.run).collect();
         // The other end ends first, so that what it says of that still comes.
         let deadline_ms = now_ms + ttl_ms + ttl_ms / 10;
-        let Some(number) = self.pending.begin(to, deadline_ms, responder) else { return };
+        let Some(number) = self.pending.begin(to, deadline_ms, ttl_ms > LONG_MS, responder) else { return };
         let Some(frame) = (Frame::Call { number, ttl_ms, data }).encode(self.run) else {
             let error = HubError::new(ErrorCode::TooLarge, "this is too long to be carried to another node");
             for run in runs {
@@ -389,6 +426,16 @@ impl Worker {
                 self.presence.set(&room, &session, told, presenting, now_ms);
             }
             Task::Cleaned { run } => self.finish(run),
+            Task::Sweep => self.sweep(),
+        }
+    }
+
+    fn sweep(&mut self) {
+        for (number, asked) in self.pending.sweep() {
+            let Some(frame) = (Frame::Cancel { number }).encode(self.run) else { continue };
+            for run in asked {
+                self.send(self.keys.publish(run, &frame), What::Said);
+            }
         }
     }
 
@@ -455,6 +502,7 @@ impl Worker {
         for event in &events {
             self.note(event);
         }
+        self.started = None;
         if is_new {
             self.tell_all_to_look();
         }
@@ -542,7 +590,10 @@ impl Worker {
         let is_former = report.generation != self.generation;
         match report.what {
             What::Served { to, number, outcome } => {
-                self.serving -= 1;
+                if let Some(serving) = self.serving.remove(&(to, number)) {
+                    self.serving_long -= usize::from(serving.is_long);
+                }
+                // Also where it was given up meanwhile: who gets it then puts it back.
                 self.answer(to, number, outcome.map(Into::into));
             }
             What::Claimed { claims, answer } => self.claimed(claims, answer, is_former),

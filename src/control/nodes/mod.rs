@@ -86,6 +86,9 @@ impl<T> Across<T> {
     }
 }
 
+/// What nodes have.
+type Parts<T> = Vec<(Node, T)>;
+
 /// What nodes answered.
 #[derive(Debug)]
 pub(crate) struct Gathered<T> {
@@ -175,7 +178,7 @@ impl<T> Gathered<T> {
     }
 
     /// What the nodes have; a part that is not there is left out. An error of one that is none of having nothing is told.
-    pub(crate) fn present(self) -> Result<(Vec<(Node, T)>, Option<Told>), ApiError> {
+    pub(crate) fn present(self) -> Result<(Parts<T>, Option<Told>), ApiError> {
         let mut parts = Vec::with_capacity(self.parts.len());
         for (node, outcome) in self.parts {
             match outcome {
@@ -194,7 +197,7 @@ impl<T> Gathered<T> {
     }
 
     /// What at least one of the nodes has; an error where none of them has it, or it is not known whether one has.
-    pub(crate) fn found(self) -> Result<(Vec<(Node, T)>, Option<Told>), ApiError> {
+    pub(crate) fn found(self) -> Result<(Parts<T>, Option<Told>), ApiError> {
         let (mut found, mut absent, mut failed) = (Vec::new(), None, None);
         for (node, outcome) in self.parts {
             match outcome {
