@@ -43,6 +43,7 @@ pub use api::Sent;
 pub use locks::LockInfo;
 pub use start::StartError;
 
+use crate::broker::emitter::Emitter;
 use crate::broker::nodes::Nodes;
 use crate::broker::{Broker, BrokerFigures};
 use crate::config::{Config, ConfigError};
@@ -113,6 +114,7 @@ struct Inner {
     broker: Mutex<Option<Broker>>,
     broker_figures: Option<Arc<BrokerFigures>>,
     nodes: Mutex<Option<Nodes>>,
+    emitter: Mutex<Option<Emitter>>,
     nodes_handle: Option<crate::broker::nodes::Handle>,
     store: Option<Store>,
     hooks: Option<Hooks>,
@@ -230,6 +232,8 @@ impl Hub {
                 self.inner.failed.store(true, Ordering::Relaxed);
             }
         }
+        // What is emitted from here on another node passes on.
+        drop(lock(&self.inner.emitter).take());
         // The other nodes learn that nobody is here any more; they clean up.
         let nodes = lock(&self.inner.nodes).take();
         if nodes.is_some_and(|nodes| nodes.shutdown().is_err()) {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+pub mod emitter;
 pub mod figures;
 pub mod link;
 pub mod nodes;

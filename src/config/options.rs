@@ -246,6 +246,10 @@ options! {
         ca_file: Option<PathBuf> = None, Rule::Any, "", Restart;
         /// What all keys and channels begin with.
         prefix: String = "ringhub".to_owned(), Rule::Any, "", Restart;
+        /// The `key` of programs with `@socket.io/redis-emitter` (theirs is `socket.io` unless they say otherwise): what they
+        /// emit into a room of Socket.IO is published in the room of that name, and what is for all in `global`. Empty hears
+        /// none. Whoever may publish in Redis may do so.
+        emitter_key: Option<String> = None, Rule::Any, "", Restart;
         /// How long a connection or an answer may take. A publish without an answer by then is refused as `unavailable`, and
         /// may still have happened.
         timeout_ms: u64 = 2000, range(100, 60_000), "ms", Restart;

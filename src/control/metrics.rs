@@ -190,7 +190,9 @@ impl<B: Backend> Collector for Shards<B> {
         let (journal, broker, nodes) = (self.0.journal(), self.0.broker(), self.0.nodes());
         let of_broker = broker.iter().flat_map(BrokerSnapshot::list);
         let of_nodes = nodes.iter().flat_map(|nodes| nodes.figures().list());
-        for (name, help, only_grows, value) in journal.iter().flat_map(JournalSnapshot::list).chain(of_broker).chain(of_nodes) {
+        for (name, help, only_grows, value) in
+            journal.iter().flat_map(JournalSnapshot::list).chain(of_broker).chain(of_nodes)
+        {
             let kind = if only_grows { Kind::Counter } else { Kind::Gauge };
             let of_kind = if only_grows { MetricType::Counter } else { MetricType::Gauge };
             let sample = encoder.encode_descriptor(name, help, None, of_kind)?;

@@ -251,7 +251,6 @@ impl Hub {
         self.inner.figures.iter().map(|figures| figures.times()).collect()
     }
 
-    /// Publishes after all checks; `may` says whether the publisher may write to a kind and name.
     /// Publishes an event of the hub's own, or of the program that embeds it, as anybody's is checked.
     pub(super) fn publish_checked(&self, room: &str, kind: &str, data: Bytes, tell: Tell) {
         match self.check_publish(room, kind, &data, None, |_, _| true) {
@@ -260,7 +259,7 @@ impl Hub {
         }
     }
 
-    /// Whether an event may be published.
+    /// Whether an event may be published; `may` says whether the publisher may write to a kind and name.
     pub(super) fn check_publish(
         &self,
         room: &str,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::api::Wake;
 use super::{Hub, Inner, lock};
+use crate::broker::emitter;
 use crate::broker::nodes::{self, Answering, Asked, Event, Handle, Intake, NodeInfo, Service};
 use crate::config::{BrokerKind, Config};
 use crate::control::nodes::{NodeCall, serve};
@@ -75,9 +76,27 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
             }
         }),
     };
+    let for_emitter = hub_of(hub);
     let nodes = intake.start(&config, service)?;
+    let emitter = emitter::start(&config, nodes.handle().clone(), emitted(for_emitter))?;
     *lock(&hub.inner.nodes) = Some(nodes);
+    *lock(&hub.inner.emitter) = emitter;
     Ok(())
+}
+
+/// Publishes what a program emits, as anybody's is checked.
+fn emitted(hub: impl Fn() -> Option<Hub> + Send + 'static) -> emitter::Publish {
+    Box::new(move |room, kind, data| {
+        let Some(hub) = hub() else { return };
+        let of = room.to_owned();
+        let tell = move |outcome: Result<super::Published, Refused>| {
+            if let Err(refused) = outcome {
+                let (code, message) = (refused.code.as_str(), &*refused.message);
+                tracing::warn!(room = of, code, message, "what an emitter said was not published");
+            }
+        };
+        hub.publish_checked(room, kind, data, Box::new(tell));
+    })
 }
 
 fn answering(hub: Option<Hub>, asked: Asked) -> Answering {

@@ -178,6 +178,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             broker_figures: broker.as_ref().map(|broker| broker.figures().clone()),
             broker: Mutex::new(broker),
             nodes: Mutex::new(None),
+            emitter: Mutex::new(None),
             nodes_handle,
             store: store.clone(),
             hooks: hooks.clone(),

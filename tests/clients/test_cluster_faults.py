@@ -383,6 +383,7 @@ async def run_scenario(cluster: Cluster, broken: Broken, record: History, drawn:
     actors.publish(Publisher.with_keys, "keys-1")
     actors.publish(Publisher.with_keys, "keys-2")
     actors.read(Resuming, "resuming-1", 0)
+    actors.read(Resuming, "resuming-2")
     actors.read(Native, "wandering-1")
     actors.read(Native, "wandering-2")
     actors.read(Stream, "stream-1")

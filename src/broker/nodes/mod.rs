@@ -295,7 +295,7 @@ impl Intake {
     }
 }
 
-fn first_target(config: &Config, name: &str) -> Result<Target, super::StartError> {
+pub(super) fn first_target(config: &Config, name: &str) -> Result<Target, super::StartError> {
     let targets: Result<Vec<Target>, CaFileError> = Target::all(config, name);
     targets?.into_iter().next().ok_or(super::StartError::NoBroker)
 }

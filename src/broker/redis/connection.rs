@@ -422,6 +422,14 @@ impl Connection {
         }
     }
 
+    /// Subscribes to all channels whose name fits a pattern.
+    pub async fn subscribe_to_pattern(&self, pattern: &str) -> Result<(), RedisError> {
+        match self {
+            Connection::Server(connection) => connection.clone().psubscribe(pattern).await,
+            Connection::Cluster(connection) => connection.clone().psubscribe(pattern).await,
+        }
+    }
+
     /// Unsubscribes from channels.
     pub async fn unsubscribe(&self, channels: &[String]) -> Result<(), RedisError> {
         match self {
@@ -477,7 +485,8 @@ impl Inbox {
         let bytes: usize =
             push.data.iter().map(|value| if let Value::BulkString(bytes) = value { bytes.len() } else { 16 }).sum();
         let mut pushed = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_message = matches!(push.kind, redis::PushKind::Message | redis::PushKind::SMessage);
+        let is_message =
+            matches!(push.kind, redis::PushKind::Message | redis::PushKind::SMessage | redis::PushKind::PMessage);
         if is_message && pushed.bytes + bytes > self.bytes_max {
             if let Some(Value::BulkString(channel)) = push.data.into_iter().next() {
                 pushed.dropped.insert(channel);
