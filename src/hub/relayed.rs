@@ -43,6 +43,8 @@ pub struct Relayed {
     last_id: [u8; 36],
     /// Whether the log had to give way, and the broker may have more of it.
     is_thin: bool,
+    /// The last number that a publisher of this node was told; what comes from the broker may be behind that.
+    answered: u64,
     /// What waits for the state, in order.
     waiting: Vec<Deferred>,
 }
@@ -81,7 +83,12 @@ pub struct HistoryCall {
 
 impl Relayed {
     pub(super) fn asked() -> Relayed {
-        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, waiting: Vec::new() }
+        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, answered: 0, waiting: Vec::new() }
+    }
+
+    /// A publisher of this node is told that its event has this number.
+    pub(super) fn note_answered(&mut self, seq: u64) {
+        self.answered = self.answered.max(seq);
     }
 
     /// Its log had to give way.
@@ -261,16 +268,23 @@ impl Core {
         }
     }
 
-    /// Has a log that had to give way read again.
+    /// Has a log read again that had to give way, or that lacks what a publisher of this node was told to be in it.
     fn fill_up(&mut self, id: RoomId) {
+        let is_settling = self.relaying.as_deref().is_some_and(|relaying| relaying.is_settling);
         let Some(room) = self.rooms.get_mut(id) else { return };
-        let Some(relayed) = room.home.as_deref_mut().and_then(Home::relayed_mut) else { return };
-        if relayed.state == State::Known && mem::take(&mut relayed.is_thin) {
-            relayed.state = State::Asked;
-            let room = room.name.clone();
-            if let Some(relaying) = self.relaying.as_deref_mut() {
-                relaying.out.push(ToBroker::Follow { room, from: None, claim: None });
-            }
+        let Some(home) = room.home.as_deref_mut() else { return };
+        let (epoch, seq) = (home.epoch, home.seq);
+        let Some(relayed) = home.relayed_mut().filter(|relayed| relayed.state == State::Known) else { return };
+        let is_thin = mem::take(&mut relayed.is_thin);
+        let is_behind = relayed.answered > seq && !is_settling;
+        if !is_thin && !is_behind {
+            return;
+        }
+        relayed.state = State::Asked;
+        let from = (!is_thin).then_some(Place { epoch, seq, id: relayed.last_id });
+        let room = room.name.clone();
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.out.push(ToBroker::Follow { room, from, claim: None });
         }
     }
 
@@ -346,6 +360,11 @@ impl Core {
         let is_missing = after_seq != seq;
         let before = home.log.bytes();
         home.log.clear();
+        if home.epoch != epoch
+            && let Some(relayed) = home.relayed_mut()
+        {
+            relayed.answered = 0;
+        }
         home.epoch = epoch;
         home.seq = first_seq.saturating_sub(1);
         self.log_bytes = self.log_bytes.saturating_sub(before);

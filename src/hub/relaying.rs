@@ -295,6 +295,7 @@ impl Core {
         // Of the others it is known that they follow the room, not how many of their connections do.
         let elsewhere = numbers.nodes.saturating_sub(u32::from(home.is_some()));
         let is_followed = home.is_some();
+        self.note_answered(room, &numbers);
         for (waiting, numbered) in waiting.into_iter().zip(numbers.events) {
             let Waiting { reply, id, kind, received_us, exclude, .. } = waiting;
             let (duplicate, seq) = (numbered.duplicate_of.is_some(), numbered.seq);
@@ -313,6 +314,15 @@ impl Core {
             let (epoch, nodes) = (numbers.epoch, elsewhere);
             let published = Published { id, seq, epoch, duplicate, delivered, queued, nodes };
             self.answer(reply, room.clone(), Ok(published));
+        }
+    }
+
+    /// What a publisher is told to be in the log has to be there when it looks.
+    fn note_answered(&mut self, room: &RoomName, numbers: &Numbers) {
+        let Some(last) = numbers.events.iter().map(|numbered| numbered.seq).max() else { return };
+        let home = self.rooms.find(room).and_then(|id| self.home_mut(id));
+        if let Some(relayed) = home.filter(|home| home.epoch == numbers.epoch).and_then(Home::relayed_mut) {
+            relayed.note_answered(last);
         }
     }
 
