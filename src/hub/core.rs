@@ -513,7 +513,7 @@ impl Core {
         let (mut taken_over, unix_ms) = (None, self.now.unix_ms);
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
-            JoinClaim::None => {}
+            JoinClaim::None | JoinClaim::Given { .. } => {}
             JoinClaim::Session { identity, token } => {
                 let session = home.session.get_or_insert_with(|| Box::new(SessionHome::new(identity.clone(), token)));
                 if session.identity.user_id != identity.user_id {

@@ -309,6 +309,13 @@ pub struct Join {
 pub enum JoinClaim {
     /// Nothing.
     None,
+    /// Nothing; but the newcomer has been given the room's events up to here, and will go on from there.
+    Given {
+        /// The log's epoch.
+        epoch: u64,
+        /// The event's number.
+        seq: u64,
+    },
     /// That a session is new or this user's; an older connection of it is taken over.
     Session {
         /// Who.

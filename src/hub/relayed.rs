@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::brokered::{BrokeredEvent, Carried, Followed, Place, ToBroker};
 use super::core::{Core, epoch_text};
-use super::message::{HistoryAsked, Join, JoinRefused, Joined, Message, OVERLOADED};
+use super::message::{HistoryAsked, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED};
 use super::name::RoomName;
 use super::presence::Turn;
 use super::publish::BATCH_BYTES_MAX;
@@ -43,6 +43,8 @@ pub struct Relayed {
     last_id: [u8; 36],
     /// Whether the log had to give way, and the broker may have more of it.
     is_thin: bool,
+    /// The largest number that a client said to have been given, of which the broker was told.
+    claimed: u64,
     /// The last number that a publisher of this node was told; what comes from the broker may be behind that.
     answered: u64,
     /// What waits for the state, in order.
@@ -83,7 +85,7 @@ pub struct HistoryCall {
 
 impl Relayed {
     pub(super) fn asked() -> Relayed {
-        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, answered: 0, waiting: Vec::new() }
+        Relayed { state: State::Asked, last_id: [0; 36], is_thin: false, claimed: 0, answered: 0, waiting: Vec::new() }
     }
 
     /// A publisher of this node is told that its event has this number.
@@ -229,10 +231,12 @@ impl Core {
         if is_about_log {
             self.fill_up(id);
         }
-        if let Message::Join(join) = &message
-            && let Some(Since::Seq { seq, epoch: Some(epoch) }) = &join.since
-        {
-            self.doubt(id, *seq, epoch);
+        if let Message::Join(join) = &message {
+            match (&join.since, &join.claim) {
+                (Some(Since::Seq { seq, epoch: Some(epoch) }), _) => self.doubt(id, *seq, epoch),
+                (_, JoinClaim::Given { epoch, seq }) => self.doubt(id, *seq, &epoch_text(*epoch)),
+                _ => {}
+            }
         }
         let Some(relayed) = self.home_mut(id).and_then(Home::relayed_mut) else { return Some(message) };
         match relayed.state {
@@ -255,10 +259,17 @@ impl Core {
         let Some(home) = room.home.as_deref_mut() else { return };
         let (at, last_seq) = (home.epoch, home.seq);
         let is_same = *epoch_text(at) == *epoch;
-        if is_settling || (is_same && seq <= last_seq) {
+        if is_same && seq <= last_seq {
             return;
         }
         let Some(relayed) = home.relayed_mut().filter(|relayed| relayed.state == State::Known) else { return };
+        // What waited for the state is not asked again, unless the broker could not be told of it before.
+        if is_settling && (!is_same || relayed.claimed >= seq) {
+            return;
+        }
+        if is_same {
+            relayed.claimed = relayed.claimed.max(seq);
+        }
         relayed.state = State::Asked;
         let from = Some(Place { epoch: at, seq: last_seq, id: relayed.last_id });
         let claim = is_same.then_some((at, seq));
@@ -363,7 +374,7 @@ impl Core {
         if home.epoch != epoch
             && let Some(relayed) = home.relayed_mut()
         {
-            relayed.answered = 0;
+            (relayed.answered, relayed.claimed) = (0, 0);
         }
         home.epoch = epoch;
         home.seq = first_seq.saturating_sub(1);

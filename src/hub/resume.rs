@@ -159,7 +159,7 @@ impl Core {
 
     /// A join of a session that is on its way from one connection to another waits for it; otherwise it is given back.
     pub(super) fn await_handover(&mut self, join: Join) -> Option<Join> {
-        if matches!(join.claim, JoinClaim::None) {
+        if !matches!(join.claim, JoinClaim::Session { .. }) {
             return Some(join);
         }
         let Some(handover) = self.handovers.get_mut(&join.room) else { return Some(join) };

@@ -181,12 +181,16 @@ impl State {
             Begins::Since(since) => Some(since.clone()),
             _ => None,
         };
-        let names: Vec<RoomName> = opening.iter().map(|room| room.name.clone()).collect();
+        let claim = |room: &OpeningRoom| match room.from {
+            From::After(mark) => JoinClaim::Given { epoch: mark.epoch, seq: mark.seq },
+            _ => JoinClaim::None,
+        };
+        let names: Vec<(RoomName, JoinClaim)> = opening.iter().map(|room| (room.name.clone(), claim(room))).collect();
         // As many as the option allows, which is less than a byte holds.
         admission.waiting = u8::try_from(names.len()).unwrap_or(u8::MAX);
         admission.opening = Some(Box::new(Opening { rooms: opening }));
-        for room in names {
-            let (claim, ticket) = (JoinClaim::None, Ticket::Admission);
+        for (room, claim) in names {
+            let ticket = Ticket::Admission;
             let join = Join { room: room.clone(), address, claim, selection: None, since: since.clone(), ticket };
             self.core.send_home(&room, Message::Join(Box::new(join)));
         }

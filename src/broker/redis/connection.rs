@@ -1,4 +1,6 @@
 //! Connections to Redis: a server, the server that sentinels tell of, or a cluster.
+//!
+//! Larger than most files because all that the library is asked for in three ways is asked for here, and nowhere else.
 
 use std::error::Error as _;
 use std::fmt;
@@ -195,6 +197,7 @@ impl Target {
     async fn connect_all(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
         if self.mode == RedisMode::Cluster {
             let connection = Connection::Cluster(self.cluster(inbox).await?);
+            self.probe(&connection, scripts).await?;
             return Ok(Connections { publish: connection.clone(), follow: connection });
         }
         let client = match self.mode {
@@ -215,6 +218,7 @@ impl Target {
         let connections = Connections { publish: Connection::Server(publish), follow: Connection::Server(follow) };
         // One user, one server: what is so for one is so for the other.
         self.prepare(&connections.publish, scripts).await?;
+        self.probe(&connections.publish, scripts).await?;
         self.set_name(&connections.follow).await;
         Ok(connections)
     }
@@ -243,6 +247,19 @@ impl Target {
                 // Then they go with their text the first time.
                 Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
                 Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A user who may not call the scripts, or not with these keys and channels, is found out here, and not by the first
+    /// publish. What else the server refuses now concerns those who publish.
+    async fn probe(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
+        let may_call = connection.call(&scripts.probe()).await.map(drop);
+        let may_say = connection.command(scripts.probe_channel()).await.map(drop);
+        for refused in [may_call, may_say].into_iter().filter_map(Result::err) {
+            if refused.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
+                return Err(refused.into());
             }
         }
         Ok(())

@@ -17,6 +17,9 @@ const META_MS: u64 = 30 * 24 * 3600 * 1000;
 /// Bytes of events that one read brings, about; the largest event may be more.
 const READ_BYTES: usize = 256 << 10;
 
+/// Stands for a room in keys and channels that are only tried.
+const PROBE: &str = "probe";
+
 /// A script.
 #[derive(Debug)]
 pub struct Script {
@@ -128,6 +131,20 @@ impl Scripts {
     pub fn canary(&self, at: usize) -> Cmd {
         let mut command = cmd(self.publish_command);
         command.arg(self.canary_channel(at)).arg("");
+        command
+    }
+
+    /// Does nothing, in a room that no client can name.
+    pub fn probe(&self) -> Call {
+        let keys = vec![self.key(PROBE, "meta"), self.key(PROBE, "log")];
+        let arguments = vec![self.channel(PROBE).into_bytes(), self.publish_command.into(), text(META_MS)];
+        self.clear.call(keys, arguments)
+    }
+
+    /// Says something there, which nobody hears.
+    pub fn probe_channel(&self) -> Cmd {
+        let mut command = cmd(self.publish_command);
+        command.arg(self.channel(PROBE)).arg("");
         command
     }
 
