@@ -353,14 +353,14 @@ test('the system view shows what works and what does not', async () => {
   client.socket.send(JSON.stringify({ type: 'nonsense', id: 1 }));
   await card('Errors told to clients').getByText('unknown_type').waitFor();
   client.leave();
-  // A broker of another kind, and a store that is in trouble, as a hub would tell of them.
+  // A broker with a server away, and a store that is in trouble, as a hub would tell of them.
   await page.route('**/api/v1/websocket/stats', async (route) => {
     const answer = await route.fetch();
     const stats = await answer.json();
     Object.assign(stats.store, { breaker: 'open', trouble: 'full' });
-    await route.fulfill({ response: answer, json: { ...stats, broker: { kind: 'elsewhere', breaker: 'half_open', trouble: 'no answer', waiting: 1234 } } });
+    await route.fulfill({ response: answer, json: { ...stats, broker: { kind: 'redis', state: 'down', servers: 3, servers_up: 2, events_in: 1234 } } });
   });
-  for (const text of ['elsewhere', 'is tried', 'no answer', '1,234']) await card('Broker').getByText(text, { exact: true }).waitFor();
+  for (const text of ['redis', 'down', '1,234']) await card('Broker').getByText(text, { exact: true }).waitFor();
   for (const text of ['down', 'full']) await card('Store').getByText(text, { exact: true }).waitFor();
   await page.leave();
   await backendless.stop();
