@@ -63,6 +63,11 @@ def health(backend):
         assert page["status"] == "ok" and page["total"]["connections"] == 0, page
     assert b"ringhub_connections" in backend.call("GET", "/metrics")
     assert b"export class Ringhub " in backend.call("GET", "/ringhub.js")
+    assert b"dashboard/app.js" in backend.call("GET", "/dashboard")
+    assert b"import " in backend.call("GET", "/dashboard/{file}", file="app.js")
+    # There is no demo beside this hub.
+    assert backend.call("GET", "/demo", expected=404)["error"]["code"] == "not_found"
+    backend.call("GET", "/demo/{file}", file="demo.js", expected=404)
     assert backend.call("GET", "/api/v1/websocket/stats")["lately"]
     assert backend.call("GET", "/api/v1/alerts")["active"] == []
     assert backend.call("GET", "/api/v1/performance", query={"since": int(time.time()) - 60})["step_s"] == 10
