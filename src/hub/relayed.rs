@@ -32,6 +32,10 @@ pub(super) const UNREACHABLE: Refused =
 const CLEARS_MAX: usize = 1024;
 /// What is asked of one room while its state is not known.
 const WAITING_MAX: usize = 65_536;
+/// Bytes of a batch of events that are read into a log.
+const RESTOCK_BYTES: usize = 64 * 1024;
+/// How far apart the events of such a batch were published, in milliseconds.
+const RESTOCK_MS: u64 = 1000;
 /// Stands for a place in an earlier life of a log: all of this one comes after it.
 pub const BEFORE_ALL: u64 = u64::MAX;
 
@@ -105,6 +109,7 @@ impl Relayed {
 }
 
 impl Core {
+    /// Events that follow on what this home has.
     pub(super) fn carried(&mut self, carried: Carried) {
         let Carried { room, epoch, first_seq, events } = carried;
         let Some(id) = self.rooms.find(&room) else { return };
@@ -174,6 +179,7 @@ impl Core {
         }
     }
 
+    /// The room's state, or that it can't be had.
     pub(super) fn followed(&mut self, room: &RoomName, outcome: Result<Box<Followed>, Refused>) {
         let Some(id) = self.rooms.find(room) else { return };
         let known = self.home_mut(id).map_or(0, |home| home.seq);
@@ -197,8 +203,11 @@ impl Core {
         self.set_settling(true);
         for deferred in waiting {
             match deferred {
-                // Homes alone are waited for.
-                Deferred::Message(message) => drop(self.handle(message, now)),
+                Deferred::Message(message) => {
+                    // What a home gives back is for its shard, which finds it behind what it has to do already.
+                    let given_back = self.handle(message, now);
+                    self.local.extend(given_back);
+                }
                 Deferred::History(call) => self.history_call(call),
             }
         }
@@ -332,6 +341,7 @@ impl Core {
         relaying.out.push(ToBroker::Clear { room: room.clone(), number });
     }
 
+    /// The log was emptied, here or at another node.
     pub(super) fn emptied(&mut self, room: &RoomName, epoch: u64, log_from: u64) {
         let Some(id) = self.rooms.find(room) else { return };
         self.seal(id);
@@ -399,18 +409,22 @@ impl Core {
         }
     }
 
-    /// Puts events that are not live any more into a log.
+    /// Puts events that are not live any more into a log: in batches of what was published at about the same time, by which
+    /// a log tells old events from new ones. Events of a clock that is late count as those before them.
     fn restock(&mut self, id: RoomId, events: Vec<BrokeredEvent>) {
+        let now_ms = self.now.unix_ms;
+        let (mut first_ms, mut last_ms) = (0, 0);
         for event in events {
-            let unix_ms = event.unix_ms;
-            self.append(id, event);
+            let unix_ms = event.unix_ms.min(now_ms).max(last_ms);
             let is_full = self.home_mut(id).is_some_and(|home| home.open_bytes() >= RESTOCK_BYTES);
-            if is_full {
-                self.stock(id, unix_ms);
+            if is_full || unix_ms > first_ms + RESTOCK_MS {
+                self.stock(id, last_ms);
+                first_ms = unix_ms;
             }
+            last_ms = unix_ms;
+            self.append(id, event);
         }
-        let unix_ms = self.now.unix_ms;
-        self.stock(id, unix_ms);
+        self.stock(id, last_ms);
     }
 
     fn stock(&mut self, id: RoomId, unix_ms: u64) {
@@ -452,5 +466,78 @@ impl Core {
     }
 }
 
-/// Bytes of a batch of events that are read into a log.
-const RESTOCK_BYTES: usize = 64 * 1024;
+#[cfg(test)]
+mod tests {
+    use super::super::batch::Address;
+    use super::super::core::CoreLimits;
+    use super::super::message::{JoinClaim, Resume, ResumeAsked, Ticket};
+    use super::super::name::{NameHasher, ShardId};
+    use super::super::reply::pending;
+    use super::super::rules::Rules;
+    use super::*;
+    use crate::auth::Identity;
+    use crate::config::Config;
+    use crate::ring::{ConnKey, Now};
+
+    const ME: Address = Address { shard: ShardId(0), conn: ConnKey { slot: 1, generation: 1 } };
+    const NOW: Now = Now { monotonic_us: 1_000_000, unix_ms: 1_700_000_000_000 };
+
+    fn core() -> Core {
+        let config = Config::default();
+        let (limits, rules) = (CoreLimits::new(&config), Rules::new(&config));
+        let mut core = Core::new(ShardId(0), 1, NameHasher::new(1), [1, 2], limits, rules);
+        core.set_now(NOW);
+        core.begin_relaying(7);
+        core
+    }
+
+    fn event(unix_ms: u64) -> BrokeredEvent {
+        let (kind, data) = ("a".into(), bytes::Bytes::from_static(b"1"));
+        BrokeredEvent { id: [b'i'; 36], unix_ms, kind, data, key: None, exclude: None }
+    }
+
+    fn followed(core: &mut Core, room: &RoomName, events: Vec<BrokeredEvent>) {
+        let seq = events.len() as u64;
+        let state = Followed { epoch: 9, seq, continues: false, first_seq: 1, events };
+        core.followed(room, Ok(Box::new(state)));
+    }
+
+    #[test]
+    fn what_a_home_has_for_its_shard_is_not_lost_where_it_had_to_wait() {
+        let mut core = core();
+        let room = core.hasher().room("session:s");
+        // Somebody looks into the session's room, so that its state is asked for.
+        let (responder, told) = pending();
+        core.history_call(HistoryCall { room: room.clone(), since: None, limit: 10, reverse: false, responder });
+        let identity = Arc::new(Identity::anonymous("alice".to_owned()));
+        let asked = ResumeAsked::default();
+        let resume = Resume { room: room.clone(), address: ME, identity, token: [0; 16], was_sought: false, asked };
+        assert!(core.handle(Message::Resume(Box::new(resume)), NOW).is_none(), "it waits");
+        followed(&mut core, &room, Vec::new());
+        assert!(told.wait().is_ok());
+        // The session is not here; the shard has to look for it at other nodes.
+        let next = core.next_local();
+        assert!(matches!(&next, Some(Message::Resume(_))), "{next:?}");
+        let given_back = next.and_then(|message| core.handle(message, NOW));
+        assert!(matches!(given_back, Some(Message::Resume(_))), "{given_back:?}");
+    }
+
+    #[test]
+    fn a_log_that_was_read_tells_old_events_from_new_ones() {
+        let mut core = core();
+        let room = core.hasher().room("project:1");
+        let since = Some(Since::Seconds(60));
+        let (claim, selection, ticket) = (JoinClaim::None, None, Ticket::Single(None));
+        let join = Join { room: room.clone(), address: ME, claim, selection, since, ticket };
+        assert!(core.handle(Message::Join(Box::new(join)), NOW).is_none());
+        let ages_s = [3000, 600, 61, 59, 10, 0];
+        // By the clocks of two nodes, the second of which is late.
+        let mut events: Vec<_> = ages_s.iter().map(|age_s| event(NOW.unix_ms - age_s * 1000)).collect();
+        events.insert(5, event(NOW.unix_ms - 90_000));
+        followed(&mut core, &room, events);
+        let Some(Message::Joined(joined)) = core.next_local() else { panic!("it is answered") };
+        let batches = joined.replay.expect("a replay");
+        let seqs: Vec<u64> = batches.iter().flat_map(|batch| batch.events.iter().map(|event| event.seq)).collect();
+        assert_eq!(seqs, [4, 5, 6, 7], "of the last minute, and what came behind those");
+    }
+}

@@ -64,16 +64,21 @@ impl State {
     /// False where it lags in that room already: a batch behind the one that did not fit changes nothing, it is read from the
     /// log as well.
     pub(super) fn note_lag(&mut self, conn: ConnKey, room: RoomId, after_seq: u64, waits: LagWaits) -> bool {
-        let lags = match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
-            Some(Phase::Open(client)) => &mut client.under_way().lags,
-            Some(Phase::Admission(admission)) => &mut admission.behind,
-            _ => return false,
-        };
+        let Some(lags) = self.lags_mut(conn) else { return false };
         let is_new = !lags.iter().any(|lag| lag.room == room);
         if is_new {
             lags.push(Lag { room, after_seq, waits });
         }
         is_new
+    }
+
+    /// Where a connection lags, be it open or still being let in.
+    fn lags_mut(&mut self, conn: ConnKey) -> Option<&mut Vec<Lag>> {
+        match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {
+            Some(Phase::Open(client)) => Some(&mut client.under_way().lags),
+            Some(Phase::Admission(admission)) => Some(&mut admission.behind),
+            _ => None,
+        }
     }
 
     /// Asks a home for what the connection missed: one room at a time, urgent ones before others, and of these the one that
@@ -130,7 +135,8 @@ impl State {
         for conn in members {
             // What has its number already goes first.
             let rest_after = self.deliver_rest(id, conn).filter(|_| !is_another);
-            if is_another && let Some(lag) = self.lag_mut(conn, id) {
+            let lags = self.lags_mut(conn).filter(|_| is_another).into_iter().flatten();
+            for lag in lags.filter(|lag| lag.room == id) {
                 lag.after_seq = BEFORE_ALL;
                 if matches!(lag.waits, LagWaits::Home(_)) {
                     // The answer is about the log that is gone.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import urllib.parse
+from collections.abc import Iterator
 
 from hub import Hub, admin, free_port
 
@@ -86,6 +88,20 @@ class Cluster:
         """What the nodes had to say, without their greetings."""
         lines = [f"{hub.settings['node.name']}: {line}\n" for hub in [*self.former, *self.nodes] for line in hub.log().splitlines()]
         return "".join(line for line in lines if LOG_LINE.match(line))
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[Cluster]]:
+    """Ends the clusters that are put into the list, all of them whatever becomes of one."""
+    clusters: list[Cluster] = []
+    yield clusters
+    failures = []
+    for cluster in clusters:
+        try:
+            cluster.stop()
+        except AssertionError as failure:
+            failures.append(str(failure))
+    assert not failures, "\n".join(failures)
 
 
 def readiness(hub: Hub) -> tuple[int, dict]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from cluster import Cluster
+from cluster import Cluster, stopping
 from hub import Hub, admin, token
 from peer import WAIT_S, eventually, joined
 from redis_servers import Redis, RedisCluster, SentinelPair, lacking
@@ -48,22 +48,15 @@ def nodes(_nodes):
 @pytest.fixture
 def form(_redis):
     """Forms clusters that end with the test, with short leases."""
-    clusters: list[Cluster] = []
+    with stopping() as clusters:
 
-    def form_cluster(of_redis: dict | None = None, *, settings: dict | None = None, **named) -> Cluster:
-        settings = {"broker.lease_ms": LEASE_MS} | TELLS | (settings or {})
-        clusters.append(Cluster(of_redis or _redis.settings, settings=settings, **named))
-        all_know_all(clusters[-1])
-        return clusters[-1]
+        def form_cluster(of_redis: dict | None = None, *, settings: dict | None = None, **named) -> Cluster:
+            settings = {"broker.lease_ms": LEASE_MS} | TELLS | (settings or {})
+            clusters.append(Cluster(of_redis or _redis.settings, settings=settings, **named))
+            all_know_all(clusters[-1])
+            return clusters[-1]
 
-    yield form_cluster
-    failures = []
-    for cluster in clusters:
-        try:
-            cluster.stop()
-        except AssertionError as failure:
-            failures.append(str(failure))
-    assert not failures, "\n".join(failures)
+        yield form_cluster
 
 
 def call(hub: Hub, method: str, path: str, body: object = None) -> tuple[int, dict]:

@@ -13,6 +13,8 @@ use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::codes::ErrorCode;
 use ringhub::wire::native::Refused;
 
+use crate::node::Node;
+
 const AWAY: Refused = Refused::new(ErrorCode::Unavailable, "the broker is away");
 
 /// The log of a room.
@@ -379,4 +381,30 @@ impl Exchange {
         }
         did
     }
+}
+
+/// A turn of all nodes, and of the ways between them; true where anything was under way there.
+pub fn turn(exchange: &mut Exchange, nodes: &mut [Node], rng: &mut Rng) -> bool {
+    let mut did = false;
+    for (number, node) in nodes.iter_mut().enumerate() {
+        did |= exchange.turn(number, rng);
+        node.turn();
+    }
+    did
+}
+
+/// Turns until nothing happens any more; `looks` takes what has come.
+pub fn settle(exchange: &mut Exchange, nodes: &mut [Node], rng: &mut Rng, mut looks: impl FnMut()) {
+    let has_work = |node: &Node| (0..node.shards() as u16).any(|shard| node.mesh.has_work(ShardId(shard)));
+    let mut quiet = 0;
+    for _ in 0..100_000 {
+        let did = turn(exchange, nodes, rng);
+        looks();
+        let is_idle = nodes.iter().all(|node| node.world.is_idle() && !has_work(node));
+        quiet = if did || !is_idle { 0 } else { quiet + 1 };
+        if quiet > 8 {
+            return;
+        }
+    }
+    panic!("the cluster does not come to rest");
 }

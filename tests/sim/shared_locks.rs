@@ -8,14 +8,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use ringhub::hub::name::ShardId;
 use ringhub::ring::sim::Faults;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::client::Client;
-use crate::exchange::Exchange;
+use crate::exchange::{self, Exchange};
 use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
@@ -142,30 +141,14 @@ impl Run {
         }
     }
 
-    fn turn(&mut self) -> bool {
-        let mut did = false;
-        for number in 0..self.nodes.len() {
-            did |= self.exchange.turn(number, &mut self.rng);
-            self.nodes[number].turn();
-        }
-        for actor in &mut self.actors {
-            actor.client.poll();
-        }
-        did
+    fn turn(&mut self) {
+        exchange::turn(&mut self.exchange, &mut self.nodes, &mut self.rng);
+        self.actors.iter_mut().for_each(|actor| actor.client.poll());
     }
 
     fn settle(&mut self) {
-        let mut quiet = 0;
-        for _ in 0..100_000 {
-            let did = self.turn();
-            let has_work = |node: &Node| (0..node.shards() as u16).any(|shard| node.mesh.has_work(ShardId(shard)));
-            let is_idle = self.nodes.iter().all(|node| node.world.is_idle() && !has_work(node));
-            quiet = if did || !is_idle { 0 } else { quiet + 1 };
-            if quiet > 8 {
-                return;
-            }
-        }
-        panic!("the cluster does not come to rest");
+        let Run { exchange, nodes, rng, actors, .. } = self;
+        exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
     }
 
     fn pass(&mut self, ms: u64) {
