@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::batch::{Address, Batch};
 use super::core::Core;
 use super::members::{HOLE, ListId};
+use super::message::RoomState;
 use super::name::RoomName;
 use super::outbox::Lane;
 use super::recorder::{Mark, Noted};
@@ -167,10 +168,18 @@ impl Core {
         None
     }
 
-    /// A room's home has counted a new member, which gets what comes after that event.
-    pub fn joined_after(&mut self, id: RoomId, seq: u64) {
+    /// A room's home has counted a new member, which gets what comes after its last event.
+    pub fn joined(&mut self, id: RoomId, state: &RoomState) {
         if let Some(room) = self.rooms.get_mut(id) {
-            room.note_given(seq);
+            room.note_given(state.seq);
+            room.note_epoch(state.epoch);
+        }
+    }
+
+    /// A room's log is another one from here on, of which this shard's members have nothing.
+    pub fn renewed(&mut self, id: RoomId, epoch: u64) {
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.note_epoch(epoch);
         }
     }
 

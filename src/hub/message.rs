@@ -204,6 +204,8 @@ pub enum Message {
     Renewed {
         /// The room.
         room: RoomName,
+        /// The epoch of its log.
+        epoch: u64,
         /// The last event that those have who had all; [`BEFORE_ALL`](super::relayed::BEFORE_ALL) where the log is another.
         after_seq: u64,
     },

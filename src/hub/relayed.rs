@@ -405,7 +405,7 @@ impl Core {
         let shards: Vec<_> = home.shards_with_members().collect();
         let room = room.name.clone();
         for shard in shards {
-            self.send(shard, Message::Renewed { room: room.clone(), after_seq });
+            self.send(shard, Message::Renewed { room: room.clone(), epoch, after_seq });
         }
     }
 

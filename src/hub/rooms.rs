@@ -31,11 +31,15 @@ pub struct Room {
     /// The last event that came to this shard's members, or that was there before they joined; [`UNKNOWN`] where it has a
     /// number that does not fit into the place that is free here.
     given_seq: u32,
+    /// Which life of the room's log that number is of.
+    epoch: u64,
     /// What only the home shard has.
     pub home: Option<Box<Home>>,
 }
 
 const UNKNOWN: u32 = u32::MAX;
+/// Of no log.
+pub const NO_EPOCH: u64 = 0;
 
 /// What a room's home knows.
 #[derive(Debug)]
@@ -81,6 +85,16 @@ impl Room {
     /// This shard's members have, or are about to be given, all up to this event.
     pub fn note_given(&mut self, seq: u64) {
         self.given_seq = u32::try_from(seq).unwrap_or(UNKNOWN);
+    }
+
+    /// This shard's members go by the log's life with that epoch from here on.
+    pub fn note_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+
+    /// The epoch that this shard's members go by; [`NO_EPOCH`] where nobody has joined yet.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The last event that this shard's members have, or are about to be given; none where that is not known.
@@ -252,7 +266,14 @@ impl Rooms {
         if let Some(id) = self.find(name) {
             return id;
         }
-        let room = Room { name: name.clone(), members: Members::default(), jobs: 0, given_seq: UNKNOWN, home: None };
+        let room = Room {
+            name: name.clone(),
+            members: Members::default(),
+            jobs: 0,
+            given_seq: UNKNOWN,
+            epoch: NO_EPOCH,
+            home: None,
+        };
         let slot = match self.free.pop() {
             Some(slot) => {
                 if let Some(place) = self.slots.get_mut(slot as usize) {
@@ -382,7 +403,7 @@ mod tests {
     #[test]
     fn a_room_of_one_silent_connection_is_small() {
         // Every connection has two of its own: its session's and, mostly, its user's.
-        assert!(size_of::<Option<Room>>() <= 80, "{}", size_of::<Option<Room>>());
+        assert!(size_of::<Option<Room>>() <= 88, "{}", size_of::<Option<Room>>());
         assert!(size_of::<Home>() <= 88, "{}", size_of::<Home>());
         assert!(size_of::<SessionHome>() <= 72, "{}", size_of::<SessionHome>());
     }

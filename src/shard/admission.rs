@@ -235,7 +235,7 @@ impl State {
         }
         let id = outcome.is_ok().then(|| self.core.add_member(&room, conn, None)).flatten();
         if let (Some(id), Ok(state)) = (id, &outcome) {
-            self.core.joined_after(id, state.seq);
+            self.core.joined(id, state);
             let (room, mark) = (self.name_in_table(id, &room), Mark::EVERYTHING);
             let subscribed = What::Subscribed { room, mark, before: None, after_seq: state.seq };
             self.core.recorder.change(conn, subscribed);
@@ -372,6 +372,8 @@ impl State {
                     under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
+                connection.may_lag = true;
+                connection.spaces_change();
             }
             Endpoint::Echo | Endpoint::Handled(_) => {
                 let identity = admit.identity;

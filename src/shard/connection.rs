@@ -48,6 +48,11 @@ pub struct Connection {
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
     /// it missed is read from the log from there on.
     pub is_behind: bool,
+    /// Whether it may lag in some room: what is asked for each chunk that was sent, and needs the client only where it may.
+    pub may_lag: bool,
+    /// The namespaces of Socket.IO that the events of all of its rooms go to, noted for the next delivery; none where that
+    /// is not known, or differs by room.
+    pub(super) everywhere: Spaces,
     /// Deliveries to it whose latency is measured.
     pub(super) followed: Followed,
     /// When it is to be looked at.
@@ -340,6 +345,13 @@ impl Client {
         }
     }
 
+    /// Nothing of a room's log is handled.
+    pub fn forget_ack(&mut self, room: RoomId) {
+        if let Some(acks) = self.acks.as_mut() {
+            acks.0.retain(|(one, _)| *one != room);
+        }
+    }
+
     /// Whether it lags in some room.
     pub fn has_lag(&self) -> bool {
         self.under_way.as_ref().is_some_and(|all| !all.lags.is_empty())
@@ -348,9 +360,7 @@ impl Client {
     /// Forgets what a room was to it, because it is no member any more.
     pub fn forget_room(&mut self, room: RoomId) {
         self.rooms.retain(|one| *one != room);
-        if let Some(acks) = self.acks.as_mut() {
-            acks.0.retain(|(one, _)| *one != room);
-        }
+        self.forget_ack(room);
         if let Some(stream) = self.stream_mut() {
             stream.forget_room(room);
         }
@@ -475,6 +485,8 @@ mod tests {
             socketio: None,
             heard_ms: 0,
             is_behind: false,
+            may_lag: false,
+            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),

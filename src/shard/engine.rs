@@ -95,6 +95,7 @@ impl State {
         let settings = self.settings.clone();
         let terms = settings.engine_terms();
         let connection = self.connections.get_mut(conn)?;
+        connection.spaces_change();
         let Connection { outbox, socketio, .. } = connection;
         let socketio = socketio.as_deref_mut()?;
         let (protocol, before) = (outbox.protocol(), outbox.answers().len());

@@ -68,6 +68,9 @@ impl State {
         let is_new = !lags.iter().any(|lag| lag.room == room);
         if is_new {
             lags.push(Lag { room, after_seq, waits });
+            if let Some(connection) = self.connections.get_mut(conn) {
+                connection.may_lag = true;
+            }
         }
         is_new
     }
@@ -127,7 +130,7 @@ impl State {
 
     /// A room's log is another one from here on, or lacks what would have come next: its members go on as slow readers do,
     /// from the last event that they have; their home tells them what is missing.
-    pub fn renewed(&mut self, room: &RoomName, after_seq: u64) {
+    pub fn renewed(&mut self, room: &RoomName, epoch: u64, after_seq: u64) {
         let Some(id) = self.core.rooms().find(room) else { return };
         let members: Vec<ConnKey> =
             self.core.rooms().get(id).map(|room| room.members.iter().collect()).unwrap_or_default();
@@ -143,9 +146,13 @@ impl State {
                     lag.waits = LagWaits::Outbox;
                 }
             }
+            if let Some(client) = self.client_mut(conn).filter(|_| is_another) {
+                client.forget_ack(id);
+            }
             self.lag_begins(conn, id, rest_after.unwrap_or(after_seq), LagWaits::Outbox, false);
             self.go_on(conn);
         }
+        self.core.renewed(id, epoch);
     }
 
     /// What a connection missed, or a part of it.

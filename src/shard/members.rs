@@ -17,6 +17,7 @@ use crate::hub::message::{
 use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
 use crate::hub::recorder::{Mark, What};
+use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::session::socketio::{Space, Visit};
@@ -30,7 +31,7 @@ impl State {
     pub fn member_message(&mut self, message: Message) {
         match message {
             Message::Deliver(batch) => self.core.deliver(batch),
-            Message::Renewed { room, after_seq } => self.renewed(&room, after_seq),
+            Message::Renewed { room, epoch, after_seq } => self.renewed(&room, epoch, after_seq),
             Message::Joined(joined) => self.joined(*joined),
             Message::CaughtUp(caught_up) => self.caught_up(*caught_up),
             Message::HistoryTold(told) => self.history_told(*told),
@@ -147,7 +148,7 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
             }
-            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), state.seq).map(|id| (id, state)),
+            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), &state).map(|id| (id, state)),
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::Broker) => {
                 Err(Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now"))
@@ -157,8 +158,11 @@ impl State {
                 Err(Refused::new(ErrorCode::Forbidden, "this session is another user's"))
             }
         };
-        if let (Ok((id, _)), Some(seq), Some(client)) = (&outcome, wish.acked, self.client_mut(conn)) {
-            client.acked(*id, seq);
+        if let (Ok((id, state)), Some(seq), Some(client)) = (&outcome, wish.acked, self.client_mut(conn)) {
+            // Numbers of a log that is gone say nothing of this one.
+            if state.missed.is_some() {
+                client.acked(*id, seq);
+            }
         }
         match &outcome {
             Ok((id, _)) => {
@@ -194,15 +198,15 @@ impl State {
     }
 
     /// Makes a connection a member on this shard, now that the home counts it as one. Where it said from where on it wants
-    /// the room's events (`begins_anew`), what it had not been given before counts no more. `after_seq` is the room's last
-    /// event as its home counted it.
+    /// the room's events (`begins_anew`), what it had not been given before counts no more. `state` is
+    /// the room's as its home counted it.
     fn enter(
         &mut self,
         conn: ConnKey,
         room: &RoomName,
         selection: Option<std::sync::Arc<crate::hub::selection::Selection>>,
         begins_anew: bool,
-        after_seq: u64,
+        state: &RoomState,
     ) -> Result<RoomId, Refused> {
         let before = self.core.rooms().find(room);
         let was_member =
@@ -238,12 +242,12 @@ impl State {
         }
         match self.core.add_member(room, conn, selection) {
             Some(id) => {
-                self.core.joined_after(id, after_seq);
+                self.core.joined(id, state);
                 if let Some(client) = self.client_mut(conn) {
                     client.rooms.push(id);
                 }
                 let name = self.name_in_table(id, room);
-                let subscribed = What::Subscribed { room: name, mark, before: selected_before, after_seq };
+                let subscribed = What::Subscribed { room: name, mark, before: selected_before, after_seq: state.seq };
                 self.core.recorder.change(conn, subscribed);
                 self.figures.subscriptions.add(1);
                 if was_member && self.client_mut(conn).is_some_and(|client| client.lags_in(id)) {
@@ -434,7 +438,8 @@ fn goes_on_after(since: &Since, state: &RoomState) -> Option<u64> {
     match (since, state.missed) {
         (_, Some(0)) => None,
         (Since::Seq { seq, .. }, Some(_)) => Some(*seq),
-        // The log has another life. All of it is new.
+        // The log has another life, which is told. All of it is new.
+        (Since::Seq { .. }, None) => Some(BEFORE_ALL),
         (_, None) => Some(0),
         (_, Some(_)) => None,
     }

@@ -226,7 +226,9 @@ impl State {
 
     /// A client has left a namespace.
     pub(super) fn namespace_left(&mut self, conn: ConnKey, space: Space) {
-        let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else { return };
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.spaces_change();
+        let Some(socketio) = connection.socketio.as_deref_mut() else { return };
         let was_handled = socketio.handled_id(space).is_some();
         socketio.left(space);
         let (is_in_none, has_client) = (socketio.engine.spaces().next().is_none(), !socketio.spaces().is_empty());

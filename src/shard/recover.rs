@@ -139,7 +139,7 @@ impl State {
             // Its home found it to be the session's.
             client.resume_token = token;
             // Whose each room is, is known from here on.
-            client.under_way().spaces = Some(RoomSpaces::default());
+            self.note_spaces(conn, RoomSpaces::default());
         }
         self.grant_first(conn, is_recovered);
         let Some(socketio) = self.connections.get_mut(conn).and_then(|one| one.socketio.as_deref_mut()) else {

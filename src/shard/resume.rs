@@ -11,12 +11,14 @@ use super::socketio::first_unsent;
 use super::state::State;
 use crate::auth::withdrawal;
 use crate::hub::batch::Address;
+use crate::hub::core::epoch_text;
 use crate::hub::locks::Freed;
 use crate::hub::message::{Kept, KeptRoom, Message, Resume, ResumeAsked, ResumeToken, Resumed, Ticket};
 use crate::hub::name::RoomName;
 use crate::hub::presence::{Change, Turn};
 use crate::hub::recorder::What;
-use crate::hub::rooms::RoomId;
+use crate::hub::relayed::BEFORE_ALL;
+use crate::hub::rooms::{NO_EPOCH, RoomId};
 use crate::ring::ConnKey;
 use crate::session::socketio::Spaces;
 use crate::wire::codes::ErrorCode;
@@ -49,14 +51,22 @@ impl State {
         let given = |id| self.core.reached(id, conn).filter(|_| connection.is_some());
         let mut rooms = Vec::new();
         for id in &client.rooms {
-            let Some(room) = self.core.rooms().get(*id).map(|room| room.name.clone()) else { continue };
+            let Some((room, epoch)) = self.core.rooms().get(*id).map(|room| (room.name.clone(), room.epoch())) else {
+                continue;
+            };
             let Some(namespaces) = self.namespaces_in(client, conn, *id) else { continue };
             let acked = acks.iter().find(|(one, _)| one == id).map(|(_, seq)| *seq);
             // What it was not even sent, it has not handled; a client that acknowledges nothing still gets that.
-            let unsent = unsent.iter().find(|(name, _)| **name == *room.as_str()).map(|(_, seq)| seq.saturating_sub(1));
+            let unsent = unsent.iter().find(|(name, _)| **name == *room.as_str());
+            let unsent = unsent.map(|(_, seq)| seq.map_or(BEFORE_ALL, |seq| seq.saturating_sub(1)));
             let lags_after = lags.iter().find(|lag| lag.room == *id).map(|lag| lag.after_seq);
             let reached = acked.or(unsent).or(lags_after).or_else(|| given(*id));
-            let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch: None });
+            // Where it has yet to be told that the log is another one, it has nothing of any that there is.
+            let is_behind_all = [unsent, lags_after].contains(&Some(BEFORE_ALL));
+            let (reached, epoch) = if is_behind_all { (Some(0), NO_EPOCH) } else { (reached, epoch) };
+            let epoch = Some(epoch_text(epoch).into());
+            let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch });
+            let acked = acked.filter(|_| !is_behind_all);
             rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked, namespaces });
         }
         for Membership { room, join, by } in memberships {

@@ -320,6 +320,11 @@ impl RoomSpaces {
 }
 
 impl Client {
+    /// Whether it is noted which of its namespaces have subscribed to which room.
+    pub fn divides_rooms(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|all| all.spaces.is_some())
+    }
+
     /// Which namespaces have subscribed to a room; none where that was not noted, since all get its events.
     pub fn spaces_of(&self, room: RoomId) -> Option<Spaces> {
         self.under_way.as_ref()?.spaces.as_ref()?.of(room)
@@ -327,14 +332,36 @@ impl Client {
 }
 
 impl Connection {
-    /// The namespaces of Socket.IO that a room's events go to.
-    pub fn spaces_of(&self, room: RoomId) -> Spaces {
-        let Some(socketio) = &self.socketio else { return Spaces::default() };
+    /// The namespaces of Socket.IO that a room's events go to. Asked for each delivery: what it depends on lies elsewhere in
+    /// memory than the connection, so that the usual answer is kept here.
+    #[inline]
+    pub fn spaces_of(&mut self, room: RoomId) -> Spaces {
+        if self.everywhere.is_empty() {
+            let (spaces, is_everywhere) = self.find_spaces_of(room);
+            if !is_everywhere {
+                return spaces;
+            }
+            self.everywhere = spaces;
+        }
+        debug_assert_eq!(self.everywhere, self.find_spaces_of(room).0, "a change was not told");
+        self.everywhere
+    }
+
+    /// The same, and whether it holds for every room.
+    fn find_spaces_of(&self, room: RoomId) -> (Spaces, bool) {
+        let Some(socketio) = &self.socketio else { return (Spaces::default(), false) };
         let spaces = socketio.spaces();
         match &self.phase {
-            Phase::Open(client) => client.spaces_of(room).map_or(spaces, |subscribed| subscribed.and(spaces)),
-            _ => spaces,
+            Phase::Open(client) if client.divides_rooms() => {
+                (client.spaces_of(room).map_or(spaces, |subscribed| subscribed.and(spaces)), false)
+            }
+            _ => (spaces, true),
         }
+    }
+
+    /// To which namespaces a room's events go may be another than before.
+    pub(super) fn spaces_change(&mut self) {
+        self.everywhere = Spaces::default();
     }
 
     /// Whether it is a session that is polled.
@@ -353,17 +380,19 @@ impl Connection {
     }
 }
 
-/// The first event of each room that a client was not even sent, or may not have got.
-pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, u64)> {
-    let mut first: Vec<(Box<str>, u64)> = Vec::new();
+/// The first event of each room that a client was not even sent, or may not have got; none where the room's log has become
+/// another one among them, of which it has got nothing.
+pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, Option<u64>)> {
+    let mut first: Vec<(Box<str>, Option<u64>)> = Vec::new();
     let polling = connection.socketio.as_deref().and_then(|socketio| socketio.polling.as_deref());
     let owed = polling.into_iter().flat_map(Polling::owed).map(|chunk| &chunk[..]);
     // What a poll could not take goes with the answers once its session has a WebSocket.
     let waiting = std::iter::once(connection.outbox.waiting_answers()).chain(connection.outbox.waiting());
     for chunk in owed.chain(waiting) {
         crate::wire::socketio::each_event(chunk, connection.polls(), |room, seq| {
-            if !first.iter().any(|(known, _)| **known == *room) {
-                first.push((room.into(), seq));
+            match first.iter_mut().find(|(known, _)| **known == *room) {
+                Some((_, first)) => *first = first.filter(|_| seq.is_some()),
+                None => first.push((room.into(), seq)),
             }
         });
     }

@@ -2,7 +2,7 @@
 //! itself. Only a client in several namespaces has anything noted about it.
 
 use super::answers::GREETING;
-use super::connection::{Client, Connection, Membership};
+use super::connection::{Client, Connection, Membership, Phase};
 use super::socketio::{RoomSpaces, SocketIo, Told, outlet};
 use super::state::State;
 use crate::hub::message::{Message, Ticket};
@@ -80,16 +80,22 @@ impl State {
         let before: Vec<Space> =
             socketio.engine.spaces().filter(|space| socketio.handled_id(*space).is_none()).collect();
         let Some(client) = self.client_mut(conn) else { return };
-        let (rooms, divided) =
-            (client.rooms.clone(), client.under_way.as_ref().is_some_and(|all| all.spaces.is_some()));
-        if divided {
+        if client.divides_rooms() {
             return;
         }
+        let rooms = client.rooms.clone();
         let mut spaces = RoomSpaces::default();
         for room in rooms.into_iter().filter(|room| !self.is_everybodys(conn, *room)) {
             before.iter().for_each(|space| spaces.add(room, *space));
         }
-        if let Some(client) = self.client_mut(conn) {
+        self.note_spaces(conn, spaces);
+    }
+
+    /// From here on it is noted which namespaces of a client have subscribed to which room.
+    pub(super) fn note_spaces(&mut self, conn: ConnKey, spaces: RoomSpaces) {
+        let Some(connection) = self.connections.get_mut(conn) else { return };
+        connection.spaces_change();
+        if let Phase::Open(client) = &mut connection.phase {
             client.under_way().spaces = Some(spaces);
         }
     }

@@ -29,6 +29,7 @@ use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
+use crate::session::socketio::Spaces;
 use crate::wire::json::Scratch;
 
 /// Where unguessable bytes come from: the system's generator for real, a seed in the simulation.
@@ -264,6 +265,8 @@ impl State {
             socketio: None,
             heard_ms: self.now_ms(),
             is_behind: false,
+            may_lag: false,
+            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: u64::MAX,
             alarm: Alarm::default(),
@@ -356,16 +359,19 @@ impl State {
             self.core.recorder.traffic(conn, What::Drained);
         }
         let has_drained = connection.outbox.events_bytes() == 0;
-        if (has_drained || self.core.rules().has_urgent())
+        if connection.may_lag
+            && (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
-            && client.has_lag()
         {
-            if has_drained {
-                self.ask_to_catch_up(conn);
-            } else {
-                self.ask_for_urgent(conn);
+            connection.may_lag = client.has_lag();
+            if connection.may_lag {
+                if has_drained {
+                    self.ask_to_catch_up(conn);
+                } else {
+                    self.ask_for_urgent(conn);
+                }
+                self.drain_local();
             }
-            self.drain_local();
         }
         let Some(connection) = self.connections.get_mut(conn) else { return };
         if !connection.outbox.is_empty() {

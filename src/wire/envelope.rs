@@ -48,6 +48,7 @@ const SEQ: &[u8] = br#"","seq":"#;
 const DATA: &[u8] = br#","data":"#;
 const GAP_ROOM: &[u8] = br#"{"room":"#;
 const GAP_FROM: &[u8] = br#","from_seq":"#;
+const GAP_EPOCH: &[u8] = b",\"epoch\":";
 
 /// Appends an event as a whole text frame; every native subscriber gets these bytes.
 pub fn write_event(out: &mut Vec<u8>, stamp: &Stamp, event: &Event<'_>) -> Spliced {
@@ -114,22 +115,24 @@ pub fn write_gap(
     payload.extend_from_slice(b",\"reason\":");
     write_string(payload, reason);
     if let Some(epoch) = another {
-        payload.extend_from_slice(b",\"epoch\":");
+        payload.extend_from_slice(GAP_EPOCH);
         write_string(payload, epoch);
     }
     payload.push(b'}');
 }
 
-/// The room of a gap and the first event that is missing, by its payload as [`begin`] and [`write_gap`] write it; none for
-/// anything else, and where the event can't be known.
-pub fn gap_of(payload: &[u8]) -> Option<(&str, u64)> {
+/// The room of a gap and the first event that is missing, none where the log is another one from there on, by its payload as
+/// [`begin`] and [`write_gap`] write it; none for anything else, and where the event can't be known.
+pub fn gap_of(payload: &[u8]) -> Option<(&str, Option<u64>)> {
     let rest = payload.strip_prefix(HEAD)?.strip_prefix(b"gap")?.strip_prefix(ID)?.get(36..)?;
     let rest = rest.strip_prefix(TIMESTAMP)?.get(24..)?.strip_prefix(b"\"")?.strip_prefix(DATA)?;
     let rest = rest.strip_prefix(GAP_ROOM)?.strip_prefix(b"\"")?;
     let (room, rest) = rest.split_at_checked(memchr::memchr(b'"', rest)?)?;
     let rest = rest.strip_prefix(b"\"")?.strip_prefix(GAP_FROM)?;
-    let (seq, _) = rest.split_at_checked(memchr::memchr(b',', rest)?)?;
-    Some((std::str::from_utf8(room).ok()?, std::str::from_utf8(seq).ok()?.parse().ok()?))
+    let (seq, rest) = rest.split_at_checked(memchr::memchr(b',', rest)?)?;
+    let seq = std::str::from_utf8(seq).ok()?.parse().ok()?;
+    let is_another = memchr::memmem::find(rest, GAP_EPOCH).is_some();
+    Some((std::str::from_utf8(room).ok()?, (!is_another).then_some(seq)))
 }
 
 /// The length of an event's payload, header not counted.
@@ -292,13 +295,14 @@ mod tests {
             assert_eq!((place_of(&event), gap_of(&event)), (Some((room, seq)), None));
             assert_eq!(place_of(&event[1..]), None);
         }
-        let gap = |from_seq, reference: Option<&Reference>| {
+        let gap = |from_seq, another| {
             let mut out = Vec::new();
-            begin(&mut out, "gap", &stamp, reference);
-            write_gap(&mut out, "a:1", (from_seq, None), "slow", None);
+            begin(&mut out, "gap", &stamp, None);
+            write_gap(&mut out, "a:1", (from_seq, None), "slow", another);
             [&out[..], b"}"].concat()
         };
-        assert_eq!((gap_of(&gap(Some(40), None)), place_of(&gap(Some(40), None))), (Some(("a:1", 40)), None));
+        assert_eq!((gap_of(&gap(Some(40), None)), place_of(&gap(Some(40), None))), (Some(("a:1", Some(40))), None));
+        assert_eq!(gap_of(&gap(Some(1), Some("e"))), Some(("a:1", None)), "nothing before it says where to go on");
         assert_eq!(gap_of(&gap(None, None)), None, "from where on is not known");
         // What answers a command is no event, whatever its data looks like.
         for kind in ["subscribed", "gap"] {

@@ -322,12 +322,13 @@ pub fn packet_frame(out: &mut Vec<u8>, header: &Header<'_>, payload: &[&[u8]]) {
 }
 
 /// Goes through what the hub has written for a client, frames or packets with their separators, and tells the room and number
-/// of each event in it, or the first one of each gap.
-pub fn each_event(written: &[u8], polls: bool, mut tell: impl FnMut(&str, u64)) {
+/// of each event in it, or the first one of each gap; no number where the room's log is another one from there on.
+pub fn each_event(written: &[u8], polls: bool, mut tell: impl FnMut(&str, Option<u64>)) {
     for (_, packet) in Written::new(written, polls) {
         let place = memchr::memmem::find(packet, envelope::HEAD).filter(|_| packet.starts_with(b"42"));
         let object = place.and_then(|place| packet.get(place..)).unwrap_or_default();
-        if let Some((room, seq)) = envelope::place_of(object).or_else(|| envelope::gap_of(object)) {
+        let event = envelope::place_of(object).map(|(room, seq)| (room, Some(seq)));
+        if let Some((room, seq)) = event.or_else(|| envelope::gap_of(object)) {
             tell(room, seq);
         }
     }
@@ -652,7 +653,7 @@ mod tests {
             let (written, mut told) = (sent(polls), Vec::new());
             each_event(&written, polls, |room, seq| told.push((room.to_owned(), seq)));
             let expected = [("a:1", 7), ("a:1", 7), ("b:2", 1 << 60), ("a:3", 3)];
-            assert_eq!(told, expected.map(|(room, seq)| (room.to_owned(), seq)), "polls: {polls}");
+            assert_eq!(told, expected.map(|(room, seq)| (room.to_owned(), Some(seq))), "polls: {polls}");
         }
         // The answer to a handshake may wait as well, and be all that does.
         each_event(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", false, |_, _| unreachable!("no event"));

@@ -12,6 +12,7 @@ use ringhub::ring::sim::Faults;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::engine::EngineClient;
 use crate::exchange::{self, Exchange};
 use crate::model::for_each_seed;
 use crate::node::{Node, config};
@@ -24,6 +25,51 @@ const ROOMS: [&str; 3] = ["project:0", "project:1", "quote:0"];
 #[test]
 fn readers_of_all_nodes_are_given_the_same_events_or_told_what_they_miss() {
     for_each_seed(SEEDS, |seed| Run::new(seed).run());
+}
+
+/// A library says nothing of how far it is, so that its session has to know of which log that was.
+#[test]
+fn a_session_of_socketio_that_was_away_while_a_log_was_lost_is_told_so_and_gets_all_of_the_next_one() {
+    let mut rng = Rng::with_seed(1);
+    let mut exchange = Exchange::new();
+    let link = exchange.add(Node::hasher_of(1), 2);
+    let mut nodes = [Node::with_links(1, 2, Faults::none(), config(), None, Some((link, 1000)))];
+    let mut client = EngineClient::connect(&nodes[0], 0, "");
+    let mut rest = |nodes: &mut [Node; 1], exchange: &mut Exchange, client: &mut EngineClient| {
+        // What it has sent may be about to be read.
+        for _ in 0..3 {
+            exchange::settle(exchange, nodes, &mut rng, || {});
+            client.poll(&nodes[0]);
+        }
+    };
+    rest(&mut nodes, &mut exchange, &mut client);
+    client.enter(&nodes[0], "/", &Value::Null);
+    rest(&mut nodes, &mut exchange, &mut client);
+    client.emit(&nodes[0], "/", None, "subscribe", &json!({"room": "project:1"}));
+    rest(&mut nodes, &mut exchange, &mut client);
+    for _ in 0..2 {
+        nodes[0].publish("project:1", "1");
+        rest(&mut nodes, &mut exchange, &mut client);
+    }
+    assert_eq!(client.seqs("/", "project:1"), [1, 2]);
+    let granted = client.packets.iter().find(|packet| packet.kind == '0').expect("was let in").payload.clone();
+    client.link().expect("a WebSocket").reset();
+    rest(&mut nodes, &mut exchange, &mut client);
+
+    exchange.lose_all();
+    for _ in 0..3 {
+        nodes[0].publish("project:1", "2");
+        rest(&mut nodes, &mut exchange, &mut client);
+    }
+    let mut again = EngineClient::connect(&nodes[0], 1, "");
+    rest(&mut nodes, &mut exchange, &mut again);
+    again.enter(&nodes[0], "/", &json!({"pid": granted["pid"]}));
+    rest(&mut nodes, &mut exchange, &mut again);
+    assert_eq!(again.seqs("/", "project:1"), [1, 2, 3]);
+    let is_of_room = |data: &&Value| data["room"] == "project:1";
+    let gaps = again.packets.iter().filter(|packet| packet.payload[0] == "gap");
+    let gaps: Vec<_> = gaps.map(|packet| &packet.payload[1]["data"]).filter(is_of_room).collect();
+    assert_eq!((gaps.len(), &gaps[0]["reason"]), (1, &json!("epoch")));
 }
 
 /// A place in a room's log.

@@ -256,6 +256,7 @@ fn each_namespace_has_its_rooms_back_with_all_that_was_missed() {
     let pids: Vec<_> =
         again.packets.iter().filter(|packet| packet.kind == '0').map(|packet| &packet.payload["pid"]).collect();
     assert_eq!(pids, [&granted.payload["pid"], &other.payload["pid"]], "nothing was missed");
+    assert!(again.packets.iter().all(|packet| packet.payload[0] != "gap"), "{:?}", again.packets);
     let rooms = ["project:1", "quote:1", "project:2", "global"];
     assert_eq!(rooms.map(|room| again.seqs("/", room)), [vec![2], vec![], vec![], vec![1]]);
     assert_eq!(rooms.map(|room| again.seqs("/ws", room)), [vec![2], vec![1], vec![1], vec![1]]);
