@@ -86,9 +86,9 @@ impl Epoll {
             let token = Token::of_index(Operation::Doorbell, 0);
             poller.add(descriptor, token, EventFlags::IN | EventFlags::ET)?;
         }
+        // Where a filter forbids it, short waits are longer and nothing else is different.
         // SAFETY: this operation takes one number and no pointers.
-        let result = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK_NS) };
-        debug_assert_eq!(result, 0);
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK_NS) };
         Ok(Epoll {
             poller,
             pool: Pool::new(options.buffers, options.buffer_bytes)?,
@@ -146,12 +146,34 @@ impl Epoll {
 
     // ---- receiving ----
 
-    /// Reads those that are due now. Who has more then is due again, behind the others.
+    /// Reads those that are due now. Who has more then is due again, behind the others; where there are no buffers left, the
+    /// rest is first in the next turn.
     fn read_due(&mut self, completions: &mut Vec<Completion>) {
         for _ in 0..self.due.len() {
+            if self.pool.is_empty() {
+                return self.note_starved(completions);
+            }
             let Some(conn) = self.due.pop_front() else { return };
             if self.read(conn, completions) {
                 self.due.push_back(conn);
+            }
+        }
+    }
+
+    /// Those that are due find no buffer. Who wanted an end has it without what is left in the socket.
+    fn note_starved(&mut self, completions: &mut Vec<Completion>) {
+        for conn in &self.due {
+            let Some(owner) = self.table.current(*conn) else { continue };
+            match owner.receive {
+                Receive::Armed if !owner.is_starved => {
+                    owner.is_starved = true;
+                    self.figures.buffer_exhausted += 1;
+                }
+                Receive::Cancelling => {
+                    owner.receive = Receive::Idle;
+                    completions.push(Completion::ReceiveEnded { conn: *conn, end: ReceiveEnd::Cancelled });
+                }
+                Receive::Armed | Receive::Idle => {}
             }
         }
     }
@@ -164,15 +186,10 @@ impl Epoll {
         if owner.receive == Receive::Idle {
             return false;
         }
+        owner.is_starved = false;
         let mut end = None;
         for _ in 0..RECEIVES_PER_TURN {
-            let Some(buffer) = self.pool.next() else {
-                if owner.receive == Receive::Armed && !std::mem::replace(&mut owner.is_starved, true) {
-                    self.figures.buffer_exhausted += 1;
-                }
-                break;
-            };
-            owner.is_starved = false;
+            let Some(buffer) = self.pool.next() else { break };
             self.figures.enters += 1;
             match rustix::net::recv(borrow(&owner.socket), buffer, RecvFlags::DONTWAIT) {
                 Ok((0, _)) => end = Some(ReceiveEnd::Eof),
@@ -196,7 +213,6 @@ impl Epoll {
         }
         if let Some(end) = end {
             owner.receive = Receive::Idle;
-            owner.is_starved = false;
             completions.push(Completion::ReceiveEnded { conn, end });
             return false;
         }
@@ -214,8 +230,9 @@ impl Epoll {
         let added = self.poller.add(descriptor, token, EventFlags::IN | EventFlags::EXCLUSIVE);
         listener.paused_until_us = match added {
             Ok(()) => None,
-            Err(error) => {
-                tracing::debug!(%error, "a listener can't be watched now");
+            // The kernel is out of memory or of room for what is watched: the same as a failure to accept.
+            Err(_) => {
+                self.figures.accept_failures += 1;
                 Some(monotonic_us() + PAUSE_US)
             }
         };
