@@ -62,7 +62,7 @@ struct Asleep {
 
 impl Asleep {
     fn new() -> Asleep {
-        let options = UringOptions { entries: 64, completions: 1024, buffers: 16, buffer_bytes: 1024 };
+        let options = UringOptions::sized(64, 1024, 16, 1024);
         Asleep { driver: Uring::new(options).expect("io_uring is there"), completions: Vec::new() }
     }
 }

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod conformance;
 pub mod doctor;
+mod fit;
 mod logging;
 mod notify;
 pub mod serve;

@@ -25,6 +25,7 @@ use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, host, listeners};
 use crate::session::handler::Handlers;
 use crate::shard::mesh::Mesh;
+use crate::shard::placement::Placement;
 use crate::shard::request::Request;
 use crate::shard::{Entropy, Settings, Shard, Start};
 
@@ -116,7 +117,8 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     let shard_hooks = hooks::for_shards(config, telemetry.clone());
     let mut restored = journal.as_mut().map(|journal| journal.rooms_by_home(&hasher, shards)).unwrap_or_default();
 
-    let cpus = if config.shards.pin { cpus() } else { Vec::new() };
+    let Placement { shards: cpus, control: control_cpu } =
+        if config.shards.pin { Placement::here(config.shards.control_core) } else { Placement::default() };
     let mut starting = Vec::new();
     let watch = Watch::new(shards);
     for (shard, listeners) in (0..shards).zip(listeners) {
@@ -128,6 +130,8 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
                 completions: config.ring.completions,
                 buffers: config.ring.buffers,
                 buffer_bytes: config.ring.buffer_bytes,
+                busy_poll_us: config.ring.busy_poll_us,
+                min_wait_us: config.ring.min_wait_us,
             },
             listeners,
             settings: settings.clone(),
@@ -186,8 +190,11 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             failed: AtomicBool::new(false),
         }),
     };
-    let started =
-        control::start(control::Options { hooks, telemetry, ..control_options(&settings, store) }, hub.clone(), intake);
+    let started = control::start(
+        control::Options { cpu: control_cpu, hooks, telemetry, ..control_options(&settings, store) },
+        hub.clone(),
+        intake,
+    );
     let started = started.map_err(StartError::from).and_then(|control| {
         *lock(&hub.inner.internal_address) = control.internal_address();
         *lock(&hub.inner.control) = Some(control);
@@ -296,20 +303,6 @@ fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd
         }
     }
     Ok((all, addresses))
-}
-
-/// The processors that this process may use, in the machine's order.
-fn cpus() -> Vec<usize> {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
-    let mut cpus: Vec<usize> = match glommio::CpuSet::online() {
-        Ok(online) => online.into_iter().map(|location| location.cpu).filter(|cpu| allowed.is_set(*cpu)).collect(),
-        Err(error) => {
-            tracing::debug!(%error, "the processors' topology is not known");
-            Vec::new()
-        }
-    };
-    cpus.sort_unstable();
-    cpus
 }
 
 // ---- shards ----

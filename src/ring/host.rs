@@ -11,6 +11,11 @@ pub fn probe_ring(entries: u32, completions: u32) -> io::Result<()> {
     builder.build(entries).map(drop)
 }
 
+/// Whether this kernel's rings can be given a least time to wait (from Linux 6.12 on).
+pub fn knows_min_wait() -> bool {
+    IoUring::new(2).is_ok_and(|ring| ring.params().is_feature_min_timeout())
+}
+
 /// Raises the limit of open files as far as the process may, and gives the limit that holds then.
 pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -22,6 +22,7 @@ mod doorbell;
 mod flights;
 pub mod host;
 pub mod listeners;
+mod options;
 mod queues;
 pub mod sim;
 mod token;

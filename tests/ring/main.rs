@@ -4,3 +4,4 @@
 mod echo;
 mod sim;
 mod uring;
+mod waiting;

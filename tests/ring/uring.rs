@@ -16,7 +16,7 @@ use socket2::SockRef;
 
 use crate::echo::{Clients, Echo, every_byte_comes_back_in_order};
 
-const SMALL: UringOptions = UringOptions { entries: 64, completions: 1024, buffers: 16, buffer_bytes: 1024 };
+const SMALL: UringOptions = UringOptions::sized(64, 1024, 16, 1024);
 const CONN: ConnKey = ConnKey { slot: 0, generation: 1 };
 const PATIENCE: Duration = Duration::from_secs(10);
 
