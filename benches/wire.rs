@@ -6,9 +6,12 @@
 //!
 //! `cargo bench --bench wire`
 
+mod instructions;
+
 use std::{hint::black_box, io::Cursor};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::Measurement;
+use criterion::{BatchSize, Criterion, Throughput};
 use ringhub::wire::{
     http::parse_head,
     mask::unmask,
@@ -40,7 +43,7 @@ fn client_frame(payload_bytes: usize) -> Vec<u8> {
     frame
 }
 
-fn upgrade(c: &mut Criterion) {
+fn upgrade<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("upgrade");
     group.bench_function("parse", |b| {
         b.iter(|| parse_head(black_box(REQUEST), 16 * 1024).unwrap().unwrap().upgrade().unwrap().protocols.len());
@@ -55,7 +58,7 @@ fn upgrade(c: &mut Criterion) {
     group.finish();
 }
 
-fn mask(c: &mut Criterion) {
+fn mask<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("unmask");
     for size in [64, 1024, 64 * 1024] {
         let mut payload = vec![b'a'; size];
@@ -65,7 +68,7 @@ fn mask(c: &mut Criterion) {
     group.finish();
 }
 
-fn decode(c: &mut Criterion) {
+fn decode<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("decode");
     for size in [16, 128, 1024, 64 * 1024] {
         let frame = client_frame(size);
@@ -111,7 +114,7 @@ fn decode(c: &mut Criterion) {
 }
 
 /// One whole empty frame, the smallest step of the decoder, against the header parser of `tungstenite` alone.
-fn header(c: &mut Criterion) {
+fn header<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("header");
     let mut empty = client_frame(0);
     group.bench_function("ringhub, whole empty frame", |b| {
@@ -128,7 +131,7 @@ fn header(c: &mut Criterion) {
     group.finish();
 }
 
-fn encode(c: &mut Criterion) {
+fn encode<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("encode");
     for size in [128, 1024, 64 * 1024] {
         let payload = vec![b'a'; size];
@@ -144,5 +147,4 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, upgrade, mask, decode, header, encode);
-criterion_main!(benches);
+benches!("wire", counted: [upgrade, mask, decode, header, encode], timed: []);

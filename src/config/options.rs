@@ -53,6 +53,9 @@ options! {
         /// What shards and control plane ask the kernel by: `uring`, `epoll`, or `auto`, which takes `epoll` where io_uring is
         /// forbidden (by a seccomp filter, `kernel.io_uring_disabled`, a security module) and says so in the log.
         driver: DriverChoice = DriverChoice::Auto, Rule::Any, "", Restart;
+        /// Keep one core free of shards and run the control plane (HTTP API, metrics) on it, so that neither disturbs the
+        /// other; with `shards.count = 0` there is one shard less. Needs `shards.pin` and two cores.
+        control_core: bool = false, Rule::Any, "", Restart;
         /// Deliveries of a large broadcast (sixteen times as many, or more) that a shard makes before it turns to other
         /// work; smaller keeps round trips short beside large rooms, larger costs less CPU per delivery.
         turn_deliveries_max: u32 = 64, range(16, 1_000_000), "deliveries", Live;
@@ -68,6 +71,12 @@ options! {
         entries: u32 = 4096, power_of_two(64, 32_768), "entries", Restart;
         /// Entries of the completion queue: completions kept between two turns before the kernel has to queue more.
         completions: u32 = 65_536, power_of_two(128, 65_536), "entries", Restart;
+        /// How long a shard without work looks for completions before it sleeps. Shortens round trips by the time that waking
+        /// takes, and keeps the core busy meanwhile.
+        busy_poll_us: u32 = 0, range(0, 10_000), "µs", Restart;
+        /// How long a shard that sleeps does so at least, unless 64 completions have come. Larger turns, at less CPU per
+        /// delivery, and round trips that are longer by as much. Has no effect before Linux 6.12.
+        min_wait_us: u32 = 0, range(0, 100_000), "µs", Restart;
     }
 
     /// The queues between shards.

@@ -22,6 +22,7 @@ mod members;
 pub mod mesh;
 mod namespaces;
 mod nodes;
+pub mod placement;
 mod polling;
 mod presence;
 mod recover;
