@@ -276,6 +276,8 @@ figures! {
     handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
     streams: Gauge "streams" false "Connections that are open and are streams of server-sent events";
     socketio: Gauge "socketio_connections" false "Connections that are open and speak Socket.IO";
+    batch: Gauge "batch_connections" false "Connections that are open and take several events in one frame";
+    msgpack: Gauge "msgpack_connections" false "Connections that are open and speak MessagePack";
     polled: Gauge "polled_sessions" false "Sessions of Engine.IO that are polled, those in no namespace included";
     rooms: Gauge "rooms" false "Rooms whose home is this shard";
     subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::batch::FrameMemory;
+use crate::wire::variant::Variant;
 
 /// The least bound of the answers' lane, however small that of events is: a client that asks on and on and doesn't read is too slow as well.
 pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
@@ -35,6 +36,8 @@ pub enum Protocol {
     /// WebSocket frames.
     #[default]
     Native,
+    /// WebSocket frames in another form.
+    Variant(Variant),
     /// Server-sent events.
     Stream,
     /// Packets of Engine.IO in WebSocket frames.

@@ -10,12 +10,10 @@ use crate::wire::http::Head;
 use crate::wire::native::is_client_id;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::{Upgrade, bearer_token};
+use crate::wire::variant::Subprotocol;
 
 use super::socketio::Space;
 use super::stream::StreamAsked;
-
-/// The subprotocol of the native protocol.
-pub const SUBPROTOCOL: &str = "ringhub.v1.json";
 
 /// What a request on the public listener is.
 #[derive(Debug)]
@@ -96,8 +94,8 @@ pub struct Admit {
     pub session_id: Option<Box<str>>,
     /// `Sec-WebSocket-Key`; empty for a stream.
     pub key: Box<str>,
-    /// Whether the subprotocol is to be echoed.
-    pub subprotocol: bool,
+    /// The subprotocol that was chosen, of those that were offered.
+    pub subprotocol: Option<Subprotocol>,
     /// What the stream is to be, for [`Endpoint::Events`].
     pub stream: Option<Box<StreamAsked>>,
 }
@@ -173,7 +171,7 @@ impl Gate<'_> {
             client_id,
             session_id,
             key: upgrade.key.into(),
-            subprotocol: upgrade.offers(SUBPROTOCOL),
+            subprotocol: Subprotocol::choose(&upgrade.protocols, endpoint == Endpoint::Native),
             stream: None,
         })))
     }
@@ -202,7 +200,7 @@ impl Gate<'_> {
             client_id: None,
             session_id: None,
             key: Box::default(),
-            subprotocol: false,
+            subprotocol: None,
             stream: Some(Box::new(StreamAsked::read(head, self.config)?)),
         })))
     }
@@ -378,7 +376,7 @@ mod tests {
         assert_eq!(admit.identity.user_id, "alice");
         assert_eq!(admit.client_id.as_deref(), Some("c-1"));
         assert_eq!(admit.session_id.as_deref(), Some("s.1"));
-        assert!(admit.subprotocol);
+        assert_eq!(admit.subprotocol.map(|chosen| chosen.name), Some("ringhub.v1.json"));
         let text = request("/ws/monitor/abc", &format!("Authorization: Bearer {token}\r\n"));
         assert_eq!(admitted(decide(&config, &text)).session_id.as_deref(), Some("abc"));
     }

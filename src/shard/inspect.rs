@@ -15,6 +15,7 @@ use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::{Refused, Since};
+use crate::wire::variant::Variant;
 
 impl State {
     /// This shard's connections that fit a filter, by client id.
@@ -60,6 +61,9 @@ impl State {
             roles: identity.roles.to_vec(),
             protocol: match connection.outbox.protocol() {
                 Protocol::Native => "native",
+                Protocol::Variant(Variant::Batch) => "native-batch",
+                Protocol::Variant(Variant::MsgPack) => "msgpack",
+                Protocol::Variant(Variant::MsgPackBatch) => "msgpack-batch",
                 Protocol::Stream => "sse",
                 Protocol::SocketIo => "socketio",
                 Protocol::Polling => "socketio-polling",

@@ -10,6 +10,7 @@ mod commands;
 mod connection;
 mod count;
 mod engine;
+mod form;
 mod gather;
 mod handled;
 mod head;

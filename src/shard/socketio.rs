@@ -375,7 +375,7 @@ impl Connection {
             Protocol::SocketIo | Protocol::Polling => {
                 reference.and_then(AnswerTo::of).is_some_and(|to| to.id.is_some())
             }
-            Protocol::Native | Protocol::Stream => reference.is_some(),
+            Protocol::Native | Protocol::Variant(_) | Protocol::Stream => reference.is_some(),
         }
     }
 }

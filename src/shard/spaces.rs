@@ -3,6 +3,7 @@
 
 use super::answers::GREETING;
 use super::connection::{Client, Connection, Membership, Phase};
+use super::form;
 use super::socketio::{RoomSpaces, SocketIo, Told, outlet};
 use super::state::State;
 use crate::hub::message::{Message, Ticket};
@@ -12,7 +13,6 @@ use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::session::socketio::{AnswerTo, Space, Spaces, Visit};
 use crate::shard::Settings;
-use crate::wire::envelope;
 use crate::wire::native::Reference;
 use crate::wire::socketio::leave_out;
 use crate::wire::sse;
@@ -39,7 +39,9 @@ impl Connection {
             None => self.outbox.answers(),
         };
         match (protocol, &self.socketio) {
-            (Protocol::Native, _) | (_, None) if protocol != Protocol::Stream => envelope::finish(payload, out),
+            (Protocol::Native | Protocol::Variant(_), _) | (_, None) if protocol != Protocol::Stream => {
+                form::finish(protocol, payload, out);
+            }
             (_, Some(socketio)) => {
                 payload.push(b'}');
                 let to = reference.and_then(AnswerTo::of).map_or(Told::Spaces(spaces), Told::Answer);

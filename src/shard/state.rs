@@ -108,6 +108,8 @@ pub(super) struct State {
     pub connections: Connections,
     pub timers: Timers,
     pub scratch: Option<Box<Scratch>>,
+    /// The working memory in which messages of MessagePack become JSON.
+    pub(super) unpacked: Vec<u8>,
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
     /// Events encoded otherwise than as native frames, as far as they are still alive.
@@ -179,6 +181,7 @@ impl State {
             connections: Connections::default(),
             timers: Timers::default(),
             scratch: Some(Box::new(Scratch::new(settings.config.limits.depth_max))),
+            unpacked: Vec::new(),
             settings,
             payload: Vec::new(),
             variant_memory: FrameMemory::default(),

@@ -6,6 +6,7 @@ use super::request::ExplainAsked;
 use super::state::State;
 use crate::hub::explain::{self, EventFound, EventSought, Place, Witness};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::hub::recorder::{Gone, Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::hub::trace::{ConnectionTrace, TraceAsked, trace};
@@ -166,7 +167,9 @@ impl State {
         event: &EventFound,
         under_way: Option<&[u8]>,
     ) {
-        let text = format!("\"id\":\"{}\"", event.id);
+        // MessagePack has neither quotes nor colons around it.
+        let is_msgpack = matches!(connection.outbox.protocol(), Protocol::Variant(variant) if variant.is_msgpack());
+        let text = if is_msgpack { event.id.to_string() } else { format!("\"id\":\"{}\"", event.id) };
         let with_kernel = under_way.unwrap_or_default();
         if let Some(place) = memchr::memmem::find(with_kernel, text.as_bytes()) {
             witness.place = Place::BeingSent { bytes_ahead: place as u64 };

@@ -13,6 +13,7 @@ use crate::hub::outbox::{Full, Lane, Protocol};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::sse::AroundSeq;
+use crate::wire::variant::Variant;
 
 /// The forms of the batch that was encoded last.
 #[derive(Debug)]
@@ -25,6 +26,10 @@ pub struct Variants<'v> {
     socketio: SmallVec<[(Form, Bytes); 2]>,
     /// The frames of which those were made.
     socketio_of: Bytes,
+    /// For clients of the native protocol that want it in another form.
+    forms: SmallVec<[(Variant, Bytes); 3]>,
+    /// The frames of which those were made.
+    forms_of: Bytes,
     /// What was encoded and is alive, and beyond how much of it connections wait.
     memory: FrameMemory,
     memory_bytes_max: usize,
@@ -48,6 +53,8 @@ impl<'v> Variants<'v> {
             stream: None,
             socketio: SmallVec::new(),
             socketio_of: Bytes::new(),
+            forms: SmallVec::new(),
+            forms_of: Bytes::new(),
             memory: memory.clone(),
             memory_bytes_max: outbox_shard_bytes_max,
         }
@@ -75,6 +82,26 @@ impl<'v> Variants<'v> {
         let events = self.encode(bytes_about, |out| super::stream::write(out, &around, is_of_room, batch))?;
         if is_of_room {
             self.stream = Some((batch.bytes.clone(), around, events.clone()));
+        }
+        Ok(events)
+    }
+
+    fn for_form(&mut self, variant: Variant, frames: &Bytes, batch: &Batch) -> Result<Bytes, Full> {
+        if variant.is_native(frames) {
+            return Ok(frames.clone());
+        }
+        let is_for_all = is_same(frames, &batch.bytes);
+        if is_for_all && is_same(&self.forms_of, frames) {
+            if let Some((_, events)) = self.forms.iter().find(|(of, _)| *of == variant) {
+                return Ok(events.clone());
+            }
+        } else if is_for_all {
+            self.forms.clear();
+            self.forms_of = frames.clone();
+        }
+        let events = self.encode(frames.len(), |out| variant.write_events(frames, out))?;
+        if is_for_all {
+            self.forms.push((variant, events.clone()));
         }
         Ok(events)
     }
@@ -115,11 +142,22 @@ pub(super) fn queue(
 ) -> Result<(), Full> {
     match connection.outbox.protocol() {
         Protocol::Native => connection.outbox.push_events(delivery.0, lane, bytes_max),
+        Protocol::Variant(variant) => queue_form((variant, connection), (lane, bytes_max), delivery, variants),
         Protocol::Stream => queue_stream(connection, bytes_max, delivery, variants),
         Protocol::SocketIo | Protocol::Polling => {
             queue_socketio((conn, connection), (lane, bytes_max), delivery, variants)
         }
     }
+}
+
+fn queue_form(
+    (variant, connection): (Variant, &mut Connection),
+    (lane, bytes_max): (Lane, usize),
+    (frames, _, batch): Delivery<'_>,
+    variants: &mut Variants<'_>,
+) -> Result<(), Full> {
+    let events = variants.for_form(variant, frames, batch)?;
+    connection.outbox.push_events(&events, lane, bytes_max)
 }
 
 fn queue_stream(

@@ -77,6 +77,8 @@ impl State {
                 self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Binary, data);
+                } else if self.speaks_msgpack(conn) {
+                    self.packed_command(conn, data);
                 } else {
                     self.close(conn, close::UNSUPPORTED, "the native protocol is text");
                 }
@@ -159,7 +161,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         forget(&mut connection.outbox);
         match connection.outbox.protocol() {
-            Protocol::Native => {
+            Protocol::Native | Protocol::Variant(_) => {
                 ws::close_frame(code, reason, connection.outbox.answers());
                 self.finish(conn, Closing::AwaitsClose);
             }
@@ -195,7 +197,7 @@ impl State {
         }
         if let Some(connection) = self.connections.get(conn) {
             let forget = match connection.outbox.protocol() {
-                Protocol::Native | Protocol::SocketIo | Protocol::Polling => Outbox::clear,
+                Protocol::Native | Protocol::Variant(_) | Protocol::SocketIo | Protocol::Polling => Outbox::clear,
                 // The answer's head may be among what waits, and nothing can be told without it.
                 Protocol::Stream => Outbox::drop_events,
             };

@@ -145,7 +145,7 @@ pub fn binary_frame(payload: &[u8], out: &mut Vec<u8>) {
     data_frame(Opcode::Binary, payload, out);
 }
 
-fn data_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+pub(super) fn data_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.reserve(header_bytes(payload.len()) + payload.len());
     write_header(out, opcode, payload.len());
     out.extend_from_slice(payload);

@@ -30,8 +30,15 @@ pub struct Client {
     pub frames: Vec<(u8, Vec<u8>)>,
     /// The hub's close frame.
     pub close: Option<(u16, String)>,
+    /// How many events came in each array of events.
+    pub batches: Vec<usize>,
+    subprotocol: &'static str,
     next_id: u64,
 }
+
+/// Those in which a client may speak.
+pub const SUBPROTOCOLS: [&str; 4] =
+    ["ringhub.v1.json", "ringhub.v1.json.batch", "ringhub.v1.msgpack", "ringhub.v1.msgpack.batch"];
 
 /// A masked frame, final; the mask is all zeros.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
@@ -67,6 +74,18 @@ impl Client {
         client
     }
 
+    /// Likewise, with a subprotocol, in which it speaks from here on.
+    pub fn connect_as(node: &Node, shard: usize, path: &str, query: &str, subprotocol: &'static str) -> Client {
+        let client = Client { subprotocol, ..Client::raw(node.world.connect(shard)) };
+        let header = format!("Sec-WebSocket-Protocol: {subprotocol}\r\n");
+        client.link.write(upgrade(path, query, &header).as_bytes());
+        client
+    }
+
+    fn speaks_msgpack(&self) -> bool {
+        self.subprotocol.contains("msgpack")
+    }
+
     pub fn raw(link: SimClient) -> Client {
         Client {
             link,
@@ -76,6 +95,8 @@ impl Client {
             messages: Vec::new(),
             frames: Vec::new(),
             close: None,
+            batches: Vec::new(),
+            subprotocol: "",
             next_id: 0,
         }
     }
@@ -83,8 +104,13 @@ impl Client {
     /// A command's frame and the id it has.
     pub fn command(&mut self, kind: &str, data: Value) -> (u64, Vec<u8>) {
         self.next_id += 1;
-        let text = json!({"type": kind, "id": self.next_id, "data": data}).to_string();
-        (self.next_id, frame(1, text.as_bytes()))
+        let message = json!({"type": kind, "id": self.next_id, "data": data});
+        let bytes = if self.speaks_msgpack() {
+            frame(2, &rmp_serde::to_vec(&message).expect("MessagePack"))
+        } else {
+            frame(1, message.to_string().as_bytes())
+        };
+        (self.next_id, bytes)
     }
 
     pub fn send(&mut self, kind: &str, data: Value) -> u64 {
@@ -96,9 +122,23 @@ impl Client {
     /// Reads what has arrived.
     pub fn poll(&mut self) {
         for (opcode, payload) in self.incoming.take(self.link.read()) {
-            match opcode {
-                1 => self.messages.push(serde_json::from_slice(&payload).expect("messages are JSON")),
-                _ => self.frames.push((opcode, payload)),
+            let message: Value = match opcode {
+                1 if !self.speaks_msgpack() => serde_json::from_slice(&payload).expect("messages are JSON"),
+                2 if self.speaks_msgpack() => rmp_serde::from_slice(&payload).expect("messages are MessagePack"),
+                _ => {
+                    self.frames.push((opcode, payload));
+                    continue;
+                }
+            };
+            match message {
+                Value::Array(events) => {
+                    assert!(self.subprotocol.ends_with(".batch"), "nobody else gets an array");
+                    let are_events = events.iter().all(|event| event["seq"].is_u64() && event["room"].is_string());
+                    assert!(events.len() > 1 && are_events, "{events:?}");
+                    self.batches.push(events.len());
+                    self.messages.extend(events);
+                }
+                message => self.messages.push(message),
             }
         }
         self.status = self.incoming.status;

@@ -25,3 +25,4 @@ mod streams;
 mod trace;
 mod upgrades;
 mod urgent;
+mod variants;

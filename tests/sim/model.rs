@@ -10,7 +10,7 @@ use fastrand::Rng;
 use ringhub::ring::sim::Faults;
 use serde_json::{Value, json};
 
-use crate::client::{Client, frame};
+use crate::client::{Client, SUBPROTOCOLS, frame};
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 300;
@@ -169,7 +169,8 @@ impl Run {
             1 => format!("client_id=c{}", self.rng.u8(..3)),
             _ => String::new(),
         };
-        let client = Client::connect(&self.node, shard, "/ws", &query);
+        let subprotocol = self.rng.choice(SUBPROTOCOLS).expect("some");
+        let client = Client::connect_as(&self.node, shard, "/ws", &query, subprotocol);
         self.actors.push(Actor {
             client,
             seen: 0,
