@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::form::DeltaRooms;
 use super::latency::Followed;
 use super::locks::ClientLocks;
 use super::polling::Probing;
@@ -233,6 +234,8 @@ pub struct UnderWay {
     pub stream: Option<Stream>,
     /// Which of its namespaces have subscribed to which room, where it is in several of Socket.IO; likewise.
     pub spaces: Option<RoomSpaces>,
+    /// The rooms of which it wants events as changes; likewise.
+    pub deltas: DeltaRooms,
 }
 
 /// A join or a leave that is under way.
@@ -258,6 +261,8 @@ pub struct Wish {
     /// The namespaces of Socket.IO that its session had subscribed with; none where all of a client gets the room's events,
     /// or they will be known by who asked.
     pub namespaces: Option<Spaces>,
+    /// Whether it wants events as changes.
+    pub delta: bool,
 }
 
 impl Membership {
@@ -291,7 +296,7 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        let lasting = self.stream.is_some() || self.spaces.is_some();
+        let lasting = self.stream.is_some() || self.spaces.is_some() || !self.deltas.is_empty();
         self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && !lasting
     }
 }
@@ -367,6 +372,7 @@ impl Client {
         if let Some(spaces) = self.under_way.as_mut().and_then(|all| all.spaces.as_mut()) {
             spaces.forget(room);
         }
+        self.forget_deltas(room);
         self.forget_lag(room);
     }
 

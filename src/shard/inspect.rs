@@ -60,7 +60,7 @@ impl State {
             name: identity.name.as_deref().map(str::to_owned),
             roles: identity.roles.to_vec(),
             protocol: match connection.outbox.protocol() {
-                Protocol::Native => "native",
+                Protocol::Native | Protocol::Variant(Variant::Plain) => "native",
                 Protocol::Variant(Variant::Batch) => "native-batch",
                 Protocol::Variant(Variant::MsgPack) => "msgpack",
                 Protocol::Variant(Variant::MsgPackBatch) => "msgpack-batch",

@@ -214,6 +214,7 @@ impl State {
                 client.forget_lag(id);
             }
             self.core.unpark(id, conn);
+            self.caught_up_for_deltas(conn, id);
             self.core.recorder.change(conn, What::CaughtUp { room, to_seq: reached });
         }
         self.go_on(conn);

@@ -148,7 +148,10 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
             }
-            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), &state).map(|id| (id, state)),
+            Ok(state) => {
+                let entered = self.enter(conn, &room, selection, replay.is_some(), &state);
+                entered.map(|id| (self.entered_for_deltas(conn, id, wish.delta), state))
+            }
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::Broker) => {
                 Err(Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now"))

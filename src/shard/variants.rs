@@ -26,13 +26,22 @@ pub struct Variants<'v> {
     socketio: SmallVec<[(Form, Bytes); 2]>,
     /// The frames of which those were made.
     socketio_of: Bytes,
-    /// For clients of the native protocol that want it in another form.
-    forms: SmallVec<[(Variant, Bytes); 3]>,
+    /// For clients of the native protocol that want it in another form, or as changes.
+    forms: SmallVec<[((Variant, usize), Bytes); 4]>,
     /// The frames of which those were made.
     forms_of: Bytes,
     /// What was encoded and is alive, and beyond how much of it connections wait.
     memory: FrameMemory,
     memory_bytes_max: usize,
+}
+
+/// How a client of the native protocol wants a batch.
+#[derive(Debug, Clone, Copy)]
+struct NativeForm {
+    variant: Variant,
+    /// How many of its events as changes, of what it has, which is all after that event.
+    changes: usize,
+    after_seq: u64,
 }
 
 /// A batch on its way to a connection: its frames for that one, the room's place in the table, and the batch.
@@ -86,22 +95,30 @@ impl<'v> Variants<'v> {
         Ok(events)
     }
 
-    fn for_form(&mut self, variant: Variant, frames: &Bytes, batch: &Batch) -> Result<Bytes, Full> {
-        if variant.is_native(frames) {
+    fn for_form(&mut self, form: NativeForm, frames: &Bytes, batch: &Batch) -> Result<Bytes, Full> {
+        let NativeForm { variant, changes, after_seq } = form;
+        if changes == 0 && variant.is_native(frames) {
             return Ok(frames.clone());
         }
         let is_for_all = is_same(frames, &batch.bytes);
         if is_for_all && is_same(&self.forms_of, frames) {
-            if let Some((_, events)) = self.forms.iter().find(|(of, _)| *of == variant) {
+            if let Some((_, events)) = self.forms.iter().find(|(of, _)| *of == (variant, changes)) {
                 return Ok(events.clone());
             }
         } else if is_for_all {
             self.forms.clear();
             self.forms_of = frames.clone();
         }
-        let events = self.encode(frames.len(), |out| variant.write_events(frames, out))?;
+        let events = self.encode(frames.len(), |out| {
+            if changes == 0 {
+                return variant.write_events(frames, out);
+            }
+            let mut changed = Vec::with_capacity(frames.len());
+            batch.write_deltas(after_seq, &mut changed);
+            variant.write_events(&changed, out);
+        })?;
         if is_for_all {
-            self.forms.push((variant, events.clone()));
+            self.forms.push(((variant, changes), events.clone()));
         }
         Ok(events)
     }
@@ -153,10 +170,20 @@ pub(super) fn queue(
 fn queue_form(
     (variant, connection): (Variant, &mut Connection),
     (lane, bytes_max): (Lane, usize),
-    (frames, _, batch): Delivery<'_>,
+    (frames, room, batch): Delivery<'_>,
     variants: &mut Variants<'_>,
 ) -> Result<(), Full> {
-    let events = variants.for_form(variant, frames, batch)?;
+    let mut form = NativeForm { variant, changes: 0, after_seq: 0 };
+    if let Some(deltas) = batch.deltas()
+        && let Some(after_seq) = connection.has_all_after(room, batch)
+    {
+        deltas.note_used();
+        // Whoever is left out of an event gets what is left as it is.
+        if is_same(frames, &batch.bytes) {
+            form = NativeForm { changes: deltas.count_after(after_seq), after_seq, ..form };
+        }
+    }
+    let events = variants.for_form(form, frames, batch)?;
     connection.outbox.push_events(&events, lane, bytes_max)
 }
 

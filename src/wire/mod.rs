@@ -14,6 +14,7 @@ pub mod http;
 pub mod json;
 pub mod lock_commands;
 pub mod mask;
+pub mod merge_patch;
 pub mod msgpack;
 pub mod native;
 pub mod outlet;

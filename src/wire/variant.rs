@@ -22,6 +22,8 @@ pub const BATCH_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// A form that is not the native one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
+    /// As the native one, but that some events may come as changes.
+    Plain,
     /// JSON, several events in one frame.
     Batch,
     /// MessagePack.
@@ -69,7 +71,11 @@ impl Variant {
 
     /// Whether these native frames are what this form makes of them.
     pub fn is_native(self, frames: &[u8]) -> bool {
-        self == Variant::Batch && ws::frame_bytes(frames) == Some(frames.len())
+        match self {
+            Variant::Plain => true,
+            Variant::Batch => ws::frame_bytes(frames) == Some(frames.len()),
+            Variant::MsgPack | Variant::MsgPackBatch => false,
+        }
     }
 
     /// Appends the frame of one message, which is given as JSON.
@@ -211,7 +217,8 @@ mod tests {
         let one = &events[..1];
         assert_eq!(written(Variant::Batch, one).iter().map(text).collect::<Vec<_>>(), one);
         assert_eq!(written(Variant::MsgPackBatch, one).iter().map(packed).collect::<Vec<_>>(), one);
-        for variant in [Variant::Batch, Variant::MsgPack, Variant::MsgPackBatch] {
+        assert_eq!(written(Variant::Plain, &events).iter().map(text).collect::<Vec<_>>(), events);
+        for variant in [Variant::Plain, Variant::Batch, Variant::MsgPack, Variant::MsgPackBatch] {
             assert!(written(variant, &[]).is_empty());
         }
         assert!(Variant::Batch.is_native(&frames(one)) && !Variant::Batch.is_native(&frames(&events)));

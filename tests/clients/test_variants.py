@@ -146,3 +146,89 @@ async def test_operators_see_in_which_form_a_connection_is(hub):
         paths = [f"/api/v1/connections/{client.data['client_id']}" for client in clients]
         shown = [json.loads(hub.get(path, bearer(admin()))[2])["protocol"] for path in paths]
         assert shown == ["native", "native-batch", "msgpack", "msgpack-batch"]
+
+
+# ---- changes ----
+
+
+def merged(target: object, patch: object) -> object:
+    """RFC 7396 §2."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+class States:
+    """What a client knows of a room's events: the last data of each type."""
+
+    def __init__(self):
+        self.last: dict[str, tuple[int, object]] = {}
+        self.changes = 0
+
+    def take(self, event: dict) -> object:
+        if "delta" in event:
+            assert "data" not in event
+            base, data = self.last[event["type"]]
+            assert base == event["base"]
+            data = merged(data, event["delta"])
+            self.changes += 1
+        else:
+            data = event["data"]
+        self.last[event["type"]] = (event["seq"], data)
+        return data
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_client_that_asks_for_changes_can_make_every_event_of_them(hub, room, form):
+    async with joined(hub, subprotocols=[form]) as client, joined(hub, token("bob")) as other:
+        await client.subscribe(room, delta=True)
+        await other.subscribe(room)
+        states = {kind: {"kind": kind, "text": "ünï" * 40, "list": list(range(20)), "inner": {"n": 0, "same": "x" * 30}} for kind in ("a.moved", "b.moved")}
+        sent = []
+        for number in range(60):
+            kind = ("a.moved", "b.moved")[number % 3 == 0]
+            state = states[kind] = json.loads(json.dumps(states[kind]))
+            state["inner"]["n"] = number
+            if number % 7 == 0:
+                state["list"].append(None)
+            if number % 11 == 0:
+                state["gone"] = None if number % 2 else number
+            elif number % 11 == 5:
+                state.pop("gone", None)
+            sent.append(state)
+            assert hub.publish(room, kind, state)[0] == 200
+        known = States()
+        assert [known.take(event) for event in await client.events(room, 60)] == sent
+        assert [event["data"] for event in await other.events(room, 60)] == sent
+        assert known.changes > 40
+        later = await client.done("history", {"room": room, "limit": 10})
+        assert [event["data"] for event in later["events"]], "history is whole"
+
+
+async def test_a_change_begins_anew_with_the_subscription(hub, room):
+    async with joined(hub) as client:
+        await client.subscribe(room, delta=True)
+        state = {"n": 1, "text": "x" * 100}
+        for number in range(3):
+            hub.publish(room, "a.moved", state | {"n": number})
+        assert ["delta" in event for event in await client.events(room, 3)] == [False, True, True]
+        await client.subscribe(room, delta=True, since={"last": 1})
+        for number in range(3):
+            hub.publish(room, "a.moved", state | {"n": number})
+        assert ["delta" in event for event in await client.events(room, 4)] == [False, False, True, True]
+        await client.subscribe(room)
+        hub.publish(room, "a.moved", state)
+        assert ["delta" in event for event in await client.events(room, 1)] == [False]
+
+
+async def test_changes_go_without_types_and_filters(hub, room):
+    async with joined(hub) as client:
+        for more in ({"types": ["a"]}, {"filters": {"n": 1}}):
+            assert (await client.refused("subscribe", {"room": room, "delta": True, **more}))["code"] == "bad_command"
+        assert (await client.refused("subscribe", {"room": room, "delta": "yes"}))["code"] == "bad_command"

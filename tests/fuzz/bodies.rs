@@ -21,6 +21,7 @@ use ringhub::wire::{
     http::{Head, parse_head},
     json::Scratch,
     mask::unmask,
+    merge_patch, msgpack,
     native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
     outlet::Outlet,
     proxy::{self, Proxy},
@@ -28,6 +29,7 @@ use ringhub::wire::{
     socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
     sse,
     upgrade::{bearer_token, switching_protocols},
+    variant::Variant,
     ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
 };
 
@@ -562,5 +564,105 @@ fn replace_placeholders(value: &mut serde_json::Value, texts: &[String]) {
             members.values_mut().for_each(|value| replace_placeholders(value, texts));
         }
         _ => {}
+    }
+}
+
+/// Other forms of messages: any bytes are refused as MessagePack or are JSON, which can be packed again; of two lines the
+/// second is made of the first by the merge patch between them, if there is one; and the lines that are objects are the same
+/// events in every form.
+pub fn variants(data: &[u8]) {
+    check_msgpack(data);
+    let mut lines = data.split(|byte| *byte == b'\n');
+    if let (Some(old), Some(new)) = (lines.next(), lines.next()) {
+        check_merge_patch(old, new);
+    }
+    let objects = data
+        .split(|byte| *byte == b'\n')
+        .filter(|line| serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| value.is_object()));
+    check_forms(&objects.map(<[u8]>::trim_ascii).collect::<Vec<_>>());
+}
+
+fn unpacked(message: &[u8]) -> Option<Vec<u8>> {
+    let mut json = Vec::new();
+    msgpack::read(message, DEPTH_MAX, MESSAGE_BYTES_MAX, &mut json).ok()?;
+    assert!(json.len() <= MESSAGE_BYTES_MAX);
+    Some(json)
+}
+
+fn check_msgpack(data: &[u8]) {
+    let mut packed = Vec::new();
+    msgpack::write(data, &mut packed);
+    let Some(json) = unpacked(data) else { return };
+    serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
+    packed.clear();
+    msgpack::write(&json, &mut packed);
+    assert_eq!(unpacked(&packed), Some(json));
+}
+
+fn check_merge_patch(old: &[u8], new: &[u8]) {
+    let mut patch = Vec::new();
+    let is_said = merge_patch::write(old, new, &mut patch);
+    let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text);
+    let (Ok(mut made), Ok(new)) = (value(old), value(new)) else { return };
+    if is_said {
+        merge(&mut made, &value(&patch).expect("a patch is JSON"));
+        assert_eq!(made, new);
+    }
+}
+
+/// RFC 7396 §2.
+fn merge(target: &mut serde_json::Value, patch: &serde_json::Value) {
+    let serde_json::Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = serde_json::Value::Object(serde_json::Map::new());
+    }
+    let serde_json::Value::Object(members) = target else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            members.remove(key);
+        } else {
+            merge(members.entry(key.as_str()).or_insert(serde_json::Value::Null), value);
+        }
+    }
+}
+
+fn check_forms(events: &[&[u8]]) {
+    let mut frames = Vec::new();
+    events.iter().for_each(|event| ws::text_frame(event, &mut frames));
+    for variant in [Variant::Plain, Variant::Batch, Variant::MsgPack, Variant::MsgPackBatch] {
+        // One by one: parsers may differ in the last digit of a number, but not with themselves.
+        let values = events.iter().map(|event| {
+            let mut text = event.to_vec();
+            if variant.is_msgpack() {
+                let mut message = Vec::new();
+                msgpack::write(event, &mut message);
+                text.clear();
+                msgpack::read(&message, usize::MAX, usize::MAX, &mut text).expect("MessagePack");
+            }
+            serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")
+        });
+        let values: Vec<_> = values.collect();
+        let (mut out, mut got) = (Vec::new(), Vec::new());
+        variant.write_events(&frames, &mut out);
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            let (frame, behind) = rest.split_at(ws::frame_bytes(rest).expect("whole frames"));
+            let payload = &frame[ws::header_bytes_of(frame)..];
+            let mut json = Vec::new();
+            if variant.is_msgpack() {
+                msgpack::read(payload, usize::MAX, usize::MAX, &mut json).expect("MessagePack");
+            } else {
+                json.extend_from_slice(payload);
+            }
+            match serde_json::from_slice(&json).expect("JSON") {
+                serde_json::Value::Array(some) => got.extend(some),
+                one => got.push(one),
+            }
+            rest = behind;
+        }
+        assert_eq!(got, values);
     }
 }

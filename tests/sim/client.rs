@@ -32,6 +32,8 @@ pub struct Client {
     pub close: Option<(u16, String)>,
     /// How many events came in each array of events.
     pub batches: Vec<usize>,
+    /// How many events came as changes of earlier ones; in `messages` they are whole.
+    pub changes: usize,
     subprotocol: &'static str,
     next_id: u64,
 }
@@ -96,6 +98,7 @@ impl Client {
             frames: Vec::new(),
             close: None,
             batches: Vec::new(),
+            changes: 0,
             subprotocol: "",
             next_id: 0,
         }
@@ -136,14 +139,28 @@ impl Client {
                     let are_events = events.iter().all(|event| event["seq"].is_u64() && event["room"].is_string());
                     assert!(events.len() > 1 && are_events, "{events:?}");
                     self.batches.push(events.len());
-                    self.messages.extend(events);
+                    events.into_iter().for_each(|event| self.take(event));
                 }
-                message => self.messages.push(message),
+                message => self.take(message),
             }
         }
         self.status = self.incoming.status;
         self.body.append(&mut self.incoming.body);
         self.close.clone_from(&self.incoming.close);
+    }
+
+    fn take(&mut self, mut message: Value) {
+        if let Some(patch) = message.as_object_mut().and_then(|message| message.remove("delta")) {
+            let (room, base) = (&message["room"], &message["base"]);
+            let is_base = |one: &&Value| one["room"] == *room && one["seq"] == *base;
+            let base = self.messages.iter().rev().find(is_base);
+            let base = base.unwrap_or_else(|| panic!("nobody has sent what this is a change of: {message} {patch}"));
+            let mut data = base["data"].clone();
+            merge(&mut data, &patch);
+            message["data"] = data;
+            self.changes += 1;
+        }
+        self.messages.push(message);
     }
 
     /// The answer to a command.
@@ -155,6 +172,25 @@ impl Client {
     pub fn seqs(&self, room: &str) -> Vec<u64> {
         let events = self.messages.iter().filter(|message| message["room"] == room);
         events.filter_map(|event| event["seq"].as_u64()).collect()
+    }
+}
+
+/// Applies a merge patch (RFC 7396 §2).
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        let members = target.as_object_mut().expect("an object");
+        if value.is_null() {
+            members.remove(key);
+        } else {
+            merge(members.entry(key.as_str()).or_insert(Value::Null), value);
+        }
     }
 }
 
