@@ -190,10 +190,11 @@ mod tests {
             let text = |value| if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
             let (was, is) = (text(&old).expect("JSON"), serde_json::to_string(&new).expect("JSON"));
             if let Some(patch) = patch(&was, &is) {
-                let patch = serde_json::from_str(&patch).expect("JSON");
-                let mut made = old;
-                apply(&mut made, &patch);
-                prop_assert_eq!(made, new);
+                // From the texts, since this parser may miss a float by its last bit.
+                let read = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+                let mut made = read(&was);
+                apply(&mut made, &read(&patch));
+                prop_assert_eq!(made, read(&is));
             }
         }
 
