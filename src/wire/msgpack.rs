@@ -510,9 +510,9 @@ mod tests {
                 let mut out = Vec::new();
                 let outcome = read(&message, 64, bytes_max, &mut out);
                 assert!(out.len() <= bytes_max, "{json} {bytes_max}");
-                if bytes_max >= whole.len() + 1 {
+                if bytes_max >= whole.len() {
                     assert_eq!((outcome, &out), (Ok(()), &whole));
-                } else if bytes_max < whole.len() {
+                } else {
                     assert_eq!(outcome, Err(Unreadable::TooLarge));
                 }
             }
@@ -524,6 +524,9 @@ mod tests {
         let nested = |depth: usize| packed(&format!("{}{}", "[".repeat(depth), "]".repeat(depth)));
         assert!(json_of(&nested(64)).is_ok());
         assert_eq!(json_of(&nested(66)), Err(Unreadable::TooDeep));
+        let mut deepest = Vec::new();
+        assert_eq!(read(&nested(512), 512, 10_000, &mut deepest), Ok(()), "as deep as can be configured");
+        assert_eq!(deepest.len(), 1024);
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
