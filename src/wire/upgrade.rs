@@ -20,7 +20,7 @@ const PROTOCOLS_MAX: usize = 32;
 pub struct Upgrade<'a> {
     /// `Sec-WebSocket-Key`, for [`switching_protocols`].
     pub key: &'a str,
-    /// The offered subprotocols, the most wanted first.
+    /// The offered subprotocols, the most wanted first. Names are case-sensitive.
     pub protocols: SmallVec<[&'a str; 4]>,
     /// The `Sec-WebSocket-Extensions` lines as sent.
     pub extensions: SmallVec<[&'a str; 1]>,
@@ -97,11 +97,6 @@ impl<'a> Head<'a> {
 }
 
 impl<'a> Upgrade<'a> {
-    /// Whether the client offers a subprotocol. Names are case-sensitive.
-    pub fn offers(&self, protocol: &str) -> bool {
-        self.protocols.contains(&protocol)
-    }
-
     /// The token of an offered `bearer.…`. It is never to be echoed as the chosen subprotocol.
     pub fn bearer(&self) -> Option<&'a str> {
         self.protocols.iter().find_map(|offered| offered.strip_prefix(BEARER_PREFIX)).filter(|token| !token.is_empty())
@@ -265,8 +260,6 @@ mod tests {
         lines.extend(["Sec-WebSocket-Protocol: bearer.aa.bb.cc,, ringhub.v1.json", "Sec-WebSocket-Protocol: other"]);
         let upgrade = head(&lines).upgrade().unwrap();
         assert_eq!(upgrade.protocols.as_slice(), ["bearer.aa.bb.cc", "ringhub.v1.json", "other"]);
-        assert!(upgrade.offers(PROTOCOL_JSON));
-        assert!(!upgrade.offers("Other"));
         assert_eq!(upgrade.bearer(), Some("aa.bb.cc"));
     }
 
