@@ -31,7 +31,6 @@ const ARGUMENT: &str = "--instructions";
 
 /// Makes `main` of an executable from its benchmarks, which are generic over what is measured. Those behind `timed` wait
 /// for other threads: what they count is the scheduler's.
-
 #[macro_export]
 macro_rules! benches {
     ($name:literal, counted: [$($counted:path),+], timed: [$($timed:path),*]) => {
