@@ -16,7 +16,7 @@ use ringhub::wire::{
     http::parse_head,
     mask::unmask,
     upgrade::switching_protocols,
-    ws::{Decoder, Input, text_frame},
+    ws::{Accepts, Decoder, Input, text_frame},
 };
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -52,7 +52,7 @@ fn upgrade<M: Measurement + 'static>(c: &mut Criterion<M>) {
     group.bench_function("answer", |b| {
         b.iter(|| {
             out.clear();
-            switching_protocols(black_box("dGhlIHNhbXBsZSBub25jZQ=="), Some("ringhub.v1.json"), &mut out);
+            switching_protocols(black_box("dGhlIHNhbXBsZSBub25jZQ=="), Some("ringhub.v1.json"), None, &mut out);
         });
     });
     group.finish();
@@ -82,7 +82,7 @@ fn decode<M: Measurement + 'static>(c: &mut Criterion<M>) {
                 |stream| {
                     let mut input = Input::new(stream);
                     let mut messages = 0;
-                    while let Some(message) = decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap() {
+                    while let Some(message) = decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap() {
                         black_box(&message);
                         messages += 1;
                     }
@@ -102,7 +102,7 @@ fn decode<M: Measurement + 'static>(c: &mut Criterion<M>) {
             |frame| {
                 for piece in frame.chunks_mut(4096) {
                     let mut input = Input::new(piece);
-                    while let Some(message) = decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap() {
+                    while let Some(message) = decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap() {
                         black_box(&message);
                     }
                 }
@@ -121,7 +121,7 @@ fn header<M: Measurement + 'static>(c: &mut Criterion<M>) {
         let mut decoder = Decoder::new();
         b.iter(|| {
             let mut input = Input::new(black_box(&mut empty));
-            decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap().is_some()
+            decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap().is_some()
         });
     });
     let empty = client_frame(0);

@@ -326,9 +326,11 @@ impl State {
         if admit.stream.is_some() {
             connection.outbox.becomes(Protocol::Stream);
         }
+        let deflate = self.grant_deflate(conn, admit.deflate);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
         let out = connection.outbox.answers();
         if admit.stream.is_none() && !speaks_socketio {
-            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), deflate, out);
         }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {

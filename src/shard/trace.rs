@@ -10,6 +10,7 @@ use crate::hub::recorder::{Gone, Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::hub::trace::{ConnectionTrace, TraceAsked, trace};
 use crate::ring::ConnKey;
+use crate::wire::deflate;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::Parsed;
 use crate::wire::ws;
@@ -168,7 +169,7 @@ impl State {
     ) {
         let text = format!("\"id\":\"{}\"", event.id);
         let with_kernel = under_way.unwrap_or_default();
-        if let Some(place) = memchr::memmem::find(with_kernel, text.as_bytes()) {
+        if let Some(place) = memchr::memmem::find(&deflate::plain(with_kernel), text.as_bytes()) {
             witness.place = Place::BeingSent { bytes_ahead: place as u64 };
         } else if let Some(place) = connection.outbox.find(text.as_bytes()) {
             witness.place = Place::Waiting { bytes_ahead: (with_kernel.len() + place) as u64 };

@@ -28,7 +28,7 @@ use ringhub::wire::{
     socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
     sse,
     upgrade::{bearer_token, switching_protocols},
-    ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
+    ws::{self, Accepts, Decoder, Input, Message, Opcode, ProtocolError},
 };
 
 const HEAD_BYTES_MAX: usize = 4096;
@@ -74,7 +74,7 @@ fn check_head(head: &Head<'_>, data: &[u8]) {
         Ok(upgrade) => {
             assert!(head.wants_websocket() && !head.body_expected());
             let mut answer = Vec::new();
-            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), &mut answer);
+            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), None, &mut answer);
             assert!(answer.ends_with(b"\r\n\r\n"));
             assert_eq!(answer.windows(4).filter(|bytes| bytes == b"\r\n\r\n").count(), 1);
             if let Err(refusal) = bearer_token(head, Some(&upgrade), Some("auth")) {
@@ -175,6 +175,13 @@ fn check_lines(json: &[u8]) {
 /// what was decoded survives being encoded and decoded again. The first byte chooses the cuts.
 pub fn frames(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
+    for deflated in [false, true] {
+        frames_accepting(seed, stream, Accepts { message_bytes_max: MESSAGE_BYTES_MAX, deflated });
+    }
+}
+
+fn frames_accepting(seed: u8, stream: &[u8], accepts: Accepts) {
+    let decode = |pieces: &mut [Vec<u8>]| decode(pieces, accepts);
     let whole = decode(&mut [stream.to_vec()]);
     let mut single: Vec<Vec<u8>> = stream.chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(whole, decode(&mut single));
@@ -191,17 +198,18 @@ pub fn frames(data: &[u8]) {
 #[derive(Debug, PartialEq, Eq)]
 enum Owned {
     Data(Opcode, Vec<u8>),
+    Deflated(bool, Vec<u8>),
     Close(Option<(u16, String)>),
 }
 
 /// All messages of a stream up to the close or the error.
-fn decode(pieces: &mut [Vec<u8>]) -> (Vec<Owned>, Option<ProtocolError>) {
+fn decode(pieces: &mut [Vec<u8>], accepts: Accepts) -> (Vec<Owned>, Option<ProtocolError>) {
     let mut decoder = Decoder::new();
     let mut messages = Vec::new();
     for piece in pieces {
         let mut input = Input::new(piece);
         loop {
-            match decoder.next(&mut input, MESSAGE_BYTES_MAX) {
+            match decoder.next(&mut input, accepts) {
                 Ok(None) => break,
                 Ok(Some(message)) => messages.push(owned(message)),
                 Err(error) => return (messages, Some(error)),
@@ -226,6 +234,10 @@ fn owned(message: Message<'_>) -> Owned {
         Message::Binary(bytes) => {
             assert!(bytes.len() <= MESSAGE_BYTES_MAX);
             Owned::Data(Opcode::Binary, bytes.to_vec())
+        }
+        Message::Deflated { is_text, payload } => {
+            assert!(payload.len() <= MESSAGE_BYTES_MAX);
+            Owned::Deflated(is_text, payload.to_vec())
         }
         Message::Ping(payload) => Owned::Data(Opcode::Ping, payload.to_vec()),
         Message::Pong(payload) => Owned::Data(Opcode::Pong, payload.to_vec()),
@@ -255,6 +267,14 @@ fn encode_masked(message: &Owned, mask: [u8; 4], out: &mut Vec<u8>) {
         Owned::Data(Opcode::Text, payload) => ws::text_frame(payload, &mut frame),
         Owned::Data(Opcode::Binary, payload) => ws::binary_frame(payload, &mut frame),
         Owned::Data(opcode, payload) => ws::control_frame(*opcode, payload, &mut frame),
+        Owned::Deflated(is_text, payload) => {
+            if *is_text {
+                ws::text_frame(payload, &mut frame);
+            } else {
+                ws::binary_frame(payload, &mut frame);
+            }
+            frame[0] |= ws::RSV1;
+        }
         Owned::Close(None) => ws::control_frame(Opcode::Close, b"", &mut frame),
         Owned::Close(Some((code, reason))) => ws::close_frame(*code, reason, &mut frame),
     }
