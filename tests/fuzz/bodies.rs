@@ -15,8 +15,10 @@ use ringhub::session::stream::{Begins, StreamAsked};
 use ringhub::wire::{
     base64,
     codes::ErrorCode,
+    deflate::{Deflater, InflateBounds, Inflater, Window, plain},
     engineio::{self, PacketKind, Payload, PayloadWriter},
     envelope::{Event, Stamp, rfc3339, write_event},
+    extensions::{DeflateTerms, agree},
     forwarded::client_address,
     http::{Head, parse_head},
     json::Scratch,
@@ -193,6 +195,44 @@ fn frames_accepting(seed: u8, stream: &[u8], accepts: Accepts) {
         encode_masked(message, [seed, 1, 2, 3], &mut again);
     }
     assert_eq!(decode(&mut cut(&again, seed)).0, whole.0);
+}
+
+/// What is offered as extensions, and compressed messages behind it: whatever is agreed on is within the terms, and what is
+/// decompressed is within its bound, comes back when it is compressed again, and is the same when it is looked for in frames.
+pub fn deflate(data: &[u8]) {
+    let place = memchr(data, b'\n').unwrap_or(data.len());
+    let (line, rest) = data.split_at(place);
+    let terms = DeflateTerms { window_bits: 12, client_window_bits: 10 };
+    let agreed = std::str::from_utf8(line).ok().and_then(|line| agree([line], terms).ok().flatten());
+    let mut window = None;
+    if let Some(agreed) = agreed {
+        assert!((9..=12).contains(&agreed.window_bits) && agreed.client_window_bits <= 10);
+        let mut told = Vec::new();
+        agreed.write(&mut told);
+        assert!(told.is_ascii());
+        window = Some(Window::new(agreed.client_window_bits.max(8)));
+    }
+    let mut inflater = Inflater::default();
+    let mut deflater = Deflater::new(1 + u32::from(data.first().copied().unwrap_or(0) % 9));
+    let bounds = InflateBounds { message_bytes_max: MESSAGE_BYTES_MAX, ratio_max: 0 };
+    // Messages of one client, one per line.
+    for payload in rest.split(|byte| *byte == b'\n') {
+        let Ok(message) = inflater.message(payload, false, window.as_mut(), bounds) else { continue };
+        assert!(message.len() <= MESSAGE_BYTES_MAX);
+        let message = message.to_vec();
+        let mut frame = Vec::new();
+        if deflater.frame(Opcode::Binary, &message, 9, &mut frame) {
+            let mut expected = Vec::new();
+            ws::binary_frame(&message, &mut expected);
+            assert!(frame.len() < expected.len());
+            assert_eq!(&plain(&frame)[..], &expected);
+        }
+    }
+    plain(rest);
+}
+
+fn memchr(bytes: &[u8], wanted: u8) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == wanted)
 }
 
 #[derive(Debug, PartialEq, Eq)]

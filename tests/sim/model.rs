@@ -169,7 +169,12 @@ impl Run {
             1 => format!("client_id=c{}", self.rng.u8(..3)),
             _ => String::new(),
         };
-        let client = Client::connect(&self.node, shard, "/ws", &query);
+        let offer = match self.rng.u8(..4) {
+            0 => "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n",
+            1 => "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=9\r\n",
+            _ => "",
+        };
+        let client = Client::connect_with(&self.node, shard, "/ws", &query, offer);
         self.actors.push(Actor {
             client,
             seen: 0,
