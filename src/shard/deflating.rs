@@ -78,6 +78,15 @@ pub struct Deflating {
     pub counts: DeflateCounts,
 }
 
+/// What there is of a batch for a connection.
+#[derive(Debug)]
+pub enum Found {
+    /// Its frames.
+    Frames(Bytes),
+    /// None of them is compressed.
+    AsTheyAre,
+}
+
 /// A batch in one form, compressed.
 #[derive(Debug)]
 struct Recent {
@@ -115,7 +124,7 @@ impl Deflating {
         self.recent.clear();
     }
 
-    /// A batch in that form, if it was compressed already, without the events that are not for `without`.
+    /// A batch in that form, if it was looked at already, without the events that are not for `without`.
     pub fn find(
         &mut self,
         batch: &Batch,
@@ -123,14 +132,17 @@ impl Deflating {
         window_bits: u8,
         without: Option<Address>,
         memory: &FrameMemory,
-    ) -> Option<Bytes> {
+    ) -> Option<Found> {
         let recent = self.recent.iter().find(|recent| recent.is(&batch.bytes, form, window_bits))?;
         match without.filter(|_| batch.has_exclusions()) {
             None => {
                 self.counts.bytes_saved += recent.plain_bytes.saturating_sub(recent.frames.len()) as u64;
-                Some(recent.frames.clone())
+                Some(Found::Frames(recent.frames.clone()))
             }
-            Some(address) => recent.without(batch, address).map(|frames| memory.share(frames)),
+            Some(address) => match recent.without(batch, address) {
+                Some(frames) => Some(Found::Frames(memory.share(frames))),
+                None => Some(Found::AsTheyAre),
+            },
         }
     }
 

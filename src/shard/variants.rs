@@ -5,7 +5,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::connection::{Connection, Phase};
-use super::deflating::Deflating;
+use super::deflating::{Deflating, Found};
 use super::socketio::{self, Form};
 use super::stream::Stream;
 use crate::hub::batch::{Address, Batch, FrameMemory};
@@ -114,22 +114,19 @@ impl<'v> Variants<'v> {
         frames: &Bytes,
         batch: &Batch,
     ) -> Result<Bytes, Full> {
-        let is_short = self.memory.bytes() > self.memory_bytes_max;
         let without = (!is_same(frames, &batch.bytes)).then_some(Address { shard: self.me, conn });
         let as_they_are = |variants: &mut Self, frames: &Bytes| match form {
             None => Ok(frames.clone()),
             Some(form) => variants.for_socketio(form, conn, frames, batch),
         };
-        let find = |variants: &mut Self| variants.deflating.find(batch, form, window_bits, without, &variants.memory);
-        if let Some(found) = find(self) {
-            return Ok(found);
-        }
-        if !is_short {
+        let mut found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        if found.is_none() && self.memory.bytes() <= self.memory_bytes_max {
             let plain = as_they_are(self, &batch.bytes)?;
             self.deflating.remember(batch, form, window_bits, &plain, &self.memory);
-            if let Some(found) = find(self) {
-                return Ok(found);
-            }
+            found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        }
+        if let Some(Found::Frames(frames)) = found {
+            return Ok(frames);
         }
         as_they_are(self, frames)
     }
