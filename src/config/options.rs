@@ -156,7 +156,7 @@ options! {
         turn_bytes_max: usize = 512 << 10, range(0, GIB), "bytes", Live;
         /// The largest window that messages are compressed with, as a power of two: 15 is 32 KiB, which each client keeps.
         window_bits: u32 = 15, range(9, 15), "bits", Live;
-        /// How many times larger than what came a decompressed message may be, beyond 64 KiB; 0 leaves it to
+        /// How many times larger than what came a decompressed message may be, beyond 1 MiB; 0 leaves it to
         /// `limits.message_bytes_max`.
         ratio_max: usize = 200, range(0, 1032), "times", Live;
         /// The window that is kept of what each client sends, as a power of two from 8 to 15, so that its messages may refer to

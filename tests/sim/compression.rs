@@ -219,9 +219,12 @@ fn what_must_not_come_closes_the_connection_with_the_code_that_says_why() {
 
 #[test]
 fn a_ratio_closes_what_the_size_alone_would_let_pass() {
-    let blanks = deflated(&vec![b' '; 90_000]);
+    let blanks = deflated(&vec![b' '; 2_000_000]);
     for (ratio_max, is_closed) in [(0, false), (50, true)] {
-        let mut node = node_with(|config| config.compression.ratio_max = ratio_max);
+        let mut node = node_with(|config| {
+            config.limits.message_bytes_max = 4 << 20;
+            config.compression.ratio_max = ratio_max;
+        });
         let mut client = connect(&mut node, "/ws", "", OFFER);
         client.link.write(&frame(RSV1 | 1, &blanks));
         node.settle();
