@@ -106,7 +106,7 @@ impl Client {
         self.next_id += 1;
         let text = json!({"type": kind, "id": self.next_id, "data": data}).to_string();
         // Where it was agreed on, some messages are compressed and some are not.
-        let is_deflated = self.incoming.extensions.is_some() && self.next_id % 3 > 0;
+        let is_deflated = self.incoming.extensions.is_some() && !self.next_id.is_multiple_of(3);
         (self.next_id, if is_deflated { deflated_frame(&text) } else { frame(1, text.as_bytes()) })
     }
 

@@ -91,7 +91,7 @@ fn who_is_left_out_of_events_gets_the_others_compressed_as_well() {
     let mut one = member(&mut node, OFFER, room);
     let mut other = member(&mut node, OFFER, room);
     let before = node.figures();
-    let mut publish = |client: &mut Client, number, echo| {
+    let publish = |client: &mut Client, number, echo| {
         let data: Value = serde_json::from_str(&document(number)).expect("JSON");
         client.send("publish", json!({"room": room, "type": "x", "data": data, "echo": echo}));
     };
