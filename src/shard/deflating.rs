@@ -18,8 +18,9 @@ use crate::hub::outbox::Outbox;
 use crate::wire::deflate::Deflater;
 use crate::wire::ws::{self, Opcode};
 
-/// Compressed batches that are kept while fan-outs are under way: those at its front go to one room in a few forms.
-const RECENT_MAX: usize = 8;
+/// Compressed batches that are kept while fan-outs are under way: those at its front go to one room, in seven windows and a few
+/// forms of Socket.IO.
+const RECENT_MAX: usize = 16;
 
 /// What the configuration says of compression.
 #[derive(Debug, Default)]
@@ -176,8 +177,11 @@ impl Deflating {
     #[inline]
     pub fn answers(&mut self, outbox: &mut Outbox, before: usize) {
         let window_bits = outbox.deflate_bits();
-        if window_bits > 0 && outbox.answers().len().saturating_sub(before) >= self.rules.threshold_bytes {
-            let answers = outbox.answers();
+        if window_bits == 0 {
+            return;
+        }
+        let answers = outbox.answers();
+        if answers.len() > before && answers.len() - before >= self.rules.threshold_bytes {
             let plain = answers.split_off(before);
             self.compress_one(&plain, window_bits, answers);
         }
