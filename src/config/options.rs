@@ -143,6 +143,29 @@ options! {
         cookie: Option<String> = None, Rule::Any, "", Live;
     }
 
+    /// Compressed WebSocket messages (`permessage-deflate`), for clients that offer it, as all browsers do.
+    compression: CompressionConfig {
+        /// Agree to compress with clients that offer it, unless their address says `compression=off`. Connections that are open stay
+        /// as they are.
+        enabled: bool = false, Rule::Any, "", Live;
+        /// How hard it is tried: 1 is fast, 9 is small.
+        level: u32 = 3, range(1, 9), "", Live;
+        /// Shorter messages are sent as they are.
+        threshold_bytes: usize = 512, range(0, 64 * MIB), "bytes", Live;
+        /// Bytes that a shard compresses in one turn; what is beyond is sent as it is, and so is a longer message.
+        turn_bytes_max: usize = 512 << 10, range(0, GIB), "bytes", Live;
+        /// The largest window that messages are compressed with, as a power of two: 15 is 32 KiB, which each client keeps.
+        window_bits: u32 = 15, range(9, 15), "bits", Live;
+        /// How many times larger than what came a decompressed message may be, beyond 1 MiB; 0 leaves it to
+        /// `limits.message_bytes_max`.
+        ratio_max: usize = 200, range(0, 1032), "times", Live;
+        /// The window that is kept of what each client sends, as a power of two from 8 to 15, so that its messages may refer to
+        /// those before them; 0 keeps none.
+        client_window_bits: u32 = 0, range(0, 15), "bits", Live;
+        /// Memory of one shard for those windows; clients beyond it have none.
+        client_windows_bytes_max: usize = 64 << 20, range(0, 64 * GIB), "bytes", Live;
+    }
+
     /// What one client, room or shard may use. 0 switches a rate or a count of connections off.
     limits: LimitsConfig {
         /// Largest message, after reassembly of fragments; a larger one closes the connection with 1009.

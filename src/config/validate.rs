@@ -77,6 +77,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     {
         report("socketio.cookie", format!("{cookie:?}: expected letters, digits and any of - _ ."));
     }
+    if (1..8).contains(&config.compression.client_window_bits) {
+        report("compression.client_window_bits", "a window has 8 to 15 bits; 0 keeps none".to_owned());
+    }
     if config.journal.bytes_max < config.journal.segment_bytes.saturating_mul(8) {
         let message =
             format!("has to be eight times journal.segment_bytes ({}) at least", config.journal.segment_bytes);

@@ -6,17 +6,24 @@
 //!
 //! A room's events all go in one lane, so that they keep their order.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use super::batch::FrameMemory;
+use crate::wire::deflate;
+use crate::wire::extensions::{SERVER_WINDOW_BITS_MIN, WINDOW_BITS_MAX};
 use crate::wire::variant::Variant;
 
 /// The least bound of the answers' lane, however small that of events is: a client that asks on and on and doesn't read is too slow as well.
 pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 /// Chunks smaller than this are joined into one, so that they cost one send.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
+
+/// Windows are counted from here on.
+const WINDOW_BITS_BELOW: u8 = SERVER_WINDOW_BITS_MIN - 1;
+const _: () = assert!(WINDOW_BITS_MAX - WINDOW_BITS_BELOW <= Marks::DEFLATE >> Marks::DEFLATE_SHIFT);
 
 /// The part of an outbox that is kept free for urgent events where there are urgent kinds: one of so many.
 const URGENT_RESERVE: usize = 8;
@@ -99,6 +106,9 @@ impl Marks {
     const STALLED: u8 = 2;
     /// Nothing may be sent yet.
     const HELD: u8 = 4;
+    /// Three bits from here on: with which window its messages may be compressed, 1 for 2^9 bytes; 0 where they may not.
+    const DEFLATE_SHIFT: u32 = 3;
+    const DEFLATE: u8 = 0b111 << Marks::DEFLATE_SHIFT;
 
     fn has(self, mark: u8) -> bool {
         self.0 & mark != 0
@@ -123,6 +133,21 @@ enum Events {
 pub struct Full;
 
 impl Outbox {
+    /// With which window its messages may be compressed, as a power of two from 9 to 15; 0 where they may not.
+    #[inline]
+    pub fn deflate_bits(&self) -> u8 {
+        match (self.marks.0 & Marks::DEFLATE) >> Marks::DEFLATE_SHIFT {
+            0 => 0,
+            above => WINDOW_BITS_BELOW + above,
+        }
+    }
+
+    /// It was agreed with its peer how messages may be compressed.
+    pub fn deflates(&mut self, window_bits: u8) {
+        let above = window_bits.saturating_sub(WINDOW_BITS_BELOW) << Marks::DEFLATE_SHIFT;
+        self.marks.0 = (self.marks.0 & !Marks::DEFLATE) | (above & Marks::DEFLATE);
+    }
+
     /// Of what its chunks are made.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -248,12 +273,17 @@ impl Outbox {
     }
 
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
-    /// there. Looks at all of them: for those who look into a running shard.
+    /// there. Looks at all of them: for those who look into a running shard. Of what is compressed it is known only in which
+    /// chunk it is.
     pub fn find(&self, text: &[u8]) -> Option<usize> {
         let finder = memchr::memmem::Finder::new(text);
         let mut ahead = self.answers.len();
         for chunk in self.waiting() {
-            if let Some(place) = finder.find(chunk) {
+            let place = match deflate::plain(chunk) {
+                Cow::Borrowed(plain) => finder.find(plain),
+                Cow::Owned(plain) => finder.find(&plain).map(|_| 0),
+            };
+            if let Some(place) = place {
                 return Some(ahead + place);
             }
             ahead += chunk.len();
@@ -670,6 +700,23 @@ mod tests {
         outbox.fall_in_line();
         outbox.drop_events();
         assert!(outbox.is_empty() && outbox.take_chunk(&memory).is_none());
+    }
+
+    #[test]
+    fn what_was_agreed_on_compression_is_kept_beside_all_else() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.deflate_bits(), 0);
+        for bits in [9, 12, 15] {
+            outbox.deflates(bits);
+            outbox.hold();
+            outbox.note_stalled(true);
+            outbox.clear();
+            assert_eq!(outbox.deflate_bits(), bits);
+            outbox.release();
+            assert_eq!((outbox.deflate_bits(), outbox.is_held(), outbox.note_stalled(false)), (bits, false, true));
+        }
+        outbox.deflates(0);
+        assert_eq!(outbox.deflate_bits(), 0);
     }
 
     #[test]

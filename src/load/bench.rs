@@ -94,6 +94,9 @@ pub struct Args {
     /// The hub doesn't number a room's events 1, 2, 3, …: don't check their order
     #[arg(long)]
     no_seq: bool,
+    /// Offer compression (permessage-deflate), and decompress what comes; this side sends nothing compressed
+    #[arg(long)]
+    compress: bool,
     /// The hub's process: report its CPU time per delivery and its memory
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -189,6 +192,7 @@ impl Bench {
         };
         let many = |given: Option<u32>, usual: u32| given.unwrap_or(usual) as usize;
         let target = args.hub.target().map_err(|e| e.to_string())?;
+        let target = if args.compress { target.offering_compression() } else { target };
         let echo_target = match args.echo_via {
             EchoVia::Path => target.with_path("/echo").map_err(|e| e.to_string())?,
             EchoVia::Ping => target.clone(),

@@ -34,6 +34,7 @@ mod tally;
 pub(crate) mod target;
 mod text;
 mod traffic;
+mod unpack;
 mod worker;
 
 #[cfg(test)]

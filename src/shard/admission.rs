@@ -330,10 +330,15 @@ impl State {
         if admit.stream.is_some() {
             connection.outbox.becomes(Protocol::Stream);
         }
+        // Other forms than the native one are not compressed.
         let protocol = connection.outbox.protocol();
+        let offered = admit.deflate.filter(|_| !matches!(protocol, Protocol::Variant(_)));
+        let deflate = self.grant_deflate(conn, offered);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
         let out = connection.outbox.answers();
         if admit.stream.is_none() && !speaks_socketio {
-            switching_protocols(&admit.key, admit.subprotocol.map(|chosen| chosen.name), out);
+            let subprotocol = admit.subprotocol.map(|chosen| chosen.name);
+            switching_protocols(&admit.key, subprotocol, deflate, out);
         }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {

@@ -279,9 +279,9 @@ impl State {
     pub(super) fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let lane = self.core.lane(id);
         let bytes_max = self.outbox_bytes_max(lane);
-        let State { core, connections, dirty, settings, variant_memory, me, .. } = self;
+        let State { core, connections, dirty, settings, variant_memory, me, deflating, .. } = self;
         let memory_bytes_max = settings.config.limits.outbox_shard_bytes_max;
-        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max);
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max, deflating);
         let connection = connections.get_mut(conn)?;
         let mut rest_after = None;
         core.fan_out_rest(id, conn, |bytes, batch| {

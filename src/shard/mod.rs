@@ -9,6 +9,7 @@ mod broker;
 mod commands;
 mod connection;
 mod count;
+mod deflating;
 mod engine;
 mod form;
 mod gather;

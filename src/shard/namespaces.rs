@@ -77,6 +77,7 @@ impl State {
                     session_id,
                     key: Box::default(),
                     subprotocol: None,
+                    deflate: None,
                     stream: None,
                 };
                 self.admit(conn, admit, peer, (told, None), Vec::new());

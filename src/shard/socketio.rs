@@ -13,6 +13,7 @@ use crate::hub::outbox::Protocol;
 use crate::hub::rooms::RoomId;
 use crate::session::handshake::{EnginePath, Offered};
 use crate::session::socketio::{AnswerTo, Engine, NAMESPACES_MAX, Space, Spaces, Terms, Visit};
+use crate::wire::deflate::plain;
 use crate::wire::engineio::{Packet, PacketKind, PayloadWriter, SEPARATOR};
 use crate::wire::native::Reference;
 use crate::wire::outlet::Outlet;
@@ -389,7 +390,7 @@ pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, Option<u64
     // What a poll could not take goes with the answers once its session has a WebSocket.
     let waiting = std::iter::once(connection.outbox.waiting_answers()).chain(connection.outbox.waiting());
     for chunk in owed.chain(waiting) {
-        crate::wire::socketio::each_event(chunk, connection.polls(), |room, seq| {
+        crate::wire::socketio::each_event(&plain(chunk), connection.polls(), |room, seq| {
             match first.iter_mut().find(|(known, _)| **known == *room) {
                 Some((_, first)) => *first = first.filter(|_| seq.is_some()),
                 None => first.push((room.into(), seq)),

@@ -13,6 +13,7 @@ use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::session::socketio::{AnswerTo, Space, Spaces, Visit};
 use crate::shard::Settings;
+use crate::wire::deflate;
 use crate::wire::native::Reference;
 use crate::wire::socketio::leave_out;
 use crate::wire::sse;
@@ -238,7 +239,7 @@ impl State {
         let Connection { outbox, followed, socketio, .. } = connection;
         let polls = outbox.protocol() == Protocol::Polling;
         let namespace = space.name(&settings.engine_terms());
-        let write = |written: &[u8], out: &mut Vec<u8>| leave_out(written, polls, namespace, out);
+        let write = |written: &[u8], out: &mut Vec<u8>| leave_out(&deflate::plain(written), polls, namespace, out);
         outbox.rewrite(core.memory(), write);
         let polling = socketio.as_deref_mut().and_then(|socketio| socketio.polling.as_deref_mut());
         polling.into_iter().for_each(|polling| polling.rewrite_unsent(write));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::connection::{Closing, Connection, Connections, HeadBuffer, Phase};
+use super::deflating::{DeflateRules, Deflating};
 use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::report::Ending;
@@ -30,6 +31,7 @@ use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
 use crate::session::socketio::Spaces;
+use crate::wire::deflate::{Inflater, Window};
 use crate::wire::json::Scratch;
 
 /// Where unguessable bytes come from: the system's generator for real, a seed in the simulation.
@@ -112,6 +114,13 @@ pub(super) struct State {
     pub(super) unpacked: Vec<u8>,
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
+    /// What is compressed of what is sent.
+    pub deflating: Deflating,
+    /// Decompresses what comes; made when something compressed comes first.
+    pub inflater: Option<Box<Inflater>>,
+    /// What is kept of what clients have sent whose messages are compressed and may refer to those before. Here and not with each
+    /// connection, since few have one.
+    pub windows: hashbrown::HashMap<ConnKey, Window>,
     /// Events encoded otherwise than as native frames, as far as they are still alive.
     pub variant_memory: FrameMemory,
     /// Sessions of Engine.IO that are polled, or were so once, by id.
@@ -167,6 +176,7 @@ impl State {
             core.begin_relaying(node);
             link
         });
+        let deflating = Deflating::new(DeflateRules::new(&settings.config));
         State {
             me,
             mesh,
@@ -184,6 +194,9 @@ impl State {
             unpacked: Vec::new(),
             settings,
             payload: Vec::new(),
+            deflating,
+            inflater: None,
+            windows: hashbrown::HashMap::new(),
             variant_memory: FrameMemory::default(),
             engines: hashbrown::HashMap::new(),
             dirty: Vec::new(),
@@ -423,6 +436,7 @@ impl State {
         }
         if let Some(mut connection) = self.connections.remove(conn) {
             self.forget_polled(&mut connection);
+            self.forget_deflate(conn, &connection);
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
             self.core.recorder.traffic(conn, What::Closed);

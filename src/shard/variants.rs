@@ -5,6 +5,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::connection::{Connection, Phase};
+use super::deflating::{Deflating, Found};
 use super::socketio::{self, Form};
 use super::stream::Stream;
 use crate::hub::batch::{Address, Batch, FrameMemory};
@@ -33,6 +34,8 @@ pub struct Variants<'v> {
     /// What was encoded and is alive, and beyond how much of it connections wait.
     memory: FrameMemory,
     memory_bytes_max: usize,
+    /// What of it is compressed.
+    deflating: &'v mut Deflating,
 }
 
 /// How a client of the native protocol wants a batch.
@@ -55,6 +58,7 @@ impl<'v> Variants<'v> {
         namespaces: &'v [Box<str>],
         memory: &FrameMemory,
         outbox_shard_bytes_max: usize,
+        deflating: &'v mut Deflating,
     ) -> Variants<'v> {
         Variants {
             me,
@@ -66,6 +70,7 @@ impl<'v> Variants<'v> {
             forms_of: Bytes::new(),
             memory: memory.clone(),
             memory_bytes_max: outbox_shard_bytes_max,
+            deflating,
         }
     }
 
@@ -142,6 +147,33 @@ impl<'v> Variants<'v> {
         }
         Ok(events)
     }
+
+    /// A batch, in a form of Socket.IO or as it is, compressed once for all who take it so. Where memory is short it is not: what is
+    /// there already is shared.
+    fn deflated(
+        &mut self,
+        window_bits: u8,
+        form: Option<Form>,
+        conn: ConnKey,
+        frames: &Bytes,
+        batch: &Batch,
+    ) -> Result<Bytes, Full> {
+        let without = (!is_same(frames, &batch.bytes)).then_some(Address { shard: self.me, conn });
+        let as_they_are = |variants: &mut Self, frames: &Bytes| match form {
+            None => Ok(frames.clone()),
+            Some(form) => variants.for_socketio(form, conn, frames, batch),
+        };
+        let mut found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        if found.is_none() && self.memory.bytes() <= self.memory_bytes_max {
+            let plain = as_they_are(self, &batch.bytes)?;
+            self.deflating.remember(batch, form, window_bits, &plain, &self.memory);
+            found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        }
+        if let Some(Found::Frames(frames)) = found {
+            return Ok(frames);
+        }
+        as_they_are(self, frames)
+    }
 }
 
 /// Whether both are the same piece of memory, and so the same events.
@@ -158,7 +190,10 @@ pub(super) fn queue(
     variants: &mut Variants<'_>,
 ) -> Result<(), Full> {
     match connection.outbox.protocol() {
-        Protocol::Native => connection.outbox.push_events(delivery.0, lane, bytes_max),
+        Protocol::Native if connection.outbox.deflate_bits() == 0 => {
+            connection.outbox.push_events(delivery.0, lane, bytes_max)
+        }
+        Protocol::Native => queue_deflated((conn, connection), (lane, bytes_max), delivery, variants),
         Protocol::Variant(variant) => queue_form((variant, connection), (lane, bytes_max), delivery, variants),
         Protocol::Stream => queue_stream(connection, bytes_max, delivery, variants),
         Protocol::SocketIo | Protocol::Polling => {
@@ -184,6 +219,16 @@ fn queue_form(
         }
     }
     let events = variants.for_form(form, frames, batch)?;
+    connection.outbox.push_events(&events, lane, bytes_max)
+}
+
+fn queue_deflated(
+    (conn, connection): (ConnKey, &mut Connection),
+    (lane, bytes_max): (Lane, usize),
+    (frames, _, batch): Delivery<'_>,
+    variants: &mut Variants<'_>,
+) -> Result<(), Full> {
+    let events = variants.deflated(connection.outbox.deflate_bits(), None, conn, frames, batch)?;
     connection.outbox.push_events(&events, lane, bytes_max)
 }
 
@@ -216,6 +261,9 @@ fn queue_socketio(
         return Ok(());
     }
     let form = Form { spaces, polls: connection.outbox.protocol() == Protocol::Polling };
-    let events = variants.for_socketio(form, conn, frames, batch)?;
+    let events = match connection.outbox.deflate_bits() {
+        0 => variants.for_socketio(form, conn, frames, batch)?,
+        window_bits => variants.deflated(window_bits, Some(form), conn, frames, batch)?,
+    };
     connection.outbox.push_events(&events, lane, bytes_max)
 }

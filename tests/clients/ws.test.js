@@ -255,3 +255,41 @@ async function speaker(form) {
   await until(() => client.inbox.find((message) => message.type === 'connection_established'));
   return client;
 }
+
+/** A client of npm's ws with compression, which it offers by default; what was agreed is in `agreed`. */
+const compressed = async (perMessageDeflate, path = '/ws') => {
+  const socket = new WebSocket(url + path, { headers: { Authorization: `Bearer ${token}` }, perMessageDeflate });
+  const [{ headers }] = await once(socket, 'upgrade');
+  return { socket, agreed: headers['sec-websocket-extensions'] };
+};
+
+test('ws echoes compressed messages of any size, with any parameters', { skip: !process.env.HUB_COMPRESSES && 'the hub does not compress' }, async () => {
+  for (const offer of [true, { threshold: 0 }, { threshold: 0, serverNoContextTakeover: true, clientNoContextTakeover: true }, { threshold: 0, serverMaxWindowBits: 9 }, { threshold: 0, clientMaxWindowBits: 10 }]) {
+    const { socket, agreed } = await compressed(offer, '/echo');
+    assert.match(agreed, /^permessage-deflate; server_no_context_takeover/, JSON.stringify(offer));
+    await once(socket, 'open');
+    for (const size of [0, 1, 200, 5000, 65_536, 300_000]) {
+      const message = 'añb'.repeat(size);
+      socket.send(message);
+      const [text, isBinary] = await once(socket, 'message');
+      assert.equal(isBinary, false);
+      assert.ok(text.toString() === message, `${size} in ${JSON.stringify(offer)}`);
+      socket.send(Buffer.alloc(size, 7));
+      const [bytes] = await once(socket, 'message');
+      assert.ok(bytes.equals(Buffer.alloc(size, 7)));
+    }
+    socket.close();
+    await once(socket, 'close');
+  }
+});
+
+test('an event is the same for a client that compresses and one that does not', { skip: !process.env.HUB_COMPRESSES && 'the hub does not compress' }, async () => {
+  const room = freshRoom();
+  const peers = [await Peer.join('/ws', { perMessageDeflate: true }), await Peer.join('/ws', { perMessageDeflate: false })];
+  for (const peer of peers) await peer.ask('subscribe', { room });
+  await peers[0].ask('publish', { room, type: 'x', data: { rows: Array(100).fill({ status: 'running' }) } });
+  const [one, other] = await Promise.all(peers.map((peer) => peer.next((m) => m.room === room && m.seq === 1)));
+  assert.deepEqual(one, other);
+  assert.ok(peers[0].socket.extensions.includes('permessage-deflate') && peers[1].socket.extensions === '');
+  for (const peer of peers) await peer.close();
+});

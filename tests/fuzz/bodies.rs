@@ -15,8 +15,10 @@ use ringhub::session::stream::{Begins, StreamAsked};
 use ringhub::wire::{
     base64,
     codes::ErrorCode,
+    deflate::{Deflater, InflateBounds, Inflater, Window, plain},
     engineio::{self, PacketKind, Payload, PayloadWriter},
     envelope::{Event, Stamp, rfc3339, write_event},
+    extensions::{DeflateTerms, agree},
     forwarded::client_address,
     http::{Head, parse_head},
     json::Scratch,
@@ -30,7 +32,7 @@ use ringhub::wire::{
     sse,
     upgrade::{bearer_token, switching_protocols},
     variant::Variant,
-    ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
+    ws::{self, Accepts, Decoder, Input, Message, Opcode, ProtocolError},
 };
 
 const HEAD_BYTES_MAX: usize = 4096;
@@ -76,7 +78,7 @@ fn check_head(head: &Head<'_>, data: &[u8]) {
         Ok(upgrade) => {
             assert!(head.wants_websocket() && !head.body_expected());
             let mut answer = Vec::new();
-            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), &mut answer);
+            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), None, &mut answer);
             assert!(answer.ends_with(b"\r\n\r\n"));
             assert_eq!(answer.windows(4).filter(|bytes| bytes == b"\r\n\r\n").count(), 1);
             if let Err(refusal) = bearer_token(head, Some(&upgrade), Some("auth")) {
@@ -177,6 +179,13 @@ fn check_lines(json: &[u8]) {
 /// what was decoded survives being encoded and decoded again. The first byte chooses the cuts.
 pub fn frames(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
+    for deflated in [false, true] {
+        frames_accepting(seed, stream, Accepts { message_bytes_max: MESSAGE_BYTES_MAX, deflated });
+    }
+}
+
+fn frames_accepting(seed: u8, stream: &[u8], accepts: Accepts) {
+    let decode = |pieces: &mut [Vec<u8>]| decode(pieces, accepts);
     let whole = decode(&mut [stream.to_vec()]);
     let mut single: Vec<Vec<u8>> = stream.chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(whole, decode(&mut single));
@@ -190,20 +199,59 @@ pub fn frames(data: &[u8]) {
     assert_eq!(decode(&mut cut(&again, seed)).0, whole.0);
 }
 
+/// What is offered as extensions, and compressed messages behind it: whatever is agreed on is within the terms, and what is
+/// decompressed is within its bound, comes back when it is compressed again, and is the same when it is looked for in frames.
+pub fn deflate(data: &[u8]) {
+    let place = memchr(data, b'\n').unwrap_or(data.len());
+    let (line, rest) = data.split_at(place);
+    let terms = DeflateTerms { window_bits: 12, client_window_bits: 10 };
+    let agreed = std::str::from_utf8(line).ok().and_then(|line| agree([line], terms).ok().flatten());
+    let mut window = None;
+    if let Some(agreed) = agreed {
+        assert!((9..=12).contains(&agreed.window_bits) && agreed.client_window_bits <= 10);
+        let mut told = Vec::new();
+        agreed.write(&mut told);
+        assert!(told.is_ascii());
+        window = Some(Window::new(agreed.client_window_bits.max(8)));
+    }
+    let mut inflater = Inflater::default();
+    let mut deflater = Deflater::new(1 + u32::from(data.first().copied().unwrap_or(0) % 9));
+    let bounds = InflateBounds { message_bytes_max: MESSAGE_BYTES_MAX, ratio_max: 0 };
+    // Messages of one client, one per line.
+    for payload in rest.split(|byte| *byte == b'\n') {
+        let Ok(message) = inflater.message(payload, false, window.as_mut(), bounds) else { continue };
+        assert!(message.len() <= MESSAGE_BYTES_MAX);
+        let message = message.to_vec();
+        let mut frame = Vec::new();
+        if deflater.frame(Opcode::Binary, &message, 9, &mut frame) {
+            let mut expected = Vec::new();
+            ws::binary_frame(&message, &mut expected);
+            assert!(frame.len() < expected.len());
+            assert_eq!(&plain(&frame)[..], &expected);
+        }
+    }
+    plain(rest);
+}
+
+fn memchr(bytes: &[u8], wanted: u8) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == wanted)
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Owned {
     Data(Opcode, Vec<u8>),
+    Deflated(bool, Vec<u8>),
     Close(Option<(u16, String)>),
 }
 
 /// All messages of a stream up to the close or the error.
-fn decode(pieces: &mut [Vec<u8>]) -> (Vec<Owned>, Option<ProtocolError>) {
+fn decode(pieces: &mut [Vec<u8>], accepts: Accepts) -> (Vec<Owned>, Option<ProtocolError>) {
     let mut decoder = Decoder::new();
     let mut messages = Vec::new();
     for piece in pieces {
         let mut input = Input::new(piece);
         loop {
-            match decoder.next(&mut input, MESSAGE_BYTES_MAX) {
+            match decoder.next(&mut input, accepts) {
                 Ok(None) => break,
                 Ok(Some(message)) => messages.push(owned(message)),
                 Err(error) => return (messages, Some(error)),
@@ -228,6 +276,10 @@ fn owned(message: Message<'_>) -> Owned {
         Message::Binary(bytes) => {
             assert!(bytes.len() <= MESSAGE_BYTES_MAX);
             Owned::Data(Opcode::Binary, bytes.to_vec())
+        }
+        Message::Deflated { is_text, payload } => {
+            assert!(payload.len() <= MESSAGE_BYTES_MAX);
+            Owned::Deflated(is_text, payload.to_vec())
         }
         Message::Ping(payload) => Owned::Data(Opcode::Ping, payload.to_vec()),
         Message::Pong(payload) => Owned::Data(Opcode::Pong, payload.to_vec()),
@@ -257,6 +309,14 @@ fn encode_masked(message: &Owned, mask: [u8; 4], out: &mut Vec<u8>) {
         Owned::Data(Opcode::Text, payload) => ws::text_frame(payload, &mut frame),
         Owned::Data(Opcode::Binary, payload) => ws::binary_frame(payload, &mut frame),
         Owned::Data(opcode, payload) => ws::control_frame(*opcode, payload, &mut frame),
+        Owned::Deflated(is_text, payload) => {
+            if *is_text {
+                ws::text_frame(payload, &mut frame);
+            } else {
+                ws::binary_frame(payload, &mut frame);
+            }
+            frame[0] |= ws::RSV1;
+        }
         Owned::Close(None) => ws::control_frame(Opcode::Close, b"", &mut frame),
         Owned::Close(Some((code, reason))) => ws::close_frame(*code, reason, &mut frame),
     }

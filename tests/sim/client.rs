@@ -1,6 +1,8 @@
 //! A simulated client that speaks WebSocket.
 
 use ringhub::ring::sim::SimClient;
+use ringhub::wire::deflate::{Deflater, InflateBounds, Inflater};
+use ringhub::wire::ws::{Opcode, RSV1, header_bytes_of};
 use serde_json::{Value, json};
 
 use crate::node::Node;
@@ -15,6 +17,10 @@ pub struct Incoming {
     pub body: Vec<u8>,
     /// The hub's close frame.
     pub close: Option<(u16, String)>,
+    /// What was agreed on compression, as the handshake's answer says it.
+    pub extensions: Option<String>,
+    /// Messages that came compressed.
+    pub deflated: usize,
 }
 
 pub struct Client {
@@ -41,6 +47,16 @@ pub struct Client {
 /// Those in which a client may speak.
 pub const SUBPROTOCOLS: [&str; 4] =
     ["ringhub.v1.json", "ringhub.v1.json.batch", "ringhub.v1.msgpack", "ringhub.v1.msgpack.batch"];
+
+/// A text message, compressed whether or not that makes it smaller.
+pub fn deflated_frame(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    // Blanks behind a text of JSON mean nothing, and make any text one that gets smaller.
+    let text = format!("{text}{}", " ".repeat(64));
+    assert!(Deflater::new(6).frame(Opcode::Text, text.as_bytes(), 15, &mut out));
+    let payload = out.split_off(header_bytes_of(&out));
+    frame(RSV1 | 1, &payload)
+}
 
 /// A masked frame, final; the mask is all zeros.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
@@ -71,8 +87,13 @@ pub fn upgrade(path: &str, query: &str, headers: &str) -> String {
 impl Client {
     /// Connects and asks for the upgrade; the answer comes with the next turns.
     pub fn connect(node: &Node, shard: usize, path: &str, query: &str) -> Client {
+        Client::connect_with(node, shard, path, query, "")
+    }
+
+    /// The same, with more headers.
+    pub fn connect_with(node: &Node, shard: usize, path: &str, query: &str, headers: &str) -> Client {
         let client = Client::raw(node.world.connect(shard));
-        client.link.write(upgrade(path, query, "").as_bytes());
+        client.link.write(upgrade(path, query, headers).as_bytes());
         client
     }
 
@@ -108,8 +129,12 @@ impl Client {
     pub fn command(&mut self, kind: &str, data: Value) -> (u64, Vec<u8>) {
         self.next_id += 1;
         let message = json!({"type": kind, "id": self.next_id, "data": data});
+        // Where it was agreed on, some messages are compressed and some are not.
+        let is_deflated = self.incoming.extensions.is_some() && !self.next_id.is_multiple_of(3);
         let bytes = if self.speaks_msgpack() {
             frame(2, &rmp_serde::to_vec(&message).expect("MessagePack"))
+        } else if is_deflated {
+            deflated_frame(&message.to_string())
         } else {
             frame(1, message.to_string().as_bytes())
         };
@@ -163,6 +188,16 @@ impl Client {
         self.messages.push(message);
     }
 
+    /// What was agreed on compression.
+    pub fn extensions(&self) -> Option<&str> {
+        self.incoming.extensions.as_deref()
+    }
+
+    /// Messages that came compressed.
+    pub fn deflated(&self) -> usize {
+        self.incoming.deflated
+    }
+
     /// The answer to a command.
     pub fn answer(&self, id: u64) -> Option<&Value> {
         self.messages.iter().find(|message| message["ref"] == id)
@@ -203,6 +238,8 @@ impl Incoming {
             let head = String::from_utf8(self.unread.drain(..end + 4).collect()).expect("a head is ASCII");
             let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
             self.status = Some(status.unwrap_or_else(|| panic!("no status in {head:?}")));
+            let mut lines = head.split("\r\n");
+            self.extensions = lines.find_map(|line| line.strip_prefix("Sec-WebSocket-Extensions: ")).map(str::to_owned);
         }
         if self.status != Some(101) {
             self.body.append(&mut self.unread);
@@ -225,7 +262,9 @@ impl Incoming {
 
     fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let (first, second) = (*self.unread.first()?, *self.unread.get(1)?);
-        assert_eq!(first & 0xf0, 0x80, "whole frames without extensions");
+        let deflated = first & RSV1 != 0;
+        assert_eq!(first & 0xb0, 0x80, "whole frames");
+        assert!(!deflated || (self.extensions.is_some() && first & 0x0f <= 2), "what was not agreed on: {first:x}");
         let (at, length) = match second {
             126 => (4, u16::from_be_bytes(*self.unread.get(2..)?.first_chunk()?) as usize),
             127 => (10, u64::from_be_bytes(*self.unread.get(2..)?.first_chunk()?) as usize),
@@ -234,7 +273,16 @@ impl Incoming {
         if self.unread.len() < at + length {
             return None;
         }
-        let payload = self.unread.drain(..at + length).skip(at).collect();
-        Some((first & 0x0f, payload))
+        let payload: Vec<u8> = self.unread.drain(..at + length).skip(at).collect();
+        if !deflated {
+            return Some((first & 0x0f, payload));
+        }
+        self.deflated += 1;
+        // Each by itself: nothing is kept of those before it.
+        let bounds = InflateBounds { message_bytes_max: 1 << 24, ratio_max: 0 };
+        let message =
+            Inflater::default().message(&payload, true, None, bounds).expect("it can be decompressed").to_vec();
+        assert!(payload.len() < message.len(), "it is smaller");
+        Some((first & 0x0f, message))
     }
 }

@@ -4,6 +4,7 @@ mod access;
 mod bounds;
 mod client;
 mod cluster;
+mod compression;
 mod disk;
 mod durable;
 mod engine;
