@@ -382,7 +382,7 @@ impl State {
                     under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
-                connection.may_lag = true;
+                connection.outbox.note_lag(true);
                 connection.spaces_change();
             }
             Endpoint::Echo | Endpoint::Handled(_) => {

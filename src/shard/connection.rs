@@ -49,11 +49,6 @@ pub struct Connection {
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
     /// it missed is read from the log from there on.
     pub is_behind: bool,
-    /// Whether it may lag in some room: what is asked for each chunk that was sent, and needs the client only where it may.
-    pub may_lag: bool,
-    /// The namespaces of Socket.IO that the events of all of its rooms go to, noted for the next delivery; none where that
-    /// is not known, or differs by room.
-    pub(super) everywhere: Spaces,
     /// Deliveries to it whose latency is measured.
     pub(super) followed: Followed,
     /// When it is to be looked at.
@@ -491,8 +486,6 @@ mod tests {
             socketio: None,
             heard_ms: 0,
             is_behind: false,
-            may_lag: false,
-            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),

@@ -69,7 +69,7 @@ impl State {
         if is_new {
             lags.push(Lag { room, after_seq, waits });
             if let Some(connection) = self.connections.get_mut(conn) {
-                connection.may_lag = true;
+                connection.outbox.note_lag(true);
             }
         }
         is_new

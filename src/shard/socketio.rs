@@ -337,15 +337,13 @@ impl Connection {
     /// memory than the connection, so that the usual answer is kept here.
     #[inline]
     pub fn spaces_of(&mut self, room: RoomId) -> Spaces {
-        if self.everywhere.is_empty() {
-            let (spaces, is_everywhere) = self.find_spaces_of(room);
-            if !is_everywhere {
-                return spaces;
-            }
-            self.everywhere = spaces;
+        if let Some(spaces) = self.outbox.space() {
+            debug_assert_eq!(spaces, self.find_spaces_of(room).0, "a change was not told");
+            return spaces;
         }
-        debug_assert_eq!(self.everywhere, self.find_spaces_of(room).0, "a change was not told");
-        self.everywhere
+        let (spaces, is_everywhere) = self.find_spaces_of(room);
+        self.outbox.note_spaces(if is_everywhere { spaces } else { Spaces::default() });
+        spaces
     }
 
     /// The same, and whether it holds for every room.
@@ -362,7 +360,7 @@ impl Connection {
 
     /// To which namespaces a room's events go may be another than before.
     pub(super) fn spaces_change(&mut self) {
-        self.everywhere = Spaces::default();
+        self.outbox.note_spaces(Spaces::default());
     }
 
     /// Whether it is a session that is polled.

@@ -30,7 +30,6 @@ use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
-use crate::session::socketio::Spaces;
 use crate::wire::deflate::{Inflater, Window};
 use crate::wire::json::Scratch;
 
@@ -281,8 +280,6 @@ impl State {
             socketio: None,
             heard_ms: self.now_ms(),
             is_behind: false,
-            may_lag: false,
-            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: u64::MAX,
             alarm: Alarm::default(),
@@ -375,12 +372,14 @@ impl State {
             self.core.recorder.traffic(conn, What::Drained);
         }
         let has_drained = connection.outbox.events_bytes() == 0;
-        if connection.may_lag
+        // The client is looked at only where it has to be: it lies elsewhere in memory.
+        if connection.outbox.may_lag()
             && (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
         {
-            connection.may_lag = client.has_lag();
-            if connection.may_lag {
+            let has_lag = client.has_lag();
+            connection.outbox.note_lag(has_lag);
+            if has_lag {
                 if has_drained {
                     self.ask_to_catch_up(conn);
                 } else {
