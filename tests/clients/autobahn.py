@@ -23,10 +23,17 @@ COMPRESSION_MESSAGES_MIN = 20
 
 
 def as_kosoku_runs_them(case) -> None:
-    """Makes a case of compression one that ends in time, and takes text as kosoku hands it over: sometimes as str."""
+    """Makes a case of compression one that ends in time, and takes what kosoku hands over of messages that came uncompressed: a str,
+    of binary ones with a character for each byte."""
     given = case.onMessage
     case.COUNT = min(case.COUNT, max(COMPRESSION_MESSAGES_MIN, COMPRESSION_BYTES // case.LEN))
-    case.onMessage = lambda self, message, binary: given(self, message.encode() if isinstance(message, str) else message, binary)
+
+    def on_message(self, message, binary):
+        if isinstance(message, str):
+            message = message.encode("latin-1" if binary else "utf-8")
+        given(self, message, binary)
+
+    case.onMessage = on_message
 
 
 async def run(url: str, groups: list[str]):
