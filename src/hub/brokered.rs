@@ -107,6 +107,8 @@ pub struct LockCall {
     pub field: Arc<str>,
     /// Comes back with the answer.
     pub number: u64,
+    /// The run of the node through which it is held, or is to be from here on.
+    pub node: u64,
     /// What is wanted.
     pub action: SharedLock,
 }
@@ -132,7 +134,8 @@ pub enum SharedLock {
     },
     /// That nobody has it.
     Free {
-        /// The number that it is held with; whatever it is where there is none.
+        /// The number that it is held with, through that node: a session may have taken it along to another one. Whatever
+        /// it is, and wherever, where there is none.
         token: Option<u64>,
     },
 }
@@ -164,7 +167,10 @@ pub enum Locked {
         owner: LockOwner,
     },
     /// It is held for longer.
-    Renewed,
+    Renewed {
+        /// Who has it.
+        owner: LockOwner,
+    },
     /// It was held, and is free now.
     Freed {
         /// The number that it was held with.

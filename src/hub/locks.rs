@@ -91,6 +91,15 @@ pub struct LockAsked {
     pub reference: Option<Reference>,
 }
 
+/// A lock of a session that has come from another node.
+#[derive(Debug)]
+pub struct LockArrived {
+    /// The lock.
+    pub lock: HeldLock,
+    /// Whose it is. No connection speaks for it yet.
+    pub who: Holder,
+}
+
 /// What became of it.
 #[derive(Debug)]
 pub struct LockTold {
@@ -156,6 +165,8 @@ pub struct HeldLock {
     pub until_ms: u64,
     /// Until when, in milliseconds since 1970.
     pub expires_at_ms: u64,
+    /// For how long it was asked for last.
+    pub ttl_ms: u64,
 }
 
 impl HeldLock {
@@ -509,8 +520,8 @@ pub(super) fn lock_info(room: &RoomName, field: &str, held: &Held) -> LockInfo {
 }
 
 pub(super) fn held_lock(room: &RoomName, field: &Arc<str>, held: &Held) -> HeldLock {
-    let Held { token, until_ms, expires_at_ms, .. } = *held;
-    HeldLock { room: room.clone(), field: field.clone(), token, until_ms, expires_at_ms }
+    let Held { token, until_ms, expires_at_ms, ttl_ms, .. } = *held;
+    HeldLock { room: room.clone(), field: field.clone(), token, until_ms, expires_at_ms, ttl_ms }
 }
 
 /// Appends `"client_id":…,"session_id":…,"user_id":…`.
@@ -742,7 +753,8 @@ mod tests {
     }
 
     fn lock(core: &Core, field: &str, token: u64) -> HeldLock {
-        HeldLock { room: core.hasher().room("a:b"), field: field.into(), token, until_ms: 0, expires_at_ms: 0 }
+        let room = core.hasher().room("a:b");
+        HeldLock { room, field: field.into(), token, until_ms: 0, expires_at_ms: 0, ttl_ms: 0 }
     }
 
     #[test]

@@ -62,14 +62,29 @@ fn a_renewed_lock_is_held_for_longer_and_never_for_less_long() {
     };
     let token = granted(node.lock("quote:1", "price", acquire("s1", 5000)));
     let renew = |ttl_ms| SharedLock::Renew { token, ttl_ms };
-    assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::Renewed));
+    assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::Renewed { owner: owner("s1") }));
     assert!(left_ms(&mut node) > 50_000);
-    assert_eq!(node.lock("quote:1", "price", renew(10)), Ok(Locked::Renewed));
+    assert_eq!(node.lock("quote:1", "price", renew(10)), Ok(Locked::Renewed { owner: owner("s1") }));
     assert!(left_ms(&mut node) > 50_000, "its holder was told that it has so long");
     // The answer was lost: the session asks again.
     let again = granted(node.lock("quote:1", "price", acquire("s1", 60_000)));
     assert!(again > token);
     assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::NotHeld), "the number is another now");
+}
+
+#[test]
+fn a_lock_that_went_to_another_node_with_its_session_is_not_freed_by_the_former_one() {
+    let Some(program) = program() else { return };
+    let redis = Redis::start(&program, &[]);
+    let (mut one, mut two) = (Node::start(&redis.url()), Node::start(&redis.url()));
+    let token = granted(one.lock("quote:1", "price", acquire("s1", 60_000)));
+    let renewed = two.lock("quote:1", "price", SharedLock::Renew { token, ttl_ms: 1000 });
+    assert_eq!(renewed, Ok(Locked::Renewed { owner: owner("s1") }));
+    let free = SharedLock::Free { token: Some(token) };
+    assert_eq!(one.lock("quote:1", "price", free.clone()), Ok(Locked::NotHeld), "it is held through the other one");
+    assert!(matches!(one.lock("quote:1", "price", acquire("s2", 1000)), Ok(Locked::Held { .. })));
+    let freed = Locked::Freed { token, owner: owner("s1") };
+    assert_eq!(two.lock("quote:1", "price", free), Ok(freed));
 }
 
 #[test]

@@ -44,6 +44,9 @@ impl Log {
     }
 }
 
+/// A lock: its number, its end, whose it is, and the node through which it is held.
+type SharedHold = (u64, u64, LockOwner, u64);
+
 /// A node's side.
 struct Side {
     intake: Intake,
@@ -64,7 +67,7 @@ pub struct Exchange {
     pub grants: Vec<((String, String), u64, u64, u64)>,
     /// The time by its clock.
     pub now_ms: u64,
-    locks: BTreeMap<(String, String), (u64, u64, LockOwner)>,
+    locks: BTreeMap<(String, String), SharedHold>,
     last_token: u64,
     sides: Vec<Side>,
     epochs: u64,
@@ -87,7 +90,7 @@ impl Exchange {
     /// The lock of a field that is held: its number and whose it is.
     pub fn lock_of(&self, room: &str, field: &str) -> Option<(u64, &LockOwner)> {
         let held = self.locks.get(&(room.to_owned(), field.to_owned()));
-        held.filter(|(_, until_ms, _)| *until_ms > self.now_ms).map(|(token, _, owner)| (*token, owner))
+        held.filter(|held| held.1 > self.now_ms).map(|(token, _, owner, _)| (*token, owner))
     }
 
     /// A way for a node of so many shards.
@@ -262,13 +265,13 @@ impl Exchange {
     }
 
     fn lock(&mut self, call: LockCall) -> Locked {
-        let LockCall { room, field, action, .. } = call;
+        let LockCall { room, field, action, node, .. } = call;
         let name = (room.as_str().to_owned(), field.to_string());
         let now_ms = self.now_ms;
-        let held = self.locks.get(&name).filter(|(_, until_ms, _)| *until_ms > now_ms).cloned();
+        let held = self.locks.get(&name).filter(|held| held.1 > now_ms).cloned();
         match action {
             SharedLock::Acquire { ttl_ms, session, holder } => {
-                if let Some((_, until_ms, owner)) = held
+                if let Some((_, until_ms, owner, _)) = held
                     && *owner.session_id != *session
                 {
                     return Locked::Held { left_ms: until_ms - now_ms, owner };
@@ -276,18 +279,18 @@ impl Exchange {
                 self.last_token += 1;
                 let token = self.last_token;
                 self.grants.push((name.clone(), token, now_ms, now_ms + ttl_ms));
-                self.locks.insert(name, (token, now_ms + ttl_ms, holder));
+                self.locks.insert(name, (token, now_ms + ttl_ms, holder, node));
                 Locked::Granted { token }
             }
             SharedLock::Renew { token, ttl_ms } => match held {
-                Some((of, until_ms, owner)) if of == token => {
-                    self.locks.insert(name, (token, until_ms.max(now_ms + ttl_ms), owner));
-                    Locked::Renewed
+                Some((of, until_ms, owner, _)) if of == token => {
+                    self.locks.insert(name, (token, until_ms.max(now_ms + ttl_ms), owner.clone(), node));
+                    Locked::Renewed { owner }
                 }
                 _ => Locked::NotHeld,
             },
             SharedLock::Free { token } => match held {
-                Some((of, _, owner)) if token.is_none_or(|token| token == of) => {
+                Some((of, _, owner, by)) if token.is_none_or(|token| token == of && by == node) => {
                     self.locks.remove(&name);
                     Locked::Freed { token: of, owner }
                 }

@@ -197,19 +197,20 @@ impl Scripts {
     }
 
     /// Does something with a field's lock.
-    pub fn lock(&self, room: &RoomName, field: &str, action: &SharedLock) -> Call {
+    pub fn lock(&self, room: &RoomName, field: &str, node: u64, action: &SharedLock) -> Call {
         let keys = vec![self.key(room.as_str(), "locks"), self.key(room.as_str(), "fence")];
         let mut arguments = vec![field.as_bytes().to_vec(), text(META_MS)];
         match action {
             SharedLock::Acquire { ttl_ms, session, holder } => {
                 let holder = serde_json::to_vec(holder).unwrap_or_default();
-                arguments.extend([b"acquire".to_vec(), text(*ttl_ms), session.as_bytes().to_vec(), holder]);
+                let session = session.as_bytes().to_vec();
+                arguments.extend([b"acquire".to_vec(), text(node), text(*ttl_ms), session, holder]);
             }
             SharedLock::Renew { token, ttl_ms } => {
-                arguments.extend([b"renew".to_vec(), text(*ttl_ms), text(*token)]);
+                arguments.extend([b"renew".to_vec(), text(node), text(*ttl_ms), text(*token)]);
             }
             SharedLock::Free { token } => {
-                arguments.extend([b"free".to_vec(), token.map_or_else(Vec::new, text)]);
+                arguments.extend([b"free".to_vec(), text(node), token.map_or_else(Vec::new, text)]);
             }
         }
         self.lock.call(keys, arguments)
