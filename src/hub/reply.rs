@@ -141,12 +141,12 @@ impl<T> Responder<T> {
 
 impl<T> Drop for Responder<T> {
     fn drop(&mut self) {
-        let answer = Err(HubError::new(ErrorCode::Unavailable, self.dropped));
-        match self.answer.take() {
+        let Some(answer) = self.answer.take() else { return };
+        let error = Err(HubError::new(ErrorCode::Unavailable, self.dropped));
+        match answer {
             // Nobody may be waiting any more.
-            Some(Answer::To(sender)) => drop(sender.send(answer)),
-            Some(Answer::Call(call)) => call(answer),
-            None => {}
+            Answer::To(sender) => drop(sender.send(error)),
+            Answer::Call(call) => call(error),
         }
     }
 }

@@ -68,7 +68,7 @@ if action == 'renew' then
   hold(held[1], held[3], held[4], held[2])
   return {'renewed', held[4]}
 end
-if not held or (ARGV[5] ~= '' and (held[1] ~= ARGV[5] or held[5] ~= node)) then
+if not held or (ARGV[5] ~= '' and (held[1] ~= ARGV[5] or (held[5] and held[5] ~= node))) then
   return {'none'}
 end
 redis.call('HDEL', locks, field)
