@@ -9,7 +9,7 @@
 //!                           lock-free mesh │ ▼ one batch and one bell per turn
 //!                                       other shards
 //!                                          ▲
-//!     control plane (one glommio executor): HTTP API, health, metrics, alerts ──► store (a thread): history in SQLite
+//!     control plane (one executor): HTTP API, health, metrics, alerts ──► store (a thread): history in SQLite
 //!     journal (another one): what durable rooms keep beyond the process
 //!     hooks, telemetry (threads, where configured): what a backend is told and asked, traces and metrics over OTLP
 //! ```
@@ -36,7 +36,7 @@
 //! - Every queue is bounded. Past the bound there is a refusal, or the reader goes on from the log; what it can't have is
 //!   named by a `gap`.
 //! - `wire`, `session` and `hub` do no I/O, read no clock and draw no random numbers. The shard is generic over its driver:
-//!   `ring::uring` for real, `ring::sim` for tests, where one seed is one run.
+//!   `ring::uring` for real, `ring::epoll` where io_uring is forbidden, `ring::sim` for tests, where one seed is one run.
 //! - The control plane reaches shards by message only, and a shard never waits for it.
 //!
 //! # Words

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use ringhub::config::Config;
+use ringhub::config::{Config, DriverChoice};
 use ringhub::node::Hub;
 use serde_json::json;
 
@@ -14,6 +14,10 @@ fn config() -> Config {
     config.auth.enabled = false;
     config.shards.count = 2;
     config.shards.pin = false;
+    // As for a hub, so that the whole run can be on the other driver.
+    if std::env::var("RINGHUB_SHARDS_DRIVER").as_deref() == Ok("epoll") {
+        config.shards.driver = DriverChoice::Epoll;
+    }
     config
 }
 

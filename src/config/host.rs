@@ -7,8 +7,10 @@ use std::io;
 
 use super::Config;
 use super::advice;
+use super::driver::DriverChoice;
 use super::finding::Finding;
 use super::folder::journal_folder;
+use crate::ring::DriverKind;
 use crate::ring::host::probe_ring;
 
 /// The oldest kernel with all that the ring uses: deferred task work, multishot receive and rings of buffers.
@@ -55,23 +57,30 @@ impl Facts {
 }
 
 fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![kernel(facts), ring(facts)];
+    let mut findings = vec![kernel(config, facts), ring(config, facts)];
     findings.extend(open_files(config, facts));
-    findings.extend(memlock(facts));
+    findings.extend(memlock(config, facts));
     findings.extend(somaxconn(config, facts));
     findings
 }
 
-fn kernel(facts: &Facts) -> Finding {
+fn kernel(config: &Config, facts: &Facts) -> Finding {
     let (major, minor) = KERNEL_MIN;
     let release = facts.kernel.as_deref().unwrap_or("unknown");
     match version(release) {
+        // What epoll needs has been there for longer than the kernels that are still about.
+        _ if config.shards.driver.driver(&facts.ring) == DriverKind::Epoll => {
+            Finding::ok("kernel", format!("Linux {release}, of which only epoll is used"))
+        }
         Some(version) if version >= KERNEL_MIN => Finding::ok("kernel", format!("Linux {release}")),
         Some(_) => Finding::fail(
             "kernel",
             format!("Linux {release} is older than {major}.{minor}"),
             "it lacks parts of io_uring that the hub is built on",
-            format!("boot a kernel from {major}.{minor} on, such as that of Debian 12, Ubuntu 24.04 or RHEL 10"),
+            format!(
+                "boot a kernel from {major}.{minor} on, such as that of Debian 12, Ubuntu 24.04 or RHEL 10, or do without \
+                 io_uring by shards.driver = \"epoll\""
+            ),
         ),
         None => Finding::warn(
             "kernel",
@@ -82,56 +91,58 @@ fn kernel(facts: &Facts) -> Finding {
     }
 }
 
-fn ring(facts: &Facts) -> Finding {
+fn ring(config: &Config, facts: &Facts) -> Finding {
     let check = "io_uring";
+    if config.shards.driver == DriverChoice::Epoll {
+        return Finding::skipped(check, "not asked for: shards.driver = \"epoll\"");
+    }
     let Err(error) = &facts.ring else {
         return Finding::ok(check, "a ring can be set up");
     };
     let what = format!("a ring can't be set up: {error}");
-    match (error.raw_os_error(), facts.io_uring_disabled) {
-        (Some(libc::EPERM), Some(2)) => Finding::fail(
+    let (why, fix) = refused(error, facts.io_uring_disabled);
+    match config.shards.driver.driver(&facts.ring) {
+        DriverKind::Epoll => Finding::warn(
             check,
-            what,
+            format!("{what}; the hub runs on epoll"),
+            format!("{why}. On epoll every send and every receive is a system call: more processor time per delivery"),
+            fix,
+        ),
+        DriverKind::Uring => Finding::fail(check, what, why, fix),
+    }
+}
+
+/// Why a ring can't be set up, and what to do about it.
+fn refused(error: &io::Error, io_uring_disabled: Option<u64>) -> (&'static str, &'static str) {
+    match (error.raw_os_error(), io_uring_disabled) {
+        (Some(libc::EPERM), Some(2)) => (
             "io_uring is switched off for all processes (kernel.io_uring_disabled = 2)",
             "sysctl -w kernel.io_uring_disabled=0",
         ),
-        (Some(libc::EPERM), Some(1)) => Finding::fail(
-            check,
-            what,
+        (Some(libc::EPERM), Some(1)) => (
             "io_uring is switched off for processes outside the group kernel.io_uring_group (kernel.io_uring_disabled = 1)",
             "sysctl -w kernel.io_uring_group=$(id -g), or sysctl -w kernel.io_uring_disabled=0",
         ),
-        (Some(libc::EPERM | libc::EACCES), _) => Finding::fail(
-            check,
-            what,
+        (Some(libc::EPERM | libc::EACCES), _) => (
             "a seccomp filter forbids it, as container runtimes do by default, or a security module",
-            "docker run --security-opt seccomp=unconfined …, or a profile that allows io_uring_setup, io_uring_enter and io_uring_register",
+            "docker run --security-opt seccomp=tuning/seccomp.json …, or another profile that allows io_uring_setup, io_uring_enter and io_uring_register",
         ),
-        (Some(libc::ENOSYS), _) => Finding::fail(
-            check,
-            what,
+        (Some(libc::ENOSYS), _) => (
             "the kernel was built without io_uring, or a sandbox (gVisor, an old seccomp profile) hides it",
             "run on a kernel with CONFIG_IO_URING=y, outside of such a sandbox",
         ),
-        (Some(libc::EINVAL), _) => Finding::fail(
-            check,
-            what,
+        (Some(libc::EINVAL), _) => (
             "the kernel does not know SINGLE_ISSUER and DEFER_TASKRUN, which came with Linux 6.1",
             "boot a kernel from 6.1 on",
         ),
-        (Some(libc::ENOMEM), _) => Finding::fail(
-            check,
-            what,
+        (Some(libc::ENOMEM), _) => (
             "no memory may be had for the ring: the limit of locked memory or the container's memory limit is too low",
             "LimitMEMLOCK=infinity in the systemd unit (ulimit -l unlimited), or smaller ring.entries and ring.completions",
         ),
-        (Some(libc::EMFILE | libc::ENFILE), _) => Finding::fail(
-            check,
-            what,
-            "no file descriptor is left",
-            "LimitNOFILE=1048576 in the systemd unit (ulimit -n)",
-        ),
-        _ => Finding::fail(check, what, "the hub is built on it", "dmesg | tail, for what the kernel says about it"),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            ("no file descriptor is left", "LimitNOFILE=1048576 in the systemd unit (ulimit -n)")
+        }
+        _ => ("the hub is built on it", "dmesg | tail, for what the kernel says about it"),
     }
 }
 
@@ -153,8 +164,11 @@ fn open_files(config: &Config, facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn memlock(facts: &Facts) -> Option<Finding> {
+fn memlock(config: &Config, facts: &Facts) -> Option<Finding> {
     let check = "locked memory";
+    if config.shards.driver.driver(&facts.ring) == DriverKind::Epoll {
+        return Some(Finding::skipped(check, "epoll needs none"));
+    }
     let soft = facts.memlock_soft?;
     Some(if soft >= MEMLOCK_MIN {
         Finding::ok(check, if soft == u64::MAX { "unlimited".to_owned() } else { format!("{} KiB", soft >> 10) })
@@ -277,11 +291,43 @@ mod tests {
         ];
         for (errno, io_uring_disabled, expected) in cases {
             let ring = Err(io::Error::from_raw_os_error(errno));
-            let finding = found(&Facts { ring, io_uring_disabled, ..healthy() }, "io_uring");
-            assert_eq!(finding.level, Level::Fail);
+            let facts = Facts { ring, io_uring_disabled, ..healthy() };
+            let finding = judge(&wanting(DriverChoice::Uring), &facts).remove(1);
+            assert_eq!((finding.check, finding.level), ("io_uring", Level::Fail));
             assert!(finding.to_string().contains(expected), "{expected}: {finding}");
             assert!(!finding.fix.is_empty());
         }
+    }
+
+    fn wanting(driver: DriverChoice) -> Config {
+        let mut config = config();
+        config.shards.driver = driver;
+        config
+    }
+
+    #[test]
+    fn a_forbidden_ring_costs_and_stops_nothing_where_epoll_may_stand_in() {
+        for errno in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+            let ring = Err(io::Error::from_raw_os_error(errno));
+            let old = Some("5.15.0-91-generic".to_owned());
+            let facts = Facts { ring, kernel: old, memlock_soft: Some(64 << 10), ..healthy() };
+            let finding = found(&facts, "io_uring");
+            assert_eq!(finding.level, Level::Warn);
+            assert!(finding.what.contains("epoll") && finding.why.contains("processor time"), "{finding}");
+            assert!(judge(&config(), &facts).iter().all(|finding| finding.level != Level::Fail));
+        }
+        let ring = Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        assert_eq!(found(&Facts { ring, ..healthy() }, "io_uring").level, Level::Fail, "it has a remedy");
+    }
+
+    #[test]
+    fn where_epoll_is_asked_for_nothing_of_io_uring_is_needed() {
+        let ring = Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let old = Some("5.15.0-91-generic".to_owned());
+        let facts = Facts { ring, kernel: old, memlock_soft: Some(64 << 10), ..healthy() };
+        let findings = judge(&wanting(DriverChoice::Epoll), &facts);
+        assert!(findings.iter().all(|finding| finding.level <= Level::Skip), "{findings:?}");
+        assert!(judge(&config(), &facts).iter().any(|finding| finding.level == Level::Fail));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 pub mod advice;
 pub mod broker;
 pub mod credentials;
+pub mod driver;
 pub mod finding;
 pub mod folder;
 pub mod hooks;
@@ -32,6 +33,7 @@ mod tests;
 
 pub use broker::{BrokerKind, Password, RedisMode, RedisUrl};
 pub use credentials::{KeySource, PublicKey, Secret};
+pub use driver::DriverChoice;
 pub use finding::{Finding, Level};
 pub use hooks::{HookFail, HookKind, HookUrl};
 pub use host::check_host;

@@ -8,6 +8,7 @@ use jsonwebtoken::Algorithm;
 
 use super::broker::{BrokerKind, Password, RedisMode, RedisUrl};
 use super::credentials::{PublicKey, Secret};
+use super::driver::DriverChoice;
 use super::hooks::{HookFail, HookKind, HookUrl};
 use super::kinds::KindConfig;
 use super::log::{LogFormat, LogLevel};
@@ -49,12 +50,15 @@ options! {
         count: usize = 0, range(0, super::SHARDS_MAX as u64), "shards", Restart;
         /// Pin each shard to a core of its own.
         pin: bool = true, Rule::Any, "", Restart;
+        /// What shards and control plane ask the kernel by: `uring`, `epoll`, or `auto`, which takes `epoll` where io_uring is
+        /// forbidden (by a seccomp filter, `kernel.io_uring_disabled`, a security module) and says so in the log.
+        driver: DriverChoice = DriverChoice::Auto, Rule::Any, "", Restart;
         /// Deliveries of a large broadcast (sixteen times as many, or more) that a shard makes before it turns to other
         /// work; smaller keeps round trips short beside large rooms, larger costs less CPU per delivery.
         turn_deliveries_max: u32 = 64, range(16, 1_000_000), "deliveries", Live;
     }
 
-    /// Each shard's io_uring.
+    /// What each shard's driver has. On epoll there are buffers and no queues.
     ring: RingConfig {
         /// Receive buffers per shard, shared by all of its connections.
         buffers: u16 = 1024, power_of_two(16, 32_768), "buffers", Restart;

@@ -32,6 +32,7 @@ use super::openapi::{self, Refusals};
 use super::performance;
 use super::process::{self, Process};
 use super::publish::publish;
+use super::runtime::spawn_local;
 use super::store::{Store, StoreStatus};
 use super::telemetry::{Telemetry, TelemetryStatus};
 use super::windows::{Lately, Windows};
@@ -39,6 +40,7 @@ use super::{access, broadcast, connections, locks, messages, rooms, trace, web};
 use crate::broker::BrokerSnapshot;
 use crate::broker::nodes::NodeInfo;
 use crate::hub::reply::Pending;
+use crate::ring::DriverKind;
 
 /// What handlers need.
 pub(crate) struct Api<B> {
@@ -59,6 +61,7 @@ pub(crate) struct Api<B> {
     /// Whether shards are about to be woken.
     pub(crate) ring_is_due: AtomicBool,
     pub(crate) engine: EngineOptions,
+    pub(crate) driver: DriverKind,
 }
 
 /// The route a request took, left on the response for the metrics.
@@ -163,13 +166,12 @@ impl<B: Backend> Api<B> {
         let pending = self.backend.publish(identity, event);
         if !self.ring_is_due.swap(true, Ordering::Relaxed) {
             let api = Arc::clone(self);
-            let ring = glommio::spawn_local(async move {
-                // A task begins to run as it is spawned; the rest comes behind the tasks that are ready now.
+            drop(spawn_local(async move {
+                // A task may begin to run as it is spawned; the rest comes behind the tasks that are ready now.
                 yield_now().await;
                 api.ring_is_due.store(false, Ordering::Relaxed);
                 api.backend.ring();
-            });
-            ring.detach();
+            }));
         }
         self.remote(pending)
     }
@@ -184,6 +186,7 @@ impl<B: Backend> Api<B> {
             status,
             version: env!("CARGO_PKG_VERSION"),
             uptime_s: self.started.elapsed().as_secs(),
+            driver: self.driver.word(),
             shards_answering: None,
             shards_deaf: None,
             broker: BrokerStatus::of(self.backend.broker()),
@@ -227,6 +230,8 @@ pub(crate) struct Page<'a> {
     status: &'static str,
     version: &'static str,
     uptime_s: u64,
+    /// What the shards ask the kernel by: `uring`, or `epoll` where io_uring is forbidden or not wanted.
+    driver: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_answering: Option<usize>,
     /// Shards that answer, but don't hear others or aren't heard by them.

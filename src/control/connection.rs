@@ -2,21 +2,21 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use glommio::net::TcpStream;
-use glommio::timer::Timer;
 use hyper::server::conn::http1;
 
 use super::backend::Backend;
 use super::inbox::{Adopted, ConnectionOrigin};
 use super::progress::{Patience, Phase, Progress};
+use super::runtime::{Socket, Timer, spawn_local};
 use super::service::{App, Service, Side};
-use super::stream::{Stream, stream_of};
+use super::stream::Stream;
 use crate::wire::refusal::Refusal;
 
 /// How often a caller that waits for something to happen is looked after.
@@ -37,16 +37,17 @@ enum End {
 
 /// A connection that this executor has got hold of.
 pub(crate) struct Fresh {
-    pub(crate) socket: TcpStream,
+    pub(crate) socket: Socket,
     pub(crate) received: Vec<u8>,
     pub(crate) origin: ConnectionOrigin,
     pub(crate) side: Side,
 }
 
-impl From<Adopted> for Fresh {
-    fn from(adopted: Adopted) -> Fresh {
+impl Fresh {
+    /// One that a shard gave up.
+    pub(crate) fn adopted(adopted: Adopted) -> io::Result<Fresh> {
         let Adopted { socket, received, origin } = adopted;
-        Fresh { socket: stream_of(socket), received, origin, side: Side::Public }
+        Ok(Fresh { socket: Socket::new(socket)?, received, origin, side: Side::Public })
     }
 }
 
@@ -133,7 +134,7 @@ async fn linger(mut stream: Stream, patience: Duration) {
             match stream.poll_discard(context) {
                 Poll::Ready(Ok(read)) if read > 0 && read < left => left -= read,
                 Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return Pin::new(&mut timer).poll(context).map(|_| ()),
+                Poll::Pending => return Pin::new(&mut timer).poll(context),
             }
         }
     })
@@ -161,7 +162,7 @@ impl Alarm {
             }
             match Pin::new(timer).poll(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(_) => self.armed = None,
+                Poll::Ready(()) => self.armed = None,
             }
         }
     }
@@ -192,12 +193,11 @@ impl Connections {
         };
         let guard = Guard { connections: Rc::clone(this), id };
         let app = Rc::clone(app);
-        glommio::spawn_local(async move {
+        drop(spawn_local(async move {
             serve(app, connection, progress).await;
             drop(guard);
             drop(place);
-        })
-        .detach();
+        }));
     }
 
     /// How many are open.

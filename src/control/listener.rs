@@ -9,14 +9,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use glommio::timer::sleep;
-
 use super::backend::Backend;
 use super::connection::{Connections, Fresh};
 use super::inbox::ConnectionOrigin;
 use super::metrics::ControlFigures;
+use super::runtime::{Listener, sleep};
 use super::service::{App, Side};
-use super::stream::{listener_of, write_once};
 use crate::config::Listen;
 use crate::ring::listeners;
 use crate::wire::refusal::Refusal;
@@ -68,8 +66,14 @@ pub(crate) async fn accept<B: Backend>(
     connections: Rc<RefCell<Connections>>,
     figures: ControlFigures,
 ) {
-    let Bound { socket, path, .. } = bound;
-    let listener = listener_of(socket);
+    let Bound { socket, path: _path, .. } = bound;
+    let listener = match Listener::new(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the internal listener can't be watched");
+            return;
+        }
+    };
     let open = Rc::new(());
     loop {
         let mut stream = match listener.accept().await {
@@ -86,13 +90,10 @@ pub(crate) async fn accept<B: Backend>(
             figures.internal_refused.inc();
             let mut answer = Vec::new();
             Refusal::unavailable("too many connections", 1).response(&mut answer);
-            write_once(&mut stream, &answer);
+            stream.write_once(&answer);
             continue;
         }
-        let peer = match &path {
-            Some(_) => None,
-            None => stream.peer_addr().ok(),
-        };
+        let peer = stream.peer();
         let origin = ConnectionOrigin { peer, client: peer.map(|peer| peer.ip()) };
         let connection = Fresh { socket: stream, received: Vec::new(), origin, side: Side::Internal };
         Connections::spawn(&connections, &app, connection, Rc::clone(&open));

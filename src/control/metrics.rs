@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::backend::Backend;
@@ -22,6 +23,7 @@ use super::histogram::Counts;
 use super::journal::JournalSnapshot;
 use super::process;
 use crate::broker::BrokerSnapshot;
+use crate::ring::DriverKind;
 
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -65,6 +67,7 @@ impl Metrics {
         backend: B,
         requests: HttpRequests,
         own: ControlFigures,
+        driver: DriverKind,
         open: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Metrics {
         let mut ringhub = Registry::with_prefix("ringhub");
@@ -75,6 +78,8 @@ impl Metrics {
         ringhub.register("internal_refused", help, own.internal_refused);
         ringhub.register_collector(Box::new(OpenHttp(Box::new(open))));
         ringhub.register_collector(Box::new(Shards(backend)));
+        let driver = Info::new([("driver", driver.word())]);
+        ringhub.register("driver", "What the shards ask the kernel by: uring or epoll; always 1", driver);
         let mut process = Registry::default();
         process.register_collector(Box::new(ProcessFigures));
         Metrics { ringhub, process }

@@ -1,4 +1,4 @@
-//! The control plane: HTTP on a glommio executor of its own, beside the shards.
+//! The control plane: HTTP on an executor of its own (`runtime.rs`), beside the shards.
 //!
 //! ```text
 //!  shard ──Inbox──► porter ──► connection (hyper) ──► service ──► routes (axum) ──Backend──► shards
@@ -9,9 +9,9 @@
 //! A request that is no upgrade leaves its shard through the [`Inbox`]: the socket and the bytes read so far. hyper serves
 //! it here, with keep-alive. An upgrade that arrives later on the same connection goes back the same way, as if the shard
 //! had read it itself. The hub is reached by messages only, through [`Backend`]; no shard ever waits for this thread, and
-//! this thread waits for nothing but its ring.
+//! this thread waits for nothing but its executor.
 //!
-//! Invariants: glommio's wakers never leave this thread (`door.rs`); connections are bounded from the inbox on; every
+//! Invariants: the executor's wakers never leave this thread (`door.rs`); connections are bounded from the inbox on; every
 //! phase of a connection has a deadline (`progress.rs`); a panicking handler answers 500 and ends nothing else.
 
 use std::net::SocketAddr;
@@ -20,8 +20,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
 mod access;
 mod alerts;
@@ -60,6 +58,7 @@ mod process;
 mod progress;
 mod publish;
 mod rooms;
+mod runtime;
 mod service;
 pub mod store;
 mod stream;
@@ -87,21 +86,20 @@ use metrics::{ControlFigures, HttpRequests, Metrics};
 use monitor::Monitor;
 use operations::Operations;
 use progress::Patience;
+use runtime::{Executor, spawn_local};
 use service::App;
 use windows::Windows;
 
 use crate::config::{Listen, Secret};
-
-/// glommio allocates at least this much for direct I/O and locks it; the control plane's sockets need none of it.
-const IO_MEMORY_BYTES: usize = 64 * 1024;
-/// Requests to the kernel that may wait in each of the executor's three rings.
-const RING_DEPTH: usize = 128;
+use crate::ring::DriverKind;
 
 /// How the control plane is to be run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// A listener of the control plane's own. When there is one, the API is served there only.
     pub internal: Option<Listen>,
+    /// What the shards' driver is. The control plane has an executor of the same kind.
+    pub driver: DriverKind,
     /// The processor to run on; none leaves it to the kernel.
     pub cpu: Option<usize>,
     /// Connections open at a time on the internal listener. The inbox bounds those of the shards.
@@ -142,6 +140,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             internal: None,
+            driver: DriverKind::default(),
             cpu: None,
             internal_connections_max: 256,
             header_bytes_max: 16 * 1024,
@@ -183,6 +182,9 @@ pub enum StartError {
     /// The executor's rings can't be set up. `error` has the kernel's errno.
     #[error("the control plane's io_uring can't be set up: {0}")]
     Ring(std::io::Error),
+    /// The executor can't be set up.
+    #[error("the control plane's executor can't be set up: {0}")]
+    Executor(std::io::Error),
     /// The processor asked for can't be had.
     #[error("the control plane can't be placed: {0}")]
     Placement(String),
@@ -269,17 +271,11 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
     let (started, start) = mpsc::sync_channel(1);
     let main = move || {
         let _at_end = at_end;
-        let placement = options.cpu.map_or(Placement::Unbound, Placement::Fixed);
-        let executor = LocalExecutorBuilder::new(placement)
-            .io_memory(IO_MEMORY_BYTES)
-            .ring_depth(RING_DEPTH)
-            .name("control")
-            .make();
-        let executor = match executor {
+        let executor = match Executor::new(options.driver, "control", options.cpu) {
             Ok(executor) => executor,
             Err(error) => {
                 // Nobody listening means that the starter has gone, and the error with it.
-                drop(started.send(Err(start_error(error))));
+                drop(started.send(Err(error)));
                 return;
             }
         };
@@ -290,7 +286,7 @@ pub fn start<B: Backend>(options: Options, backend: B, intake: Intake) -> Result
         let app = app(options, backend, &shared, figures.clone(), board);
         if started.send(Ok(())).is_ok() {
             executor.run(async move {
-                let monitor = glommio::spawn_local(monitor.run()).detach();
+                let monitor = spawn_local(monitor.run());
                 porter::run(app, shared, inside, internal, figures).await;
                 monitor.cancel();
             });
@@ -313,7 +309,8 @@ fn app<B: Backend>(
 ) -> App<B> {
     let requests = HttpRequests::default();
     let open = Arc::clone(shared);
-    let mut metrics = Metrics::new(backend.clone(), requests.clone(), figures, move || open.open() as u64);
+    let mut metrics =
+        Metrics::new(backend.clone(), requests.clone(), figures, options.driver, move || open.open() as u64);
     metrics.add(Operations { alerts: Arc::clone(&alerts), store: options.store.clone() });
     if let Some(hooks) = &options.hooks {
         metrics.add(hooks.clone());
@@ -344,20 +341,11 @@ fn app<B: Backend>(
         telemetry: options.telemetry.clone(),
         ring_is_due: AtomicBool::new(false),
         engine: options.engine.clone(),
+        driver: options.driver,
     };
     let router = api::router(Arc::new(api));
     let cors = Cors::new(options.cors_origins.clone());
     App { backend, options, router, cors, requests, windows }
-}
-
-fn start_error(error: GlommioError<()>) -> StartError {
-    match error {
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit_bytes, needed_bytes)) => {
-            StartError::LockedMemory { limit_bytes, needed_bytes }
-        }
-        GlommioError::BuilderError(error) => StartError::Placement(error.to_string()),
-        other => StartError::Ring(other.into()),
-    }
 }
 
 /// However the thread ends, shards learn that nobody takes their connections any more.

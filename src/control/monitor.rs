@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use glommio::timer::sleep;
 use serde::Serialize;
 
 use super::alerts::{Alert, Board, Values};
@@ -24,6 +23,7 @@ use super::histogram::Counts;
 use super::hooks::Hooks;
 use super::moment::unix_ms;
 use super::process;
+use super::runtime::sleep;
 use super::store::{AlertRecord, Sample, Store};
 use crate::config::Config;
 use crate::hub::reply::Pending;

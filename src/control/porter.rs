@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use futures_lite::AsyncReadExt as _;
 use futures_lite::future::yield_now;
-use glommio::timer::sleep;
 
 use super::backend::Backend;
-use super::connection::Connections;
+use super::connection::{Connections, Fresh};
 use super::inbox::Shared;
 use super::listener::{Bound, accept};
 use super::metrics::ControlFigures;
+use super::runtime::{Socket, sleep, spawn_local};
 use super::service::App;
-use super::stream::stream_of;
 use super::windows;
 
 /// How often the end of the last connections is looked for.
@@ -32,12 +31,17 @@ pub(crate) async fn run<B: Backend>(
 ) {
     let app = Rc::new(app);
     let connections = Rc::new(RefCell::new(Connections::default()));
-    let listening = internal
-        .map(|bound| glommio::spawn_local(accept(bound, Rc::clone(&app), Rc::clone(&connections), figures)).detach());
+    let listening = internal.map(|bound| spawn_local(accept(bound, Rc::clone(&app), Rc::clone(&connections), figures)));
 
-    let reading = glommio::spawn_local(read_figures(Rc::clone(&app))).detach();
+    let reading = spawn_local(read_figures(Rc::clone(&app)));
 
-    let mut bell = stream_of(inside);
+    let mut bell = match Socket::new(inside) {
+        Ok(bell) => bell,
+        Err(error) => {
+            tracing::error!(%error, "the control plane's door can't be watched");
+            return shared.door.close();
+        }
+    };
     let mut bytes = [0; 64];
     while !shared.door.stop_requested() {
         if attend(&app, &shared, &connections) {
@@ -85,7 +89,10 @@ fn attend<B: Backend>(app: &Rc<App<B>>, shared: &Arc<Shared>, connections: &Rc<R
     }
     while let Some((connection, place)) = shared.pop() {
         any = true;
-        Connections::spawn(connections, app, connection.into(), place);
+        match Fresh::adopted(connection) {
+            Ok(fresh) => Connections::spawn(connections, app, fresh, place),
+            Err(error) => tracing::warn!(%error, "a connection that a shard handed over can't be watched"),
+        }
     }
     any
 }

@@ -13,7 +13,6 @@ use axum::Router;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use glommio::timer::Timer;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
@@ -28,6 +27,7 @@ use super::inbox::ConnectionOrigin;
 use super::metrics::HttpRequests;
 use super::poll;
 use super::progress::Progress;
+use super::runtime::Timer;
 use super::telemetry;
 use super::windows::Windows;
 

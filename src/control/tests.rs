@@ -238,6 +238,14 @@ struct Fixture {
     adopted: Receiver<Adopted>,
 }
 
+/// The driver that the whole run is on: RINGHUB_SHARDS_DRIVER, as for a hub.
+fn driver() -> DriverKind {
+    match std::env::var("RINGHUB_SHARDS_DRIVER").as_deref() {
+        Ok("epoll") => DriverKind::Epoll,
+        _ => DriverKind::Uring,
+    }
+}
+
 /// A control plane with patience for slow machines, but not for slow peers.
 fn fixture(change: impl FnOnce(&mut Options)) -> Fixture {
     fixture_with(8, change)
@@ -249,6 +257,7 @@ fn fixture_with(connections_max: usize, change: impl FnOnce(&mut Options)) -> Fi
         publish_events_max: 3,
         linger: Duration::from_millis(300),
         cors_origins: vec!["https://a.example".into()],
+        driver: driver(),
         ..Options::default()
     };
     change(&mut options);
@@ -772,7 +781,7 @@ fn a_taken_address_is_an_error_of_the_start() {
         other => panic!("{other:?}"),
     }
     let (_, intake) = inbox(1).unwrap();
-    let options = Options { cpu: Some(100_000), ..Options::default() };
+    let options = Options { cpu: Some(100_000), driver: driver(), ..Options::default() };
     assert!(matches!(start(options, fixture.hub, intake), Err(StartError::Placement(_))));
 }
 

@@ -15,7 +15,7 @@ use crate::hub::name::{RoomName, ShardId, home_of, split};
 use crate::hub::presence::RoomPresence;
 use crate::hub::reply::{Responder, pending};
 use crate::hub::schema;
-use crate::ring::uring::monotonic_us;
+use crate::ring::clock::monotonic_us;
 use crate::shard::count_audience;
 use crate::shard::request::Request;
 use crate::wire::codes::ErrorCode;

@@ -11,6 +11,7 @@ use crate::control::journal::{self, Bounds, Intake, Journal, JournalFigures, Lin
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
+use crate::ring::DriverKind;
 use crate::shard::mesh::Mesh;
 use crate::shard::request::Request;
 
@@ -53,12 +54,17 @@ impl Read {
     }
 
     /// Begins to write.
-    pub(super) fn start(self, config: &Config, mesh: Arc<Mesh>) -> Result<Journal, control::StartError> {
+    pub(super) fn start(
+        self,
+        config: &Config,
+        mesh: Arc<Mesh>,
+        driver: DriverKind,
+    ) -> Result<Journal, control::StartError> {
         let Read { intake, rebuilt, lock, figures, .. } = self;
         let folder = config.journal.path.clone().unwrap_or_default();
         let bounds = Bounds { segment_bytes: config.journal.segment_bytes, bytes_max: config.journal.bytes_max };
         // A shard whose queue is full is awake, and looks at the journal in each of its turns.
         let wake = Box::new(move |shard| drop(mesh.request(ShardId(shard), Request::Look)));
-        journal::start(folder, (rebuilt, lock), intake, bounds, figures, wake)
+        journal::start(folder, (rebuilt, lock), intake, bounds, figures, wake, driver)
     }
 }

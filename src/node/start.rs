@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::watch::{self, Watch};
 use super::{Hub, Inner, broker, journal, lock, nodes};
 use crate::auth::AuthSetupError;
-use crate::config::{Config, Listen, Secret};
+use crate::config::{Config, Listen, RingConfig, Secret};
 use crate::control::hooks::{self, Hooks, ShardHooks, Tell};
 use crate::control::journal::Link;
 use crate::control::store::{Ledger, Store, StoreOptions};
@@ -21,8 +21,9 @@ use crate::control::telemetry::{self, Telemetry};
 use crate::control::{self, Figures, Inbox};
 use crate::hub::name::{NameHasher, ShardId};
 use crate::hub::stored::StoredRoom;
+use crate::ring::epoll::{Epoll, EpollOptions};
 use crate::ring::uring::{Uring, UringOptions};
-use crate::ring::{Doorbell, Driver, host, listeners};
+use crate::ring::{Doorbell, Driver, DriverKind, host, listeners};
 use crate::session::handler::Handlers;
 use crate::shard::mesh::Mesh;
 use crate::shard::request::Request;
@@ -53,11 +54,13 @@ pub enum StartError {
         /// The kernel's answer.
         error: io::Error,
     },
-    /// A shard's ring can't be set up.
-    #[error("shard {shard}: io_uring can't be set up: {error}; `ringhub doctor` says what is missing")]
-    Ring {
+    /// A shard's driver can't be set up.
+    #[error("shard {shard}: {driver} can't be set up: {error}; `ringhub doctor` says what is missing")]
+    Driver {
         /// Which shard.
         shard: u16,
+        /// `io_uring` or `epoll`.
+        driver: &'static str,
         /// The kernel's answer.
         error: io::Error,
     },
@@ -102,6 +105,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     let shards = config.shard_count() as u16;
     let settings = Arc::new(Settings::with_handlers(config, Arc::new(handlers))?);
     let config = &settings.config;
+    let driver = choose_driver(config);
     let mut journal = journal::open(config, shards).map_err(StartError::Journal)?;
     let (listeners, addresses) = bind(&config.listen.public, shards, config.listen.backlog)?;
     let store = StoreOptions::new(&config.store).map(Store::start).transpose()?;
@@ -123,12 +127,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
         let plan = Plan {
             shard,
             cpu: cpus.get(usize::from(shard) % cpus.len().max(1)).copied(),
-            options: UringOptions {
-                entries: config.ring.entries,
-                completions: config.ring.completions,
-                buffers: config.ring.buffers,
-                buffer_bytes: config.ring.buffer_bytes,
-            },
+            driver,
             listeners,
             settings: settings.clone(),
             figures: figures.get(usize::from(shard)).cloned().unwrap_or_default(),
@@ -153,7 +152,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     }
     let mesh = Arc::new(Mesh::new(doorbells));
     let journal =
-        journal.map(|journal| journal.start(config, mesh.clone())).transpose().map_err(StartError::Journal)?;
+        journal.map(|journal| journal.start(config, mesh.clone(), driver)).transpose().map_err(StartError::Journal)?;
     let broker = broker.map(|broker| broker.start(config, mesh.clone())).transpose()?;
     let hooks = Hooks::start(config, &shard_hooks, seeds[1], verdicts(mesh.clone(), watch.clone()))?;
     for one in &starting {
@@ -186,8 +185,11 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
             failed: AtomicBool::new(false),
         }),
     };
-    let started =
-        control::start(control::Options { hooks, telemetry, ..control_options(&settings, store) }, hub.clone(), intake);
+    let started = control::start(
+        control::Options { driver, hooks, telemetry, ..control_options(&settings, store) },
+        hub.clone(),
+        intake,
+    );
     let started = started.map_err(StartError::from).and_then(|control| {
         *lock(&hub.inner.internal_address) = control.internal_address();
         *lock(&hub.inner.control) = Some(control);
@@ -202,6 +204,20 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     }
     watch_over(&hub)?;
     Ok(hub)
+}
+
+/// The driver that the configuration comes to here. That it is not the one the hub is built for must not go unnoticed.
+fn choose_driver(config: &Config) -> DriverKind {
+    match config.driver() {
+        (DriverKind::Epoll, Some(error)) => {
+            tracing::warn!(%error, "io_uring is forbidden here: shards and control plane run on epoll, at a higher cost per delivery");
+            DriverKind::Epoll
+        }
+        (driver, _) => {
+            tracing::info!(driver = driver.word(), "shards and control plane have their driver");
+            driver
+        }
+    }
 }
 
 /// Where a token is asked for and nothing could verify one, a secret is drawn.
@@ -317,7 +333,7 @@ fn cpus() -> Vec<usize> {
 struct Plan {
     shard: u16,
     cpu: Option<usize>,
-    options: UringOptions,
+    driver: DriverKind,
     listeners: Vec<OwnedFd>,
     settings: Arc<Settings>,
     figures: Arc<Figures>,
@@ -335,6 +351,7 @@ struct Plan {
 /// A shard whose thread runs and waits for the mesh.
 struct Starting {
     shard: u16,
+    driver: DriverKind,
     ready: Receiver<io::Result<Arc<Doorbell>>>,
     go: SyncSender<Arc<Mesh>>,
     thread: JoinHandle<()>,
@@ -344,14 +361,17 @@ impl Starting {
     fn doorbell(&self) -> Result<Arc<Doorbell>, StartError> {
         match self.ready.recv() {
             Ok(Ok(doorbell)) => Ok(doorbell),
-            Ok(Err(error)) => Err(StartError::Ring { shard: self.shard, error }),
+            Ok(Err(error)) => {
+                let driver = if self.driver == DriverKind::Uring { "io_uring" } else { "epoll" };
+                Err(StartError::Driver { shard: self.shard, driver, error })
+            }
             Err(_) => Err(StartError::Ended(self.shard)),
         }
     }
 }
 
 fn spawn(plan: Plan) -> io::Result<Starting> {
-    let shard = plan.shard;
+    let (shard, driver) = (plan.shard, plan.driver);
     let (ready_sender, ready) = sync_channel(1);
     let (go, go_receiver) = sync_channel(1);
     let watch = plan.watch.clone();
@@ -361,36 +381,37 @@ fn spawn(plan: Plan) -> io::Result<Starting> {
         watch.note_ended(shard);
         match outcome {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(shard, %error, "the shard's ring failed"),
+            Ok(Err(error)) => tracing::error!(shard, %error, "the shard's driver failed"),
             Err(_) => tracing::error!(shard, "the shard panicked"),
         }
     };
     let thread = std::thread::Builder::new().name(format!("shard-{shard}")).spawn(body)?;
-    Ok(Starting { shard, ready, go, thread })
+    Ok(Starting { shard, driver, ready, go, thread })
 }
 
 fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receiver<Arc<Mesh>>) -> io::Result<()> {
-    let Plan {
-        shard,
-        cpu,
-        options,
-        listeners,
-        settings,
-        figures,
-        inbox,
-        ledger,
-        hooks,
-        hasher,
-        seed,
-        journal,
-        broker,
-        nodes,
-        ..
-    } = plan;
-    if let Some(cpu) = cpu {
-        pin(shard, cpu);
+    if let Some(cpu) = plan.cpu {
+        pin(plan.shard, cpu);
     }
-    let driver = match Uring::new(options) {
+    let RingConfig { entries, completions, buffers, buffer_bytes } = plan.settings.config.ring;
+    match plan.driver {
+        DriverKind::Uring => {
+            serve_on(Uring::new(UringOptions { entries, completions, buffers, buffer_bytes }), plan, ready, go)
+        }
+        DriverKind::Epoll => serve_on(Epoll::new(EpollOptions { buffers, buffer_bytes }), plan, ready, go),
+    }
+}
+
+fn serve_on<D: Driver>(
+    driver: io::Result<D>,
+    plan: Plan,
+    ready: &SyncSender<io::Result<Arc<Doorbell>>>,
+    go: &Receiver<Arc<Mesh>>,
+) -> io::Result<()> {
+    let Plan {
+        shard, listeners, settings, figures, inbox, ledger, hooks, hasher, seed, journal, broker, nodes, ..
+    } = plan;
+    let driver = match driver {
         Ok(driver) => driver,
         Err(error) => {
             // The starter waits for this, or has given up on another shard's failure.

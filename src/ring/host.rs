@@ -2,13 +2,22 @@
 
 use std::io;
 
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, Probe, cqueue, squeue};
 
-/// Sets up a ring as a shard would, and lets it go again. The error is the kernel's.
+/// Sets up a ring as a shard would, makes each of the calls that a ring needs, and lets it go again. The error is the
+/// kernel's.
 pub fn probe_ring(entries: u32, completions: u32) -> io::Result<()> {
     let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
     builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(completions);
-    builder.build(entries).map(drop)
+    let ring = builder.build(entries)?;
+    ring.submitter().register_probe(&mut Probe::new())?;
+    ring.submit().map(drop)
+}
+
+/// Whether a ring was refused because io_uring is forbidden or isn't there, in contrast to what can be put right by whoever
+/// runs the hub: memory, descriptors, sizes.
+pub fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
 /// Raises the limit of open files as far as the process may, and gives the limit that holds then.

@@ -1,7 +1,8 @@
 //! The driver: the only layer that talks to the kernel about sockets.
 //!
 //! A shard asks for work (`receive`, `send`, `close`) and gets [`Completion`]s from [`Driver::turn`], which is the one
-//! place that enters the kernel and the one place that waits. `uring` is the real driver, `sim` the seeded one for tests.
+//! place that waits. `uring` is the driver that the hub is built for, `epoll` the one for hosts that forbid io_uring, `sim`
+//! the seeded one for tests.
 //!
 //! Rules that every driver keeps:
 //! - one send and one multishot receive at most are under way per connection;
@@ -18,16 +19,39 @@ use std::time::Duration;
 use bytes::Bytes;
 
 mod buffers;
+pub mod clock;
 mod doorbell;
+pub mod epoll;
 mod flights;
 pub mod host;
 pub mod listeners;
 mod queues;
 pub mod sim;
+mod socket;
 mod token;
 pub mod uring;
 
 pub use doorbell::Doorbell;
+
+/// The drivers that talk to a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverKind {
+    /// io_uring: [`uring`].
+    #[default]
+    Uring,
+    /// Readiness and a system call per send and receive: [`epoll`].
+    Epoll,
+}
+
+impl DriverKind {
+    /// Its name in options, metrics and pages.
+    pub const fn word(self) -> &'static str {
+        match self {
+            DriverKind::Uring => "uring",
+            DriverKind::Epoll => "epoll",
+        }
+    }
+}
 
 /// A connection's place in its shard: the slot it sits in and which owner of that slot it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,7 +62,7 @@ pub struct ConnKey {
     pub generation: u32,
 }
 
-/// A socket as the driver knows it: a descriptor for `uring`, an index for `sim`.
+/// A socket as the driver knows it: a descriptor for `uring` and `epoll`, an index for `sim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Socket(pub RawFd);
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
-use super::uring::monotonic_us;
+use super::clock::monotonic_us;
 
 const IORING_REGISTER_RING_FDS: libc::c_uint = 20;
 const IORING_UNREGISTER_RING_FDS: libc::c_uint = 21;

@@ -1,4 +1,4 @@
-//! The real driver, on io_uring (Linux 6.1 or newer).
+//! The driver on io_uring (Linux 6.1 or newer).
 //!
 //! - One enter per turn submits everything and waits; a second one only when the submission queue runs full.
 //! - Sockets are plain descriptors. Accepting and receiving are multishot; received bytes lie in a ring of buffers.
@@ -10,19 +10,20 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, Ipv4Addr, Shutdown};
-use std::os::fd::{BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use io_uring::{cqueue, opcode, squeue, types};
-use socket2::SockRef;
 
 use super::buffers::{self, Buffers};
+use super::clock::{self, monotonic_us};
 use super::flights::{Flights, Receive};
 use super::listeners::{Listener, PAUSE_US, Remedy, Spare};
 use super::queues::Queues;
+use super::socket::{self, half_close};
 use super::token::{Operation, Token};
 use super::{BufferId, Completion, ConnKey, Doorbell, Driver, DriverFigures, Now, Peer, ReceiveEnd, Socket};
 
@@ -413,21 +414,12 @@ impl Driver for Uring {
         self.flights.current(conn)?.sending.clone()
     }
 
-    /// A peer that is gone already is `0.0.0.0`; the next receive tells.
     fn peer(&self, socket: Socket) -> Peer {
-        let unknown = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        // SAFETY: the shard owns the socket, and it is not closed during this call.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(socket.0) };
-        let Ok(address) = SockRef::from(&borrowed).peer_addr() else { return unknown };
-        match address.as_socket() {
-            Some(address) => Peer::Ip(address.ip().to_canonical(), address.port()),
-            None if address.is_unix() => Peer::Unix,
-            None => unknown,
-        }
+        socket::peer(socket)
     }
 
     fn now(&self) -> Now {
-        Now { monotonic_us: monotonic_us(), unix_ms: clock_us(libc::CLOCK_REALTIME) / 1000 }
+        clock::now()
     }
 
     fn doorbell(&self) -> Arc<Doorbell> {
@@ -471,27 +463,4 @@ impl Drop for Uring {
             }
         }
     }
-}
-
-/// Fails only for a socket that its peer has reset, which the next completion tells.
-fn half_close(socket: Socket, how: Shutdown) {
-    // SAFETY: the shard owns the socket, and it is not closed during this call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(socket.0) };
-    if let Err(error) = SockRef::from(&borrowed).shutdown(how) {
-        debug_assert_ne!(error.raw_os_error(), Some(libc::EBADF), "a socket was shut down after its close");
-    }
-}
-
-/// Microseconds of the clock that [`Now::monotonic_us`] is of, for those who are not on a shard.
-pub fn monotonic_us() -> u64 {
-    clock_us(libc::CLOCK_MONOTONIC)
-}
-
-/// Read by its number rather than as an `Instant`: all shards count from the same zero.
-fn clock_us(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one timespec, which is borrowed for the call.
-    let result = unsafe { libc::clock_gettime(clock, &mut time) };
-    debug_assert_eq!(result, 0);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
 }

@@ -100,9 +100,13 @@ def admin(sub: str = "root", **claims) -> str:
     return token(sub, ["websocket:admin"], **claims)
 
 
+# The one option that a whole suite may be run with: what must hold on one driver must hold on the other.
+DRIVER = "RINGHUB_SHARDS_DRIVER"
+
+
 def clean_environment() -> dict[str, str]:
-    """This process's environment without options for the hub: a test says itself what it wants."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RINGHUB_")}
+    """This process's environment without options for the hub but its driver: a test says itself what else it wants."""
+    return {name: value for name, value in os.environ.items() if name == DRIVER or not name.startswith("RINGHUB_")}
 
 
 def toml(value) -> str:

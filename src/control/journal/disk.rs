@@ -1,4 +1,4 @@
-//! The real disk: buffered files of glommio. Not its direct ones, which write whole blocks: the block with the end of what
+//! The real disk on io_uring: buffered files of glommio. Not its direct ones, which write whole blocks: the block with the end of what
 //! was acknowledged would be written again with every group, and a crash in between could tear it.
 
 use std::io;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use glommio::io::{BufferedFile, Directory, OpenOptions};
 
+use super::super::runtime::sleep;
 use super::files::path_of;
 use super::writer::Disk;
 
@@ -90,7 +91,7 @@ impl Disk for Folder {
     }
 
     async fn pause(&mut self, time: Duration) {
-        glommio::timer::sleep(time).await;
+        sleep(time).await;
     }
 
     fn now_us(&self) -> u64 {

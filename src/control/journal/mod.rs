@@ -8,7 +8,7 @@
 //!  start: files ──► record ──► rebuild ──► rooms      before the listeners are open
 //! ```
 //!
-//! It has a thread and a glommio executor of its own, so that a slow disk holds up no HTTP request. A shard never waits
+//! It has a thread and an executor of its own, so that a slow disk holds up no HTTP request. A shard never waits
 //! for it. What it writes is told in [`record`], what of it is still needed in [`book`].
 
 use std::fs::File;
@@ -18,13 +18,13 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use futures_lite::AsyncReadExt as _;
-use glommio::{LocalExecutorBuilder, Placement};
 
 pub mod book;
 mod disk;
 pub mod figures;
 pub mod files;
 pub mod link;
+mod plain;
 pub mod rebuild;
 pub mod record;
 pub mod writer;
@@ -35,9 +35,10 @@ pub use link::{Intake, Link, link};
 pub use writer::Bounds;
 
 use super::door::Door;
-use super::stream::stream_of;
-use super::{IO_MEMORY_BYTES, Panicked, RING_DEPTH, StartError, start_error};
-use writer::Writer;
+use super::runtime::{Executor, Socket};
+use super::{Panicked, StartError};
+use crate::ring::DriverKind;
+use writer::{Disk, Writer};
 
 /// The running journal. Dropping it writes what was handed over and ends it.
 #[derive(Debug)]
@@ -125,35 +126,27 @@ pub fn start(
     bounds: Bounds,
     figures: Arc<JournalFigures>,
     wake: Box<dyn Fn(u16) + Send>,
+    driver: DriverKind,
 ) -> Result<Journal, StartError> {
     let (rebuilt, lock) = opened;
     let door = intake.shared.door.clone();
     let (started, start) = mpsc::sync_channel(1);
     let of_thread = figures.clone();
     let main = move || {
-        let executor = LocalExecutorBuilder::new(Placement::Unbound)
-            .io_memory(IO_MEMORY_BYTES)
-            .ring_depth(RING_DEPTH)
-            .name("journal")
-            .make();
-        let executor = match executor {
+        let executor = match Executor::new(driver, "journal", None) {
             Ok(executor) => executor,
             Err(error) => {
                 // Nobody listening means that the starter has gone, and the error with it.
-                drop(started.send(Err(start_error(error))));
+                drop(started.send(Err(error)));
                 return;
             }
         };
-        executor.run(async move {
-            let disk = disk::Folder::new(folder.clone());
-            let mut writer = Writer::new(disk, &intake, wake, bounds, rebuilt.book, of_thread);
-            let outcome = writer.start().await;
-            let outcome = outcome.map_err(|error| StartError::Journal(OpenError::Io { path: folder, error }));
-            let is_started = outcome.is_ok();
-            if started.send(outcome).is_ok() && is_started {
-                run(writer, intake).await;
-            }
-        });
+        let task =
+            Task { folder: folder.clone(), intake, bounds, book: rebuilt.book, figures: of_thread, wake, started };
+        match driver {
+            DriverKind::Uring => executor.run(task.keep(disk::Folder::new(folder))),
+            DriverKind::Epoll => executor.run(task.keep(plain::Folder::new(folder))),
+        }
     };
     let thread = std::thread::Builder::new().name("journal".into()).spawn(main).map_err(StartError::Thread)?;
     match start.recv() {
@@ -163,9 +156,39 @@ pub fn start(
     }
 }
 
-async fn run(mut writer: Writer<disk::Folder>, intake: Intake) {
+/// What the thread does.
+struct Task {
+    folder: PathBuf,
+    intake: Intake,
+    bounds: Bounds,
+    book: book::Book,
+    figures: Arc<JournalFigures>,
+    wake: Box<dyn Fn(u16) + Send>,
+    started: mpsc::SyncSender<Result<(), StartError>>,
+}
+
+impl Task {
+    async fn keep(self, disk: impl Disk) {
+        let Task { folder, intake, bounds, book, figures, wake, started } = self;
+        let mut writer = Writer::new(disk, &intake, wake, bounds, book, figures);
+        let outcome = writer.start().await;
+        let outcome = outcome.map_err(|error| StartError::Journal(OpenError::Io { path: folder, error }));
+        let is_started = outcome.is_ok();
+        if started.send(outcome).is_ok() && is_started {
+            run(writer, intake).await;
+        }
+    }
+}
+
+async fn run(mut writer: Writer<impl Disk>, intake: Intake) {
     let Intake { shared, inside } = intake;
-    let mut bell = stream_of(inside);
+    let mut bell = match Socket::new(inside) {
+        Ok(bell) => bell,
+        Err(error) => {
+            tracing::error!(%error, "the journal's door can't be watched");
+            return writer.finish().await;
+        }
+    };
     let mut bytes = [0; 64];
     while !shared.door.stop_requested() {
         if writer.cycle().await {

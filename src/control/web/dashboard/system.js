@@ -106,6 +106,7 @@ function cardsOf(stats, ready, node) {
         ['Node', plain(node ?? 'unknown')],
         ['Version', plain(stats.version)],
         ['Up for', span(stats.uptime_s * 1000)],
+        ['Driver', plain(stats.driver === 'epoll' ? 'epoll: io_uring is forbidden or not wanted' : 'io_uring')],
         ['Started', clock(process.start_time_seconds * 1000)],
         ['Shards that answer', answering],
       ],
