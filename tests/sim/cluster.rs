@@ -96,9 +96,12 @@ struct Actor {
     early: Vec<Value>,
     /// Whose session it takes up when it is let in.
     succeeds: Option<Departed>,
+    /// Whose session it has asked for, until it is answered: only then its own one is not the one to come back to.
+    resuming: Option<Departed>,
 }
 
 /// Somebody whose connection broke.
+#[derive(Clone)]
 struct Departed {
     node: usize,
     session_id: Value,
@@ -229,6 +232,7 @@ impl Run {
             given: BTreeSet::new(),
             early: Vec::new(),
             succeeds,
+            resuming: None,
         });
     }
 
@@ -312,9 +316,10 @@ impl Run {
         let place = self.rng.usize(..self.actors.len());
         let actor = self.actors.swap_remove(place);
         actor.client.link.close();
-        match actor.succeeds {
+        let is_in = actor.is_in();
+        match actor.succeeds.or(actor.resuming) {
             Some(departed) => self.departed.push(departed),
-            None if actor.is_in() => {
+            None if is_in => {
                 let Actor { node, client, cursors, .. } = actor;
                 let told = &client.messages[0]["data"];
                 let told = client
@@ -362,6 +367,7 @@ impl Run {
         match message["type"].as_str().expect("a type") {
             "subscribed" | "resumed" if !data["results"].is_null() => {
                 let asked = actor.joining.remove(&answered.expect("an answer")).expect("was asked");
+                actor.resuming = None;
                 for result in data["results"].as_array().expect("a list") {
                     let room = result["room"].as_str().expect("a room").to_owned();
                     if !ROOMS.contains(&&*room) {
@@ -411,6 +417,8 @@ impl Run {
                 assert_eq!(data["code"], "unavailable", "{message}");
                 let was_one = actor.publishing.remove(&id).is_some() | actor.subscribing.remove(&id).is_some();
                 assert!(was_one | actor.joining.remove(&id).is_some());
+                // It was all that it asked for by then.
+                actor.resuming = None;
             }
             "gap" => {
                 let room = data["room"].as_str().expect("a room");
@@ -459,6 +467,7 @@ impl Actor {
     }
 
     fn resume(&mut self, departed: Departed) {
+        self.resuming = Some(departed.clone());
         let Departed { session_id, token, cursors, .. } = departed;
         let told = |cursor: &Cursor| json!({"seq": cursor.seq, "epoch": format!("{:016x}", cursor.epoch)});
         let told: BTreeMap<&String, Value> = cursors.iter().map(|(room, cursor)| (room, told(cursor))).collect();

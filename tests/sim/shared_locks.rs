@@ -226,8 +226,16 @@ impl Run {
     }
 
     fn settle(&mut self) {
-        let Run { exchange, nodes, rng, actors, .. } = self;
-        exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
+        loop {
+            let Run { exchange, nodes, rng, actors, .. } = self;
+            exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
+            if self.moving.is_empty() {
+                return;
+            }
+            let under_way = self.moving.len();
+            self.arrive();
+            assert!(self.moving.len() < under_way, "whoever wants a session is answered");
+        }
     }
 
     fn pass(&mut self, ms: u64) {
