@@ -55,6 +55,8 @@ struct Side {
     is_up: bool,
     /// Rooms that it follows, and the last event that it was told; none where it has to be told all anew.
     follows: BTreeMap<String, Option<(u64, u64)>>,
+    /// What the homes of those had, and what their clients had been given, when they asked and were cut off.
+    asked: BTreeMap<String, (Option<Place>, Option<(u64, u64)>)>,
     answers: Vec<(RoomName, FromBroker)>,
     told: Vec<VecDeque<FromBroker>>,
 }
@@ -97,8 +99,8 @@ impl Exchange {
     pub fn add(&mut self, hasher: NameHasher, shards: u16) -> Link {
         let (link, intake) = link(shards);
         let told = (0..shards).map(|_| VecDeque::new()).collect();
-        let (follows, answers) = (BTreeMap::new(), Vec::new());
-        self.sides.push(Side { intake, hasher, shards, is_up: true, follows, answers, told });
+        let (follows, asked, answers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        self.sides.push(Side { intake, hasher, shards, is_up: true, follows, asked, answers, told });
         link
     }
 
@@ -166,18 +168,18 @@ impl Exchange {
             ToBroker::Follow { room, from, claim } => {
                 let name = room.as_str().to_owned();
                 if !is_up {
+                    self.sides[node].asked.insert(name.clone(), (from, claim));
                     self.sides[node].follows.insert(name, None);
                     let told = FromBroker::Followed { room: room.clone(), outcome: Err(AWAY) };
                     return self.push(node, &room, told);
                 }
-                if claim.is_some_and(|(epoch, seq)| self.lacks(&name, epoch, seq)) {
-                    self.renew(&name);
-                }
-                let followed = self.state_after(&name, from);
+                let followed = self.follow(&name, from, claim);
+                self.sides[node].asked.remove(&name);
                 self.sides[node].follows.insert(name, Some((followed.epoch, followed.seq)));
                 self.push(node, &room.clone(), FromBroker::Followed { room, outcome: Ok(Box::new(followed)) });
             }
             ToBroker::Leave { room } => {
+                self.sides[node].asked.remove(room.as_str());
                 self.sides[node].follows.remove(room.as_str());
             }
             ToBroker::Lock(call) => {
@@ -192,6 +194,13 @@ impl Exchange {
                 self.push(node, &room, FromBroker::Cleared { number, outcome });
             }
         }
+    }
+
+    fn follow(&mut self, room: &str, from: Option<Place>, claim: Option<(u64, u64)>) -> Followed {
+        if claim.is_some_and(|(epoch, seq)| self.lacks(room, epoch, seq)) {
+            self.renew(room);
+        }
+        self.state_after(room, from)
     }
 
     fn log(&mut self, room: &str, new_epoch: Option<u64>) -> &mut Log {
@@ -359,8 +368,9 @@ impl Exchange {
                     FromBroker::Events(Box::new(Carried { room: name.clone(), epoch, first_seq: last + 1, events }))
                 }
                 _ => {
-                    let followed = self.state_after(&room, None);
-                    self.sides[node].follows.insert(room, Some((epoch, seq)));
+                    let (from, claim) = self.sides[node].asked.remove(&room).unwrap_or_default();
+                    let followed = self.follow(&room, from, claim);
+                    self.sides[node].follows.insert(room, Some((followed.epoch, followed.seq)));
                     FromBroker::Followed { room: name.clone(), outcome: Ok(Box::new(followed)) }
                 }
             };
