@@ -124,6 +124,9 @@ pub enum SharedLock {
         session: Arc<str>,
         /// What others are told of who has it.
         holder: LockOwner,
+        /// The turn of the session's connection that asks. A lock that the session has through another node is not given to
+        /// an earlier one than had it there: that one was left behind, and the answer would find nobody.
+        turn: u64,
     },
     /// To have it for longer.
     Renew {
@@ -131,6 +134,8 @@ pub enum SharedLock {
         token: u64,
         /// For how long from now on.
         ttl_ms: u64,
+        /// The turn of the session's connection that asks, as in `Acquire`.
+        turn: u64,
     },
     /// That nobody has it.
     Free {

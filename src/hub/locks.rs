@@ -18,6 +18,7 @@ use super::core::Core;
 use super::lock::{Held, Holder, Lock, LockHeld};
 use super::message::Message;
 use super::name::RoomName;
+use super::presence::Turn;
 use super::reply::Responder;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -87,6 +88,8 @@ pub struct LockAsked {
     pub action: LockAction,
     /// The number that the session holds it with, as far as its connection knows.
     pub known: Option<u64>,
+    /// The turn of the connection.
+    pub turn: Turn,
     /// The command's id.
     pub reference: Option<Reference>,
 }
@@ -98,6 +101,8 @@ pub struct LockArrived {
     pub lock: HeldLock,
     /// Whose it is. No connection speaks for it yet.
     pub who: Holder,
+    /// The turn that the session came with: later than those of its connections at other nodes.
+    pub turn: Turn,
 }
 
 /// What became of it.
@@ -259,7 +264,7 @@ impl Core {
         // What is over must not be renewed, though its turn has not come yet.
         self.expire_locks();
         let Some(asked) = self.lock_of_all_nodes(asked) else { return };
-        let LockAsked { room, field, address, who, action, known, reference } = asked;
+        let LockAsked { room, field, address, who, action, known, reference, .. } = asked;
         let session_id = who.session_id.clone();
         let outcome = match action {
             LockAction::Acquire { ttl_s } => self.acquire_lock(&room, &field, address, who, known, ttl_s * 1000),
@@ -582,6 +587,7 @@ mod tests {
             who,
             action,
             known: None,
+            turn: Turn::default(),
             reference: None,
         };
         assert!(core.handle(Message::Lock(Box::new(asked)), now).is_none());

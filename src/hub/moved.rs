@@ -321,7 +321,7 @@ impl Core {
             let session_id = room.as_str().strip_prefix("session:").unwrap_or_default().into();
             // Which of its connections had it last, the broker tells.
             let who = Holder { client_id: "".into(), session_id, identity: identity.clone() };
-            let arrived = LockArrived { lock: lock.clone(), who };
+            let arrived = LockArrived { lock: lock.clone(), who, turn: turn.next(self.now.unix_ms) };
             self.send_home(&lock.room.clone(), Message::LockArrives(Box::new(arrived)));
         }
         let Some(id) = self.ensure_home(&room) else { return };

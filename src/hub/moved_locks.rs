@@ -18,6 +18,7 @@ use super::lock::Held;
 use super::locks::{HeldLock, LockArrived, held_lock};
 use super::message::Message;
 use super::name::{RoomName, ShardId};
+use super::presence::Turn;
 use super::shared_locks::{CALLS_MAX, LockWait, TTL_MAX_MS};
 use crate::ring::ConnKey;
 use crate::wire::native::Refused;
@@ -31,6 +32,7 @@ pub(super) struct Moved {
     room: RoomName,
     field: Arc<str>,
     token: u64,
+    turn: Turn,
     /// Whether what is asked of the lock meanwhile waits for this answer.
     is_awaited: bool,
 }
@@ -45,7 +47,8 @@ impl Core {
         let lock = held.map(|held| {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
             self.note_lock(room, field, *token, &held.holder, false);
-            Box::new(LockArrived { lock: held_lock(room, field, &held), who: held.holder })
+            let turn = Turn::default();
+            Box::new(LockArrived { lock: held_lock(room, field, &held), who: held.holder, turn })
         });
         if let Some(id) = self.rooms.find(room) {
             self.rooms.forget_if_idle(id);
@@ -57,7 +60,7 @@ impl Core {
     /// it is over.
     pub(super) fn lock_arrives(&mut self, arrived: LockArrived) {
         self.expire_locks();
-        let LockArrived { lock, who } = arrived;
+        let LockArrived { lock, who, turn } = arrived;
         let HeldLock { room, field, token, until_ms, expires_at_ms, ttl_ms } = lock;
         if self.ensure_lock(&room, &field).is_err() {
             // There are too many; it ends at the broker by its time.
@@ -76,7 +79,7 @@ impl Core {
                 self.note_lock(&room, &field, token, &who, true);
                 // Its time may have come on the way, of which only this node can tell.
                 self.expire_locks();
-                self.tell_moved(Moved { room, field, token, is_awaited: false });
+                self.tell_moved(Moved { room, field, token, turn, is_awaited: false });
             }
             // It ended on the way, and another session has the field by now.
             Some(Err(held)) if self.token_of(&room, &field) != Some(token) => {
@@ -92,7 +95,7 @@ impl Core {
 
     /// Has the broker know that a lock is held through this node, for as long as its session was told.
     pub(super) fn tell_moved(&mut self, moved: Moved) {
-        let Moved { room, field, token, .. } = moved;
+        let Moved { room, field, token, turn, .. } = moved;
         let now_ms = self.now.monotonic_us / 1000;
         let until_ms = self
             .with_lock(&room, &field, |lock| lock.held().filter(|held| held.token == token).map(|held| held.until_ms));
@@ -101,7 +104,7 @@ impl Core {
         let name = (room, field);
         if relaying.locks.len() >= CALLS_MAX {
             let (room, field) = name;
-            return relaying.unmoved.push(Moved { room, field, token, is_awaited: false });
+            return relaying.unmoved.push(Moved { room, field, token, turn, is_awaited: false });
         }
         let is_awaited = !relaying.asking.contains_key(&name);
         if is_awaited {
@@ -109,13 +112,13 @@ impl Core {
         }
         let (room, field) = name;
         let ttl_ms = until_ms.saturating_sub(now_ms).min(TTL_MAX_MS);
-        let wait = LockWait::Moved(Moved { room: room.clone(), field: field.clone(), token, is_awaited });
-        self.call_lock(room, field, SharedLock::Renew { token, ttl_ms }, wait);
+        let wait = LockWait::Moved(Moved { room: room.clone(), field: field.clone(), token, turn, is_awaited });
+        self.call_lock(room, field, SharedLock::Renew { token, ttl_ms, turn: turn.number() }, wait);
     }
 
     pub(super) fn lock_has_moved(&mut self, moved: Moved, outcome: Result<Locked, Refused>) {
         self.expire_locks();
-        let Moved { room, field, token, is_awaited } = moved;
+        let Moved { room, field, token, turn, is_awaited } = moved;
         match outcome {
             Ok(Locked::Renewed { owner }) => {
                 self.with_lock(&room, &field, |lock| lock.name_holder(token, &owner.client_id));
@@ -125,7 +128,7 @@ impl Core {
             Err(_) => {
                 if let Some(relaying) = self.relaying.as_deref_mut() {
                     let (room, field) = (room.clone(), field.clone());
-                    relaying.unmoved.push(Moved { room, field, token, is_awaited: false });
+                    relaying.unmoved.push(Moved { room, field, token, turn, is_awaited: false });
                 }
             }
         }

@@ -95,14 +95,16 @@ impl Core {
             }
             return None;
         }
+        let turn = asked.turn.number();
         let (action, ttl_ms) = match &asked.action {
             LockAction::Acquire { ttl_s } => {
                 let ttl_ms = ttl_s * 1000;
                 match self.may_have(&asked) {
-                    Ok(Some(token)) => (SharedLock::Renew { token, ttl_ms }, ttl_ms),
+                    Ok(Some(token)) => (SharedLock::Renew { token, ttl_ms, turn }, ttl_ms),
                     Ok(None) => {
                         let holder = owner(&asked.who);
-                        (SharedLock::Acquire { ttl_ms, session: asked.who.session_id.clone(), holder }, ttl_ms)
+                        let session = asked.who.session_id.clone();
+                        (SharedLock::Acquire { ttl_ms, session, holder, turn }, ttl_ms)
                     }
                     Err(outcome) => {
                         self.lock_answered(asked, outcome);
@@ -118,7 +120,7 @@ impl Core {
                     return None;
                 };
                 let ttl_ms = ttl_s.map_or(held_for_ms, |seconds| seconds * 1000);
-                (SharedLock::Renew { token, ttl_ms }, ttl_ms)
+                (SharedLock::Renew { token, ttl_ms, turn }, ttl_ms)
             }
             // What is here is freed here, and then there.
             LockAction::Release { .. } => return Some(asked),

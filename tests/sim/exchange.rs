@@ -44,8 +44,8 @@ impl Log {
     }
 }
 
-/// A lock: its number, its end, whose it is, and the node through which it is held.
-type SharedHold = (u64, u64, LockOwner, u64);
+/// A lock: its number, its end, whose it is, the node through which it is held, and the turn of who asked last.
+type SharedHold = (u64, u64, LockOwner, u64, u64);
 
 /// A node's side.
 struct Side {
@@ -92,7 +92,7 @@ impl Exchange {
     /// The lock of a field that is held: its number and whose it is.
     pub fn lock_of(&self, room: &str, field: &str) -> Option<(u64, &LockOwner)> {
         let held = self.locks.get(&(room.to_owned(), field.to_owned()));
-        held.filter(|held| held.1 > self.now_ms).map(|(token, _, owner, _)| (*token, owner))
+        held.filter(|held| held.1 > self.now_ms).map(|(token, _, owner, ..)| (*token, owner))
     }
 
     /// A way for a node of so many shards.
@@ -278,28 +278,32 @@ impl Exchange {
         let name = (room.as_str().to_owned(), field.to_string());
         let now_ms = self.now_ms;
         let held = self.locks.get(&name).filter(|held| held.1 > now_ms).cloned();
+        let was_left_behind = |turn| held.as_ref().is_some_and(|(.., by, last)| *by != node && *last >= turn);
         match action {
-            SharedLock::Acquire { ttl_ms, session, holder } => {
-                if let Some((_, until_ms, owner, _)) = held
-                    && *owner.session_id != *session
+            SharedLock::Acquire { ttl_ms, session, holder, turn } => {
+                let is_left_behind = was_left_behind(turn);
+                if let Some((_, until_ms, owner, ..)) = held
+                    && (*owner.session_id != *session || is_left_behind)
                 {
                     return Locked::Held { left_ms: until_ms - now_ms, owner };
                 }
                 self.last_token += 1;
                 let token = self.last_token;
                 self.grants.push((name.clone(), token, now_ms, now_ms + ttl_ms));
-                self.locks.insert(name, (token, now_ms + ttl_ms, holder, node));
+                self.locks.insert(name, (token, now_ms + ttl_ms, holder, node, turn));
                 Locked::Granted { token }
             }
-            SharedLock::Renew { token, ttl_ms } => match held {
-                Some((of, until_ms, owner, _)) if of == token => {
-                    self.locks.insert(name, (token, until_ms.max(now_ms + ttl_ms), owner.clone(), node));
+            SharedLock::Renew { turn, .. } if was_left_behind(turn) => Locked::NotHeld,
+            SharedLock::Renew { token, ttl_ms, turn } => match held {
+                Some((of, until_ms, owner, _, last)) if of == token => {
+                    let until_ms = until_ms.max(now_ms + ttl_ms);
+                    self.locks.insert(name, (token, until_ms, owner.clone(), node, turn.max(last)));
                     Locked::Renewed { owner }
                 }
                 _ => Locked::NotHeld,
             },
             SharedLock::Free { token } => match held {
-                Some((of, _, owner, by)) if token.is_none_or(|token| token == of && by == node) => {
+                Some((of, _, owner, by, _)) if token.is_none_or(|token| token == of && by == node) => {
                     self.locks.remove(&name);
                     Locked::Freed { token: of, owner }
                 }
