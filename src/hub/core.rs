@@ -401,7 +401,7 @@ impl Core {
             Message::FreeLock { room, field, token, reason } => {
                 self.free_lock(&room, &field, Some(token), reason);
             }
-            Message::LockLeaves { lock, session } => self.lock_leaves(&lock, session),
+            Message::LockLeaves { lock, session, turn } => self.lock_leaves(&lock, session, turn),
             Message::LockLeft { session, lock } => self.lock_left(&session, lock),
             Message::LockArrives(arrived) => self.lock_arrives(*arrived),
             Message::Join(join) => self.join(*join),

@@ -73,6 +73,8 @@ pub enum Message {
         lock: HeldLock,
         /// The session's room, whose home is told by a `LockLeft`.
         session: RoomName,
+        /// The turn of the last connection that it had.
+        turn: Turn,
     },
     /// To a session's home: a lock has left its room's home; none where the session did not hold it any more.
     LockLeft {

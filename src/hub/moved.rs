@@ -237,8 +237,8 @@ impl Core {
             return;
         }
         if !have_left && let Some(kept) = session.kept.as_mut().filter(|kept| !kept.locks.is_empty()) {
-            let locks = std::mem::take(&mut kept.locks);
-            return self.yield_locks(asked, locks);
+            let (locks, turn) = (std::mem::take(&mut kept.locks), session.turn);
+            return self.yield_locks(asked, locks, turn);
         }
         let Some(mut session) = self.home_mut(id).and_then(|home| home.session.take()) else { return };
         let mut kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
@@ -262,7 +262,7 @@ impl Core {
     }
 
     /// The locks of a session leave first, so that each ends at one node; the session goes when the last of them has left.
-    fn yield_locks(&mut self, asked: YieldAsked, locks: Vec<HeldLock>) {
+    fn yield_locks(&mut self, asked: YieldAsked, locks: Vec<HeldLock>, turn: Turn) {
         let room = asked.room.clone();
         self.begin_handover(room.clone(), NOBODY, Begins::Name);
         // There is room for the first one that waits.
@@ -270,7 +270,7 @@ impl Core {
         self.yielding.insert(room.clone(), Yielding { waiting: locks.len(), left: Vec::new() });
         for lock in locks {
             let to = lock.room.clone();
-            self.send_home(&to, Message::LockLeaves { lock, session: room.clone() });
+            self.send_home(&to, Message::LockLeaves { lock, session: room.clone(), turn });
         }
     }
 

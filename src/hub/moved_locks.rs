@@ -15,7 +15,7 @@ use super::batch::Address;
 use super::brokered::{Locked, SharedLock};
 use super::core::Core;
 use super::lock::Held;
-use super::locks::{HeldLock, LockArrived, held_lock};
+use super::locks::{Freed, HeldLock, LockArrived, LockAsked, held_lock};
 use super::message::Message;
 use super::name::{RoomName, ShardId};
 use super::presence::Turn;
@@ -37,16 +37,52 @@ pub(super) struct Moved {
     is_awaited: bool,
 }
 
+/// A lock that has left with its session.
+#[derive(Debug)]
+pub(super) struct Left {
+    session_id: Arc<str>,
+    /// The turn of the last connection that the session had here.
+    turn: Turn,
+    /// When it ends, should nobody have renewed it elsewhere, in milliseconds of the monotonic clock.
+    until_ms: u64,
+}
+
 impl Core {
+    /// Whether a lock is asked for by a connection whose session has gone to another node, and taken the lock along: before
+    /// that node has told the broker, it would be given to this one once more, and that would end the session's.
+    pub(super) fn has_left(&self, asked: &LockAsked) -> bool {
+        let left = self.relaying.as_deref().map(|relaying| &relaying.left).filter(|left| !left.is_empty());
+        let left = left.and_then(|left| left.get(&(asked.room.clone(), asked.field.clone())));
+        left.is_some_and(|left| left.session_id == asked.who.session_id && asked.turn <= left.turn)
+    }
+
+    /// Forgets what left and has ended since, unless it was renewed elsewhere, of which the broker knows then.
+    pub(super) fn forget_left(&mut self) {
+        let now_ms = self.now.monotonic_us / 1000;
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            relaying.left.retain(|_, left| left.until_ms > now_ms);
+            if relaying.left.is_empty() {
+                relaying.left.shrink_to_fit();
+            }
+        }
+    }
+
     /// A session goes to another node and takes a lock along: nobody is told, and the broker keeps it for the session.
-    pub(super) fn lock_leaves(&mut self, lock: &HeldLock, session: RoomName) {
+    pub(super) fn lock_leaves(&mut self, lock: &HeldLock, session: RoomName, turn: Turn) {
         // What is over does not go along.
         self.expire_locks();
         let HeldLock { room, field, token, .. } = lock;
+        if self.relaying.as_deref().is_none_or(|relaying| relaying.left.len() >= CALLS_MAX) {
+            self.free_lock(room, field, Some(*token), Freed::SessionEnded);
+        }
         let held = self.with_lock(room, field, |lock| lock.leave(*token)).flatten();
         let lock = held.map(|held| {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
             self.note_lock(room, field, *token, &held.holder, false);
+            if let Some(relaying) = self.relaying.as_deref_mut() {
+                let left = Left { session_id: held.holder.session_id.clone(), turn, until_ms: held.until_ms };
+                relaying.left.insert((room.clone(), field.clone()), left);
+            }
             let turn = Turn::default();
             Box::new(LockArrived { lock: held_lock(room, field, &held), who: held.holder, turn })
         });

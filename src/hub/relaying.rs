@@ -14,7 +14,7 @@ use super::brokered::{BrokeredEvent, FromBroker, IN_DOUBT, Keep, Numbers, Origin
 use super::core::Core;
 use super::locks::LockAsked;
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
-use super::moved_locks::Moved;
+use super::moved_locks::{Left, Moved};
 use super::name::RoomName;
 use super::relayed::Relayed;
 use super::reply::Responder;
@@ -59,6 +59,8 @@ pub(super) struct Relaying {
     pub(super) unfreed: Vec<Unfreed>,
     /// Locks that came with their sessions from other nodes, of which the broker could not be told.
     pub(super) unmoved: Vec<Moved>,
+    /// Locks that have left with their sessions, and may not be asked for again by what those left behind.
+    pub(super) left: HashMap<(RoomName, Arc<str>), Left, FixedState>,
     /// Whether what waited for a room's state is being done.
     pub(super) is_settling: bool,
     /// What is still to be handed over.
@@ -128,6 +130,7 @@ impl Core {
             unsaid: Vec::new(),
             unfreed: Vec::new(),
             unmoved: Vec::new(),
+            left: HashMap::with_hasher(FixedState::with_seed(seed)),
             is_settling: false,
             out: Vec::new(),
             figures: RelayFigures::default(),

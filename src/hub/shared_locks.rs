@@ -25,6 +25,8 @@ use crate::wire::native::Refused;
 /// The answer while it can't be known who has a lock.
 const UNDECIDED: Refused =
     Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now; ask for the lock again");
+/// The answer where the session has taken the lock along.
+const ELSEWHERE: Refused = Refused::new(ErrorCode::Unavailable, "the session is at another node now");
 /// Calls about locks that may wait for an answer.
 pub(super) const CALLS_MAX: usize = 100_000;
 /// What may be asked of one lock while the broker is asked.
@@ -101,6 +103,10 @@ impl Core {
                 let ttl_ms = ttl_s * 1000;
                 match self.may_have(&asked) {
                     Ok(Some(token)) => (SharedLock::Renew { token, ttl_ms, turn }, ttl_ms),
+                    Ok(None) if self.has_left(&asked) => {
+                        self.lock_answered(asked, LockOutcome::Refused(ELSEWHERE));
+                        return None;
+                    }
                     Ok(None) => {
                         let holder = owner(&asked.who);
                         let session = asked.who.session_id.clone();
@@ -346,6 +352,7 @@ impl Core {
         }
         let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
         unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
+        self.forget_left();
     }
 
     /// An operator wants a lock freed that nobody of this node holds.
