@@ -72,6 +72,7 @@ impl Core {
         // What is over does not go along.
         self.expire_locks();
         let HeldLock { room, field, token, .. } = lock;
+        // So many can't be told from what is asked anew: it ends here.
         if self.relaying.as_deref().is_none_or(|relaying| relaying.left.len() >= CALLS_MAX) {
             self.free_lock(room, field, Some(*token), Freed::SessionEnded);
         }
