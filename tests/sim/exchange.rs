@@ -47,6 +47,9 @@ impl Log {
 /// A lock: its number, its end, whose it is, the node through which it is held, and the turn of who asked last.
 type SharedHold = (u64, u64, LockOwner, u64, u64);
 
+/// What the home of a room has, and the epoch and number of what one of its clients was given.
+type Asked = (Option<Place>, Option<(u64, u64)>);
+
 /// A node's side.
 struct Side {
     intake: Intake,
@@ -56,7 +59,7 @@ struct Side {
     /// Rooms that it follows, and the last event that it was told; none where it has to be told all anew.
     follows: BTreeMap<String, Option<(u64, u64)>>,
     /// What the homes of those had, and what their clients had been given, when they asked and were cut off.
-    asked: BTreeMap<String, (Option<Place>, Option<(u64, u64)>)>,
+    asked: BTreeMap<String, Asked>,
     answers: Vec<(RoomName, FromBroker)>,
     told: Vec<VecDeque<FromBroker>>,
 }
