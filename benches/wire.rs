@@ -1,19 +1,23 @@
 //! What the codecs cost per request and per frame, without any socket.
 //!
 //! `decode` is sixteen frames of the given payload in one receive, `encode` is one frame, `unmask` the kernel alone;
-//! `header/tungstenite` is the alternative to the header parser in `wire::ws`. The figures say nothing about system
-//! calls, which dominate.
+//! `deflate` and `inflate` are one message of telemetry; `header/tungstenite` is the alternative to the header parser in
+//! `wire::ws`. The figures say nothing about system calls, which dominate.
 //!
 //! `cargo bench --bench wire`
 
+mod instructions;
+
 use std::{hint::black_box, io::Cursor};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::Measurement;
+use criterion::{BatchSize, Criterion, Throughput};
 use ringhub::wire::{
+    deflate::{Deflater, InflateBounds, Inflater},
     http::parse_head,
     mask::unmask,
     upgrade::switching_protocols,
-    ws::{Decoder, Input, text_frame},
+    ws::{Accepts, Decoder, Input, Opcode, header_bytes_of, text_frame},
 };
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -40,7 +44,7 @@ fn client_frame(payload_bytes: usize) -> Vec<u8> {
     frame
 }
 
-fn upgrade(c: &mut Criterion) {
+fn upgrade<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("upgrade");
     group.bench_function("parse", |b| {
         b.iter(|| parse_head(black_box(REQUEST), 16 * 1024).unwrap().unwrap().upgrade().unwrap().protocols.len());
@@ -49,13 +53,13 @@ fn upgrade(c: &mut Criterion) {
     group.bench_function("answer", |b| {
         b.iter(|| {
             out.clear();
-            switching_protocols(black_box("dGhlIHNhbXBsZSBub25jZQ=="), Some("ringhub.v1.json"), &mut out);
+            switching_protocols(black_box("dGhlIHNhbXBsZSBub25jZQ=="), Some("ringhub.v1.json"), None, &mut out);
         });
     });
     group.finish();
 }
 
-fn mask(c: &mut Criterion) {
+fn mask<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("unmask");
     for size in [64, 1024, 64 * 1024] {
         let mut payload = vec![b'a'; size];
@@ -65,7 +69,7 @@ fn mask(c: &mut Criterion) {
     group.finish();
 }
 
-fn decode(c: &mut Criterion) {
+fn decode<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("decode");
     for size in [16, 128, 1024, 64 * 1024] {
         let frame = client_frame(size);
@@ -79,7 +83,7 @@ fn decode(c: &mut Criterion) {
                 |stream| {
                     let mut input = Input::new(stream);
                     let mut messages = 0;
-                    while let Some(message) = decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap() {
+                    while let Some(message) = decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap() {
                         black_box(&message);
                         messages += 1;
                     }
@@ -99,7 +103,7 @@ fn decode(c: &mut Criterion) {
             |frame| {
                 for piece in frame.chunks_mut(4096) {
                     let mut input = Input::new(piece);
-                    while let Some(message) = decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap() {
+                    while let Some(message) = decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap() {
                         black_box(&message);
                     }
                 }
@@ -111,14 +115,14 @@ fn decode(c: &mut Criterion) {
 }
 
 /// One whole empty frame, the smallest step of the decoder, against the header parser of `tungstenite` alone.
-fn header(c: &mut Criterion) {
+fn header<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("header");
     let mut empty = client_frame(0);
     group.bench_function("ringhub, whole empty frame", |b| {
         let mut decoder = Decoder::new();
         b.iter(|| {
             let mut input = Input::new(black_box(&mut empty));
-            decoder.next(&mut input, MESSAGE_BYTES_MAX).unwrap().is_some()
+            decoder.next(&mut input, Accepts::plain(MESSAGE_BYTES_MAX)).unwrap().is_some()
         });
     });
     let empty = client_frame(0);
@@ -128,7 +132,7 @@ fn header(c: &mut Criterion) {
     group.finish();
 }
 
-fn encode(c: &mut Criterion) {
+fn encode<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("encode");
     for size in [128, 1024, 64 * 1024] {
         let payload = vec![b'a'; size];
@@ -144,5 +148,59 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, upgrade, mask, decode, header, encode);
-criterion_main!(benches);
+/// An event as telemetry has it, of about that size.
+fn event(size: usize) -> Vec<u8> {
+    let mut text = String::from(
+        r#"{"type":"telemetry.sample","id":"01a1fd55-6f3c-7c1e-9d21-5b8f0c6a2e41","room":"project:42","data":{"samples":["#,
+    );
+    let mut number = 17u32;
+    while text.len() + 90 < size {
+        number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (status, host) = (["running", "idle", "failed"][number as usize % 3], number % 64);
+        text.push_str(&format!(
+            r#"{{"host":"node-{host}.example.com","status":"{status}","load":0.{},"at":{number}}},"#,
+            number % 997
+        ));
+    }
+    text.pop();
+    text.push_str("]}}");
+    text.into_bytes()
+}
+
+/// One message: what a shard pays once for all who agreed to the same, and once for each message that comes compressed.
+fn deflate<M: Measurement + 'static>(c: &mut Criterion<M>) {
+    let mut group = c.benchmark_group("deflate");
+    for size in [256, 1024, 16 * 1024] {
+        let message = event(size);
+        group.throughput(Throughput::Bytes(message.len() as u64));
+        for level in [1, 3, 6, 9] {
+            let mut deflater = Deflater::new(level);
+            let mut out = Vec::new();
+            deflater.frame(Opcode::Text, &message, 15, &mut out);
+            let percent = out.len() * 100 / message.len();
+            group.bench_function(format!("{size}, level {level}, to {percent} %"), |b| {
+                b.iter(|| {
+                    out.clear();
+                    deflater.frame(Opcode::Text, black_box(&message), 15, &mut out)
+                });
+            });
+        }
+    }
+    group.finish();
+    let mut group = c.benchmark_group("inflate");
+    for size in [256, 1024, 16 * 1024] {
+        let message = event(size);
+        let mut payload = Vec::new();
+        assert!(Deflater::new(6).frame(Opcode::Text, &message, 15, &mut payload));
+        payload.drain(..header_bytes_of(&payload));
+        let bounds = InflateBounds { message_bytes_max: MESSAGE_BYTES_MAX, ratio_max: 200 };
+        let mut inflater = Inflater::default();
+        group.throughput(Throughput::Bytes(message.len() as u64));
+        group.bench_function(size.to_string(), |b| {
+            b.iter(|| inflater.message(black_box(&payload), true, None, bounds).map(|message| message.len()));
+        });
+    }
+    group.finish();
+}
+
+benches!("wire", counted: [upgrade, mask, decode, header, encode], timed: [deflate]);

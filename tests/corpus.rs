@@ -49,3 +49,13 @@ fn the_corpus_of_engineio_breaks_no_invariant() {
 fn the_corpus_of_socketio_breaks_no_invariant() {
     run("socketio", bodies::socketio);
 }
+
+#[test]
+fn the_corpus_of_variants_breaks_no_invariant() {
+    run("variants", bodies::variants);
+}
+
+#[test]
+fn the_corpus_of_deflate_breaks_no_invariant() {
+    run("deflate", bodies::deflate);
+}

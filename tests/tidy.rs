@@ -182,7 +182,7 @@ fn only_the_ring_names_io_uring_and_only_the_control_plane_names_glommio() {
     // module hides which executor it is.
     const RING: &[&str] = &["src/ring/"];
     const GLOMMIO: &[&str] =
-        &["src/control/runtime", "src/control/journal/disk.rs", "src/node/start.rs", "src/cli/logging.rs"];
+        &["src/control/runtime", "src/control/journal/disk.rs", "src/shard/placement.rs", "src/cli/logging.rs"];
     let sources = sources();
     let mut findings: Vec<String> = sources
         .iter()

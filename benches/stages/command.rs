@@ -5,13 +5,14 @@
 
 use std::hint::black_box;
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::wire::json::Scratch;
 use ringhub::wire::native::parse;
 
 use crate::{DATA, KIND, ROOM};
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let data = std::str::from_utf8(DATA).expect("it is text");
     let publish = format!(r#"{{"type":"publish","id":42,"data":{{"room":"{ROOM}","type":"{KIND}","data":{data}}}}}"#);
     let large = "x".repeat(16 * 1024);

@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::hub::ids::Ids;
 use ringhub::wire::envelope::{self, Event, Stamp, rfc3339, write_event};
@@ -12,7 +13,7 @@ use ringhub::wire::native::Reference;
 
 use crate::{DATA, KIND, ROOM};
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("envelope");
     let mut ids = Ids::new([1, 2]);
     group.bench_function("stamp", |b| b.iter(|| ids.stamp(black_box(1_767_225_600_000)).id));

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::config::Config;
 use ringhub::hub::batch::Address;
@@ -98,7 +99,7 @@ fn selection(filters: &str) -> Option<Arc<Selection>> {
     Selection::compile(&wanted, 32).expect("it compiles").map(Arc::new)
 }
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("fan_out");
     for events in [1, 16, 64] {
         let mut shard = Shard::new(|_| None);

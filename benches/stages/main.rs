@@ -7,26 +7,28 @@
 mod command;
 mod envelope;
 mod fan_out;
+#[path = "../instructions/mod.rs"]
+mod instructions;
 mod mesh;
 mod replay;
 mod selection;
 mod socketio;
-
-use criterion::{criterion_group, criterion_main};
 
 /// An event of the size that the end-to-end figures use: 128 bytes of data.
 const DATA: &[u8] = br#"{"status":"failed","confidence_level":0.85,"name":"db-1","nested":{"attempt":3,"of":5},"note":"a deploy took longer than 120 s"}"#;
 const KIND: &str = "workflow.progress";
 const ROOM: &str = "project:bench";
 
-criterion_group!(
-    benches,
-    command::bench,
-    selection::bench,
-    envelope::bench,
-    fan_out::bench,
-    replay::bench,
-    mesh::bench,
-    socketio::bench
+benches!(
+    "stages",
+    counted: [
+        command::bench,
+        selection::bench,
+        envelope::bench,
+        fan_out::bench,
+        replay::bench,
+        mesh::queue,
+        socketio::bench
+    ],
+    timed: [mesh::hops]
 );
-criterion_main!(benches);

@@ -11,6 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use criterion::measurement::Measurement;
 use criterion::{Bencher, Criterion};
 use ringhub::hub::batch::{Batch, FrameMemory, OpenBatch};
 use ringhub::hub::message::Message;
@@ -61,7 +62,7 @@ struct Asleep {
 
 impl Asleep {
     fn new() -> Asleep {
-        let options = UringOptions { entries: 64, completions: 1024, buffers: 16, buffer_bytes: 1024 };
+        let options = UringOptions::sized(64, 1024, 16, 1024);
         Asleep { driver: Uring::new(options).expect("io_uring is there"), completions: Vec::new() }
     }
 }
@@ -78,8 +79,8 @@ impl Wait for Asleep {
 
 /// Sends a batch there and waits for it to come back. `far` makes the other thread's way of waiting, on that thread,
 /// with its bell.
-fn there_and_back<W: Wait>(
-    b: &mut Bencher<'_>,
+fn there_and_back<W: Wait, M: Measurement>(
+    b: &mut Bencher<'_, M>,
     mut near: W,
     bell: Arc<Doorbell>,
     far: impl FnOnce() -> (W, Arc<Doorbell>) + Send,
@@ -118,9 +119,12 @@ fn there_and_back<W: Wait>(
     });
 }
 
-pub fn bench(c: &mut Criterion) {
+fn silent() -> Arc<Doorbell> {
+    Arc::new(Doorbell::silent())
+}
+
+pub fn queue<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("mesh");
-    let silent = || Arc::new(Doorbell::silent());
     group.bench_function("queue", |b| {
         let mesh = Mesh::new(vec![silent(), silent()]);
         let batch = batch();
@@ -129,6 +133,12 @@ pub fn bench(c: &mut Criterion) {
             mesh.pop(HERE, THERE)
         });
     });
+    group.finish();
+}
+
+/// Between two threads.
+pub fn hops<M: Measurement + 'static>(c: &mut Criterion<M>) {
+    let mut group = c.benchmark_group("mesh");
     group.bench_function("hop, awake", |b| there_and_back(b, Awake, silent(), || (Awake, silent())));
     group.bench_function("hop, asleep", |b| {
         let near = Asleep::new();

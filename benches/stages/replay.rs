@@ -4,6 +4,7 @@
 //!
 //! What is not in it is the kernel's TCP, which is by far the larger part of a real replay.
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::config::Config;
 use ringhub::hub::batch::Address;
@@ -98,7 +99,7 @@ impl Shard {
     }
 }
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("replay");
     group.throughput(Throughput::Elements(EVENTS));
     for events_per_batch in [1, 16] {

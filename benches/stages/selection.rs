@@ -8,6 +8,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::hub::batch::{Batch, FrameMemory, OpenBatch};
 use ringhub::hub::name::NameHasher;
@@ -40,7 +41,7 @@ fn wanted(types: &[&str], filters: Option<&str>) -> Wanted {
     }
 }
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("selection");
     let filters =
         r#"{"confidence_level":{"min":0.8,"max":1},"status":{"in":["failed","blocked"]},"name":{"prefix":"db-"}}"#;

@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 
+use criterion::measurement::Measurement;
 use criterion::{Criterion, Throughput};
 use ringhub::wire::engineio::{Packet, Payload};
 use ringhub::wire::json::Scratch;
@@ -40,7 +41,7 @@ fn events(body: &mut [u8], assembler: &mut Assembler, scratch: &mut Scratch) -> 
     events
 }
 
-pub fn bench(c: &mut Criterion) {
+pub fn bench<M: Measurement + 'static>(c: &mut Criterion<M>) {
     let mut group = c.benchmark_group("socketio");
     let data = std::str::from_utf8(DATA).expect("it is text");
     let publish = format!(r#"42/ws,12["publish",{{"room":"{ROOM}","type":"{KIND}","data":{data}}}]"#);

@@ -17,7 +17,7 @@ pub struct ConformanceArgs {
 }
 
 impl ConformanceArgs {
-    /// No authentication, which makes other addresses than loopback an error; `/echo`; no rates; messages of 64 MiB.
+    /// No authentication, which makes other addresses than loopback an error; `/echo`; no rates; messages of 64 MiB, compressed for who offers it.
     pub fn config(&self) -> Result<Config, ConfigError> {
         let flag = "conformance";
         let off = ["messages_per_s", "connects_per_s", "connections_per_user_max", "connections_per_address_max"];
@@ -26,11 +26,12 @@ impl ConformanceArgs {
             ("--listen", "listen.public", toml::Value::String(self.listen.clone())),
             (flag, "auth.enabled", toml::Value::Boolean(false)),
             (flag, "endpoints.echo", toml::Value::Boolean(true)),
+            (flag, "compression.enabled", toml::Value::Boolean(true)),
         ];
         let set = off.iter().map(|name| format!("limits.{name}=0"));
         let set = set.chain(raised.iter().map(|name| format!("limits.{name}=64MiB"))).collect();
         flags.push((flag, "shards.count", toml::Value::Integer(1)));
-        for (key, value) in ENGINE {
+        for (key, value) in ENGINE.into_iter().chain(COMPRESSION) {
             flags.push((flag, key, toml::Value::Integer(value)));
         }
         Config::load(&Sources { set, flags, ..Sources::default() })
@@ -52,6 +53,14 @@ const ENGINE: [(&str, i64); 4] = [
     ("socketio.ping_timeout_ms", 200),
     ("socketio.connect_timeout_ms", 2000),
     ("socketio.payload_bytes_max", 1_000_000),
+];
+
+/// Whatever the suites offer is agreed to, and all that they send comes back compressed.
+const COMPRESSION: [(&str, i64); 4] = [
+    ("compression.threshold_bytes", 0),
+    ("compression.turn_bytes_max", 64 << 20),
+    ("compression.ratio_max", 0),
+    ("compression.client_window_bits", 15),
 ];
 
 /// Sends back what comes.

@@ -61,6 +61,7 @@ fn findings(config: &Config) -> Vec<Finding> {
     findings.extend(local_ports(config));
     findings.extend(file_max(config));
     findings.extend(clocksource());
+    findings.extend(super::fit::findings(config));
     findings
 }
 

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod conformance;
 pub mod doctor;
+mod fit;
 mod logging;
 mod notify;
 pub mod serve;
@@ -36,6 +37,8 @@ enum Command {
     Config(config::ConfigArgs),
     /// Put load on a hub and say how it bears it.
     Bench(Box<load::bench::Args>),
+    /// Say what a load needs, from what things cost on this host.
+    Plan(load::capacity::plan::Args),
     /// Print a room's events as they come.
     Tail(load::tail::Args),
     /// Publish an event into a room.
@@ -54,6 +57,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Config(args) => config::run(args),
         Command::Bench(args) => load::bench::run(*args),
+        Command::Plan(args) => load::capacity::plan::run(&args),
         Command::Tail(args) => load::tail::run(args),
         Command::Publish(args) => load::publish::run(args),
         Command::Explain(args) => load::explain::run(args),

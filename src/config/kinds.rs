@@ -66,6 +66,8 @@ pub struct KindConfig {
     pub join: Vec<JoinRule>,
     /// Whether the rooms' events go ahead of others in a connection's outbox.
     pub urgent: bool,
+    /// Whether the rooms' events are compressed for those who agreed to that.
+    pub compress: bool,
 }
 
 impl KindConfig {
@@ -84,6 +86,7 @@ impl KindConfig {
             history_events_max: None,
             join: vec![join],
             urgent: false,
+            compress: true,
         }
     }
 }
@@ -156,6 +159,9 @@ kind_options! {
     /// Send these events ahead of others that wait for a connection. Where a kind is urgent, events of the others take at
     /// most seven eighths of `limits.outbox_bytes_max`: the last eighth is for urgent ones.
     urgent: bool, Rule::Any, "";
+    /// Compress these events, where `compression.enabled` is set. Not for what is no shorter when it is compressed, such as
+    /// encrypted data.
+    compress: bool, Rule::Any, "";
 }
 
 /// Longest name of a kind.

@@ -71,7 +71,11 @@ impl Config {
     /// How many shards to start: `shards.count`, or one per core this process may use.
     pub fn shard_count(&self) -> usize {
         match self.shards.count {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX),
+            0 => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let kept = usize::from(self.shards.pin && self.shards.control_core);
+                cores.saturating_sub(kept).clamp(1, SHARDS_MAX)
+            }
             count => count.min(SHARDS_MAX),
         }
     }

@@ -53,6 +53,9 @@ options! {
         /// What shards and control plane ask the kernel by: `uring`, `epoll`, or `auto`, which takes `epoll` where io_uring is
         /// forbidden (by a seccomp filter, `kernel.io_uring_disabled`, a security module) and says so in the log.
         driver: DriverChoice = DriverChoice::Auto, Rule::Any, "", Restart;
+        /// Keep one core free of shards and run the control plane (HTTP API, metrics) on it, so that neither disturbs the
+        /// other; with `shards.count = 0` there is one shard less. Needs `shards.pin` and two cores.
+        control_core: bool = false, Rule::Any, "", Restart;
         /// Deliveries of a large broadcast (sixteen times as many, or more) that a shard makes before it turns to other
         /// work; smaller keeps round trips short beside large rooms, larger costs less CPU per delivery.
         turn_deliveries_max: u32 = 64, range(16, 1_000_000), "deliveries", Live;
@@ -68,6 +71,12 @@ options! {
         entries: u32 = 4096, power_of_two(64, 32_768), "entries", Restart;
         /// Entries of the completion queue: completions kept between two turns before the kernel has to queue more.
         completions: u32 = 65_536, power_of_two(128, 65_536), "entries", Restart;
+        /// How long a shard without work looks for completions before it sleeps. Shortens round trips by the time that waking
+        /// takes, and keeps the core busy meanwhile.
+        busy_poll_us: u32 = 0, range(0, 10_000), "µs", Restart;
+        /// How long a shard that sleeps does so at least, unless 64 completions have come. Larger turns, at less CPU per
+        /// delivery, and round trips that are longer by as much. Has no effect before Linux 6.12.
+        min_wait_us: u32 = 0, range(0, 100_000), "µs", Restart;
     }
 
     /// The queues between shards.
@@ -132,6 +141,29 @@ options! {
         connect_timeout_ms: u64 = 10_000, range(100, 300_000), "ms", Live;
         /// A cookie that is set to the session's id, for balancers that keep clients on a node by it; empty sets none.
         cookie: Option<String> = None, Rule::Any, "", Live;
+    }
+
+    /// Compressed WebSocket messages (`permessage-deflate`), for clients that offer it, as all browsers do.
+    compression: CompressionConfig {
+        /// Agree to compress with clients that offer it, unless their address says `compression=off`. Connections that are open stay
+        /// as they are.
+        enabled: bool = false, Rule::Any, "", Live;
+        /// How hard it is tried: 1 is fast, 9 is small.
+        level: u32 = 3, range(1, 9), "", Live;
+        /// Shorter messages are sent as they are.
+        threshold_bytes: usize = 512, range(0, 64 * MIB), "bytes", Live;
+        /// Bytes that a shard compresses in one turn; what is beyond is sent as it is, and so is a longer message.
+        turn_bytes_max: usize = 512 << 10, range(0, GIB), "bytes", Live;
+        /// The largest window that messages are compressed with, as a power of two: 15 is 32 KiB, which each client keeps.
+        window_bits: u32 = 15, range(9, 15), "bits", Live;
+        /// How many times larger than what came a decompressed message may be, beyond 1 MiB; 0 leaves it to
+        /// `limits.message_bytes_max`.
+        ratio_max: usize = 200, range(0, 1032), "times", Live;
+        /// The window that is kept of what each client sends, as a power of two from 8 to 15, so that its messages may refer to
+        /// those before them; 0 keeps none.
+        client_window_bits: u32 = 0, range(0, 15), "bits", Live;
+        /// Memory of one shard for those windows; clients beyond it have none.
+        client_windows_bytes_max: usize = 64 << 20, range(0, 64 * GIB), "bytes", Live;
     }
 
     /// What one client, room or shard may use. 0 switches a rate or a count of connections off.

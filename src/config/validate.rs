@@ -43,6 +43,15 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         let message = format!("{} is less than ring.entries ({})", config.ring.completions, config.ring.entries);
         report("ring.completions", message);
     }
+    if config.ring.busy_poll_us > 0 && config.ring.min_wait_us > 0 {
+        let message =
+            "is set beside ring.busy_poll_us: the one ends a wait with the first completion, the other does not";
+        report("ring.min_wait_us", message.to_owned());
+    }
+    if config.shards.control_core && !config.shards.pin {
+        let message = "needs shards.pin: shards that the kernel may move keep no core free";
+        report("shards.control_core", message.to_owned());
+    }
     for (key, patterns) in [("auth.origins", &config.auth.origins), ("cors.origins", &config.cors.origins)] {
         for pattern in patterns.iter().filter(|pattern| !is_origin_pattern(pattern)) {
             report(key, format!("{pattern:?}: expected SCHEME://HOST[:PORT], SCHEME://*.HOST[:PORT] or *"));
@@ -67,6 +76,9 @@ pub fn problems(config: &Config) -> Vec<Problem> {
         && !cookie.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     {
         report("socketio.cookie", format!("{cookie:?}: expected letters, digits and any of - _ ."));
+    }
+    if (1..8).contains(&config.compression.client_window_bits) {
+        report("compression.client_window_bits", "a window has 8 to 15 bits; 0 keeps none".to_owned());
     }
     if config.journal.bytes_max < config.journal.segment_bytes.saturating_mul(8) {
         let message =

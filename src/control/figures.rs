@@ -276,6 +276,8 @@ figures! {
     handshakes: Gauge "handshakes" false "Connections that have not finished their handshake";
     streams: Gauge "streams" false "Connections that are open and are streams of server-sent events";
     socketio: Gauge "socketio_connections" false "Connections that are open and speak Socket.IO";
+    batch: Gauge "batch_connections" false "Connections that are open and take several events in one frame";
+    msgpack: Gauge "msgpack_connections" false "Connections that are open and speak MessagePack";
     polled: Gauge "polled_sessions" false "Sessions of Engine.IO that are polled, those in no namespace included";
     rooms: Gauge "rooms" false "Rooms whose home is this shard";
     subscriptions: Gauge "subscriptions" false "Memberships of this shard's connections in rooms";
@@ -317,6 +319,17 @@ figures! {
     mesh_backlog: Gauge "mesh_backlog" false "Messages that other shards could not take yet";
     mesh_waiting: Gauge "mesh_waiting" false "Batches of messages from other shards that wait for this one";
     requests_waiting: Gauge "requests_waiting" false "Requests of the control plane that wait for this shard";
+    deflate_connections: Gauge "compressed_connections" false "Connections that are open and have agreed to compression";
+    deflated_messages: Counter "compressed_messages" false "Messages compressed, each counted once whoever gets it";
+    deflate_bytes_before: Counter "compression_input" true "Bytes of messages before they were compressed";
+    deflate_bytes_after: Counter "compression_output" true "Bytes of messages after they were compressed";
+    deflate_bytes_saved: Counter "compression_saved" true "Bytes that were not sent because messages were compressed, over all who got them";
+    deflate_skipped: Counter "compression_skipped" false "Messages sent as they are because the turn's budget for compression was used up";
+    inflated_messages: Counter "decompressed_messages" false "Compressed messages of clients";
+    inflate_bytes_before: Counter "decompression_input" true "Bytes of clients' messages before they were decompressed";
+    inflate_bytes_after: Counter "decompression_output" true "Bytes of clients' messages after they were decompressed";
+    inflate_refused: Counter "decompression_refused" false "Compressed messages of clients that were corrupt or too large";
+    window_bytes: Gauge "compression_windows" true "Memory set aside for what is kept of compressed messages of clients";
     handed_over: Counter "handed_over" false "Connections handed over to the control plane";
     adopted: Counter "adopted" false "Connections that came back from the control plane";
 }

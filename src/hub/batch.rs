@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use super::delta::Deltas;
 use super::name::{RoomName, ShardId};
 use super::selection::Selection;
 use crate::ring::ConnKey;
@@ -64,6 +65,8 @@ pub struct Batch {
     /// When the first of them was received, in microseconds of the monotonic clock; the same on all shards.
     pub received_us: u64,
     pub(super) has_exclusions: bool,
+    /// The same events as changes, on a shard with members that want them so.
+    pub(super) deltas: Option<Arc<Deltas>>,
 }
 
 /// Counts the memory of frames that are alive, whoever holds them.
@@ -148,7 +151,7 @@ impl OpenBatch {
             bytes.shrink_to_fit();
         }
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
-        Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions }
+        Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions, deltas: None }
     }
 }
 
@@ -156,6 +159,11 @@ impl Batch {
     /// Whether some connection must not get some event of it.
     pub fn has_exclusions(&self) -> bool {
         self.has_exclusions
+    }
+
+    /// Its events as changes, where some member on this shard wants them so.
+    pub fn deltas(&self) -> Option<&Deltas> {
+        self.deltas.as_deref()
     }
 
     /// The type of one of its events.
@@ -187,7 +195,7 @@ impl Batch {
         let events: Vec<EventMeta> = events.iter().map(|event| event.moved(shift)).collect();
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
         let (room, unix_ms, received_us) = (whole.room.clone(), whole.unix_ms, whole.received_us);
-        Some(Arc::new(Batch { room, bytes, events, unix_ms, received_us, has_exclusions }))
+        Some(Arc::new(Batch { room, bytes, events, unix_ms, received_us, has_exclusions, deltas: None }))
     }
 
     /// One event's frame, sharing the batch's memory.
@@ -252,7 +260,8 @@ impl Batch {
         }
         let has_exclusions = events.iter().any(|event| event.exclude.is_some());
         let (room, unix_ms, received_us) = (self.room.clone(), self.unix_ms, self.received_us);
-        Some(Arc::new(Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us, has_exclusions }))
+        let bytes = memory.share(bytes);
+        Some(Arc::new(Batch { room, bytes, events, unix_ms, received_us, has_exclusions, deltas: None }))
     }
 }
 

@@ -38,6 +38,13 @@ impl Core {
     pub(super) fn begin_fan_out(&mut self, id: RoomId, batch: Arc<Batch>) {
         let Some(room) = self.rooms.get_mut(id) else { return };
         room.note_given(batch.events.last().map_or(0, |event| event.seq));
+        let batch = match room.members.bases() {
+            None => batch,
+            Some(bases) => {
+                let deltas = bases.compare(&batch, &self.memory);
+                Arc::new(batch.with_deltas(deltas))
+            }
+        };
         for (list, selection, end) in room.members.groups() {
             let selected = batch.select(selection, &mut self.scratch, &self.memory);
             let noted = self.recorder.fan_out(&batch, Mark::of(Some(selection)), selected.as_deref());
@@ -214,6 +221,13 @@ impl Core {
             if keep_places {
                 self.compact(id);
             }
+        }
+    }
+
+    /// A member of a room wants its events as changes, from here on.
+    pub fn want_deltas(&mut self, id: RoomId) {
+        if let Some(room) = self.rooms.get_mut(id) {
+            room.members.want_deltas();
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::delta::Bases;
 use super::selection::Selection;
 use crate::ring::ConnKey;
 
@@ -41,6 +42,8 @@ struct Groups {
     list: Vec<Group>,
     last_id: ListId,
     parked: Vec<Parked>,
+    /// What events are compared with, where members want them as changes.
+    bases: Option<Box<Bases>>,
 }
 
 /// Members who want the same selection.
@@ -229,7 +232,7 @@ impl Members {
     fn drop_empty_groups(&mut self) {
         if let Some(groups) = self.groups.as_mut() {
             groups.list.retain(|group| !group.members.conns.is_empty());
-            if groups.list.is_empty() && groups.parked.is_empty() {
+            if groups.list.is_empty() && groups.parked.is_empty() && groups.bases.is_none() {
                 self.groups = None;
             }
         }
@@ -248,6 +251,18 @@ impl Members {
     pub fn groups(&self) -> impl Iterator<Item = (ListId, &Arc<Selection>, usize)> {
         let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
         groups.iter().map(|group| (group.id, &group.selection, group.members.conns.len()))
+    }
+
+    /// A member wants events as changes, from here on.
+    pub fn want_deltas(&mut self) {
+        self.groups.get_or_insert_default().bases.get_or_insert_default().keep();
+    }
+
+    /// What events are to be compared with; none where no member wants them as changes.
+    pub fn bases(&mut self) -> Option<&mut Bases> {
+        let groups = self.groups.as_mut()?;
+        groups.bases.take_if(|bases| bases.are_unused());
+        groups.bases.as_deref_mut()
     }
 
     /// Every member.

@@ -376,6 +376,8 @@ pub struct KeptRoom {
     pub acked: Option<u64>,
     /// The namespaces of Socket.IO that had subscribed to it, a bit each; 0 where all of its client gets the room's events.
     pub namespaces: u32,
+    /// Whether it wanted its events as changes.
+    pub delta: bool,
 }
 
 impl Kept {

@@ -8,6 +8,7 @@ pub mod brokered;
 pub mod canary;
 mod clear;
 pub mod core;
+pub mod delta;
 pub mod directory;
 pub mod durable;
 pub mod explain;

@@ -97,6 +97,8 @@ struct WrittenRoom {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     acked: Option<u64>,
     namespaces: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    delta: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,7 +144,7 @@ impl Moved {
                 Since::Time(unix_ms) => WrittenSince::Time(*unix_ms),
             };
             let (room, acked, namespaces) = (kept.room.as_str().to_owned(), kept.acked, kept.namespaces);
-            Some(WrittenRoom { room, selection, from, acked, namespaces })
+            Some(WrittenRoom { room, selection, from, acked, namespaces, delta: kept.delta })
         });
         let locks = kept.locks.iter().map(|lock| WrittenLock {
             room: lock.room.as_str().to_owned(),
@@ -168,7 +170,7 @@ impl Moved {
     pub fn read(text: &[u8], hasher: &NameHasher, now: Now) -> Option<Moved> {
         let written: Written = serde_json::from_slice(text).ok()?;
         let rooms = written.rooms.into_iter().map(|written| {
-            let WrittenRoom { room, selection, from, acked, namespaces } = written;
+            let WrittenRoom { room, selection, from, acked, namespaces, delta } = written;
             let selection = match selection {
                 Some(WrittenSelection { types, filters }) => {
                     let filters = filters.map(|filters| Box::<str>::from(filters).into_boxed_bytes());
@@ -182,7 +184,7 @@ impl Moved {
                 WrittenSince::Seconds(seconds) => Since::Seconds(seconds),
                 WrittenSince::Time(unix_ms) => Since::Time(unix_ms),
             };
-            Some(KeptRoom { room: hasher.room(&room), selection, from, acked, namespaces })
+            Some(KeptRoom { room: hasher.room(&room), selection, from, acked, namespaces, delta })
         });
         let locks = written.locks.into_iter().map(|lock| HeldLock {
             room: hasher.room(&lock.room),
@@ -365,6 +367,7 @@ mod tests {
             from,
             acked: Some(3),
             namespaces: 5,
+            delta: selection.is_none(),
         };
         let lock = HeldLock {
             room: hasher.room("quote:1"),
@@ -397,7 +400,7 @@ mod tests {
                 (read.room.as_str(), &read.selection, &read.from),
                 (given.room.as_str(), &given.selection, &given.from)
             );
-            assert_eq!((read.acked, read.namespaces), (Some(3), 5));
+            assert_eq!((read.acked, read.namespaces, read.delta), (Some(3), 5, given.delta));
         }
         assert!(Moved::read(b"{}", &hasher, now).is_none());
     }

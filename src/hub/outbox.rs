@@ -6,16 +6,25 @@
 //!
 //! A room's events all go in one lane, so that they keep their order.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use super::batch::FrameMemory;
+use crate::session::socketio::Spaces;
+use crate::wire::deflate;
+use crate::wire::extensions::{SERVER_WINDOW_BITS_MIN, WINDOW_BITS_MAX};
+use crate::wire::variant::Variant;
 
 /// The least bound of the answers' lane, however small that of events is: a client that asks on and on and doesn't read is too slow as well.
 pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
 /// Chunks smaller than this are joined into one, so that they cost one send.
 const JOIN_BYTES_MAX: usize = 64 * 1024;
+
+/// Windows are counted from here on.
+const WINDOW_BITS_BELOW: u8 = SERVER_WINDOW_BITS_MIN - 1;
+const _: () = assert!((WINDOW_BITS_MAX - WINDOW_BITS_BELOW) as u16 <= Marks::DEFLATE >> Marks::DEFLATE_SHIFT);
 
 /// The part of an outbox that is kept free for urgent events where there are urgent kinds: one of so many.
 const URGENT_RESERVE: usize = 8;
@@ -35,6 +44,8 @@ pub enum Protocol {
     /// WebSocket frames.
     #[default]
     Native,
+    /// WebSocket frames in another form.
+    Variant(Variant),
     /// Server-sent events.
     Stream,
     /// Packets of Engine.IO in WebSocket frames.
@@ -77,31 +88,39 @@ pub struct Outbox {
     events_bytes: usize,
     /// With the kernel, and how much of it counts as events.
     sending_bytes: u32,
-    /// A chunk is with the kernel.
-    sending: bool,
-    dirty: bool,
     marks: Marks,
-    /// Of what its chunks are made. Here because this is where a byte is free.
+    /// Of what its chunks are made. Here because this is where bytes are free, as it is for what follows.
     protocol: Protocol,
+    /// The namespace of Socket.IO that the events of all rooms go to, counted from 1; 0 where none is noted.
+    space: u8,
 }
 
-/// What else holds for an outbox: a bit each, so that they take one byte together.
+/// What else holds for an outbox: a bit each, so that they take two bytes together.
 #[derive(Debug, Clone, Copy, Default)]
-struct Marks(u8);
+struct Marks(u16);
 
 impl Marks {
     /// Urgent events queue behind those in `events` until none of them waits.
-    const IN_LINE: u8 = 1;
+    const IN_LINE: u16 = 1;
     /// Something waits because the kernel has not taken all of what was sent before.
-    const STALLED: u8 = 2;
+    const STALLED: u16 = 2;
     /// Nothing may be sent yet.
-    const HELD: u8 = 4;
+    const HELD: u16 = 4;
+    /// Three bits from here on: with which window its messages may be compressed, 1 for 2^9 bytes; 0 where they may not.
+    const DEFLATE_SHIFT: u32 = 3;
+    const DEFLATE: u16 = 0b111 << Marks::DEFLATE_SHIFT;
+    /// A chunk is with the kernel.
+    const SENDING: u16 = 1 << 6;
+    /// It is to be looked at in this turn.
+    const DIRTY: u16 = 1 << 7;
+    /// Its connection may lag in some room.
+    const MAY_LAG: u16 = 1 << 8;
 
-    fn has(self, mark: u8) -> bool {
+    fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
     }
 
-    fn set(&mut self, mark: u8, holds: bool) {
+    fn set(&mut self, mark: u16, holds: bool) {
         self.0 = if holds { self.0 | mark } else { self.0 & !mark };
     }
 }
@@ -120,9 +139,47 @@ enum Events {
 pub struct Full;
 
 impl Outbox {
+    /// With which window its messages may be compressed, as a power of two from 9 to 15; 0 where they may not.
+    #[inline]
+    pub fn deflate_bits(&self) -> u8 {
+        match (self.marks.0 & Marks::DEFLATE) >> Marks::DEFLATE_SHIFT {
+            0 => 0,
+            above => WINDOW_BITS_BELOW + above as u8,
+        }
+    }
+
+    /// It was agreed with its peer how messages may be compressed.
+    pub fn deflates(&mut self, window_bits: u8) {
+        let above = u16::from(window_bits.saturating_sub(WINDOW_BITS_BELOW)) << Marks::DEFLATE_SHIFT;
+        self.marks.0 = (self.marks.0 & !Marks::DEFLATE) | (above & Marks::DEFLATE);
+    }
+
     /// Of what its chunks are made.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// The namespace of Socket.IO that the events of all rooms go to, where that was noted.
+    #[inline]
+    pub fn space(&self) -> Option<Spaces> {
+        self.space.checked_sub(1).map(|place| Spaces::of_bits(1 << place))
+    }
+
+    /// Notes the namespaces that the events of all rooms go to, where it is one; of several, or none, nothing is noted.
+    pub fn note_spaces(&mut self, spaces: Spaces) {
+        let bits = spaces.bits();
+        self.space = if bits.is_power_of_two() { bits.trailing_zeros() as u8 + 1 } else { 0 };
+    }
+
+    /// Whether its connection may lag in some room, as far as was noted.
+    #[inline]
+    pub fn may_lag(&self) -> bool {
+        self.marks.has(Marks::MAY_LAG)
+    }
+
+    /// Notes whether its connection may lag in some room.
+    pub fn note_lag(&mut self, may_lag: bool) {
+        self.marks.set(Marks::MAY_LAG, may_lag);
     }
 
     /// What is queued from here on is of another protocol.
@@ -186,7 +243,7 @@ impl Outbox {
 
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
-        !self.sending && !self.is_held() && self.answers.is_empty() && self.events_bytes == 0
+        !self.is_sending() && !self.is_held() && self.answers.is_empty() && self.events_bytes == 0
     }
 
     /// Whether something waits because the kernel has not taken all of what was sent before, as far as was noted; and notes
@@ -199,7 +256,7 @@ impl Outbox {
 
     /// Whether a chunk is with the kernel.
     pub fn is_sending(&self) -> bool {
-        self.sending
+        self.marks.has(Marks::SENDING)
     }
 
     /// Queues events. The bound is checked before, and holds strictly but for one chunk into an empty outbox, so that a
@@ -245,12 +302,17 @@ impl Outbox {
     }
 
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
-    /// there. Looks at all of them: for those who look into a running shard.
+    /// there. Looks at all of them: for those who look into a running shard. Of what is compressed it is known only in which
+    /// chunk it is.
     pub fn find(&self, text: &[u8]) -> Option<usize> {
         let finder = memchr::memmem::Finder::new(text);
         let mut ahead = self.answers.len();
         for chunk in self.waiting() {
-            if let Some(place) = finder.find(chunk) {
+            let place = match deflate::plain(chunk) {
+                Cow::Borrowed(plain) => finder.find(plain),
+                Cow::Owned(plain) => finder.find(&plain).map(|_| 0),
+            };
+            if let Some(place) = place {
                 return Some(ahead + place);
             }
             ahead += chunk.len();
@@ -285,17 +347,19 @@ impl Outbox {
 
     /// Marks the outbox as to be flushed this turn; true the first time.
     pub fn mark_dirty(&mut self) -> bool {
-        !std::mem::replace(&mut self.dirty, true)
+        let was_dirty = self.marks.has(Marks::DIRTY);
+        self.marks.set(Marks::DIRTY, true);
+        !was_dirty
     }
 
     /// Takes the next chunk to be sent, if none is with the kernel; it is with the kernel from here on.
     pub fn take_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
-        self.dirty = false;
-        if self.sending || self.is_held() {
+        self.marks.set(Marks::DIRTY, false);
+        if self.is_sending() || self.is_held() {
             return None;
         }
         let chunk = self.next_chunk(memory)?;
-        self.sending = true;
+        self.marks.set(Marks::SENDING, true);
         self.sending_bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         Some(chunk)
     }
@@ -317,12 +381,12 @@ impl Outbox {
 
     /// It was looked at in this turn, though nothing was taken.
     pub fn passed_over(&mut self) {
-        self.dirty = false;
+        self.marks.set(Marks::DIRTY, false);
     }
 
     /// The chunk with the kernel was sent.
     pub fn sent(&mut self) {
-        self.sending = false;
+        self.marks.set(Marks::SENDING, false);
         self.sending_bytes = 0;
     }
 
@@ -667,6 +731,23 @@ mod tests {
         outbox.fall_in_line();
         outbox.drop_events();
         assert!(outbox.is_empty() && outbox.take_chunk(&memory).is_none());
+    }
+
+    #[test]
+    fn what_was_agreed_on_compression_is_kept_beside_all_else() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.deflate_bits(), 0);
+        for bits in [9, 12, 15] {
+            outbox.deflates(bits);
+            outbox.hold();
+            outbox.note_stalled(true);
+            outbox.clear();
+            assert_eq!(outbox.deflate_bits(), bits);
+            outbox.release();
+            assert_eq!((outbox.deflate_bits(), outbox.is_held(), outbox.note_stalled(false)), (bits, false, true));
+        }
+        outbox.deflates(0);
+        assert_eq!(outbox.deflate_bits(), 0);
     }
 
     #[test]

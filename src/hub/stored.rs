@@ -198,6 +198,7 @@ impl StoredBatch {
             meta
         });
         let events = metas.collect();
-        Some(Batch { room, bytes: memory.share(bytes), events, unix_ms, received_us: 0, has_exclusions: false })
+        let bytes = memory.share(bytes);
+        Some(Batch { room, bytes, events, unix_ms, received_us: 0, has_exclusions: false, deltas: None })
     }
 }

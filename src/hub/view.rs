@@ -20,7 +20,8 @@ pub struct ConnectionView {
     pub name: Option<String>,
     /// The token's roles.
     pub roles: Vec<String>,
-    /// What it speaks: `native`, or `sse` for a stream of server-sent events.
+    /// What it speaks: `native`, or another form of that (`native-batch`, `msgpack`, `msgpack-batch`); `socketio`, or
+    /// `socketio-polling` where its session is polled; `sse` for a stream of server-sent events.
     #[schema(value_type = String)]
     pub protocol: Cow<'static, str>,
     /// The rooms it is in.

@@ -1,9 +1,11 @@
 //! `ringhub bench`: its settings and what follows from them. `course` runs it.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::capacity::calibrate::{self, Settings};
 use super::course::Bench;
 pub use super::plan::{EchoVia, Mode};
 use super::plan::{Pace, Plan};
@@ -92,6 +94,9 @@ pub struct Args {
     /// The hub doesn't number a room's events 1, 2, 3, …: don't check their order
     #[arg(long)]
     no_seq: bool,
+    /// Offer compression (permessage-deflate), and decompress what comes; this side sends nothing compressed
+    #[arg(long)]
+    compress: bool,
     /// The hub's process: report its CPU time per delivery and its memory
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -110,8 +115,15 @@ pub struct Args {
     /// Fail if a smaller part of the deliveries came
     #[arg(long, value_name = "PERCENT", value_parser = limit)]
     min_delivered: Option<f64>,
+    /// Measure what things cost on this host instead, against a hub of its own, for `ringhub plan`: about a minute;
+    /// --conns (1000), --secs (3) and --warmup are those of each run
+    #[arg(long, conflicts_with_all = ["mode", "rooms", "publishers", "rate", "window", "full_load", "probe", "pid", "size", "threads", "sources"])]
+    calibrate: bool,
+    /// Where the calibration is saved [default: $XDG_STATE_HOME/ringhub/calibration.json, or below ~/.local/state]
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    out: Option<PathBuf>,
     /// Print the report as one JSON object
-    #[arg(long)]
+    #[arg(long, conflicts_with = "calibrate")]
     json: bool,
     /// No progress bar
     #[arg(long)]
@@ -120,6 +132,9 @@ pub struct Args {
 
 /// Runs the load and prints the report. Exit code 1: a limit was missed, or nothing could be measured; 2: wrong use.
 pub fn run(args: Args) -> ExitCode {
+    if args.calibrate {
+        return calibrate(args);
+    }
     let bench = match Bench::new(&args) {
         Ok(bench) => bench,
         Err(message) => {
@@ -144,6 +159,26 @@ pub fn run(args: Args) -> ExitCode {
     if measured && report.verdict.is_none_or(|v| v.pass) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn calibrate(args: Args) -> ExitCode {
+    let settings = Settings {
+        connections: args.conns.unwrap_or(1000) as usize,
+        measured: args.secs.unwrap_or(Duration::from_secs(3)),
+        warmup: args.warmup,
+        out: args.out,
+        quiet: args.quiet,
+    };
+    match calibrate::calibrate(&settings).map(|text| io::stdout().write_all(text.as_bytes())) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail(&format!("the calibration could not be printed: {error}")),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
 impl Bench {
     /// Checks the settings and fills in what follows from the mode.
     fn new(args: &Args) -> Result<Bench, String> {
@@ -157,6 +192,7 @@ impl Bench {
         };
         let many = |given: Option<u32>, usual: u32| given.unwrap_or(usual) as usize;
         let target = args.hub.target().map_err(|e| e.to_string())?;
+        let target = if args.compress { target.offering_compression() } else { target };
         let echo_target = match args.echo_via {
             EchoVia::Path => target.with_path("/echo").map_err(|e| e.to_string())?,
             EchoVia::Ping => target.clone(),

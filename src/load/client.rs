@@ -13,6 +13,7 @@ use tungstenite::{Utf8Bytes, WebSocket};
 
 use super::failure::{Failure, peer_text};
 use super::target::Target;
+use super::unpack::Unpacker;
 
 /// Bytes read at a time. Every connection has such a buffer, so ten thousand of them stay at 40 MB.
 const READ_BUFFER: usize = 4 << 10;
@@ -28,7 +29,7 @@ pub(crate) struct Client {
 }
 
 enum Phase {
-    Connecting(TcpStream, Box<Request>),
+    Connecting(Socket, Box<Request>),
     Upgrading(Box<MidHandshake<ClientHandshake<Socket>>>),
     Open(Box<WebSocket<Socket>>),
     Ended,
@@ -49,21 +50,22 @@ impl Client {
     /// Starts to connect; [`Client::advance`] goes on once the socket is ready.
     pub(crate) fn connect(target: &Target, source: Option<u32>) -> Result<Client, Failure> {
         let stream = target.connect(source)?;
-        Ok(Client { phase: Phase::Connecting(stream, Box::new(target.request()?)), pings: 0, closing: false })
+        let unpacker = target.offers_compression().then(Box::default);
+        let socket = Socket { stream, drained: false, blocked: false, unpacker };
+        Ok(Client { phase: Phase::Connecting(socket, Box::new(target.request()?)), pings: 0, closing: false })
     }
 
     /// Goes on after readiness. True once, when the upgrade is done; there may be messages to read already.
     pub(crate) fn advance(&mut self, readable: bool, writable: bool) -> Result<bool, Failure> {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
-            Phase::Connecting(stream, request) => {
-                if let Some(error) = stream.take_error().map_err(|e| Failure::from_io(&e))? {
+            Phase::Connecting(socket, request) => {
+                if let Some(error) = socket.stream.take_error().map_err(|e| Failure::from_io(&e))? {
                     return Err(Failure::from_io(&error));
                 }
                 if !writable {
-                    self.phase = Phase::Connecting(stream, request);
+                    self.phase = Phase::Connecting(socket, request);
                     return Ok(false);
                 }
-                let socket = Socket { stream, drained: false, blocked: false };
                 let handshake = ClientHandshake::start(socket, *request, Some(config()))?;
                 self.upgrade(handshake)
             }
@@ -160,7 +162,7 @@ impl Client {
     /// The socket, as long as there is one.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         match &self.phase {
-            Phase::Connecting(stream, _) => Some(stream.as_fd()),
+            Phase::Connecting(socket, _) => Some(socket.stream.as_fd()),
             Phase::Upgrading(handshake) => Some(handshake.get_ref().get_ref().stream.as_fd()),
             Phase::Open(socket) => Some(socket.get_ref().stream.as_fd()),
             Phase::Ended => None,
@@ -190,10 +192,28 @@ struct Socket {
     drained: bool,
     /// The last write was not taken.
     blocked: bool,
+    /// Where compression was offered.
+    unpacker: Option<Box<Unpacker>>,
 }
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(unpacker) = &mut self.unpacker {
+            let mut received = [0; READ_BUFFER];
+            loop {
+                match unpacker.give(buffer) {
+                    0 if self.drained => return Err(ErrorKind::WouldBlock.into()),
+                    0 => {}
+                    count => return Ok(count),
+                }
+                let count = self.stream.read(&mut received)?;
+                if count == 0 {
+                    return Ok(0);
+                }
+                self.drained = count < received.len();
+                unpacker.take(received.get(..count).unwrap_or_default()).map_err(io::Error::other)?;
+            }
+        }
         if self.drained {
             return Err(ErrorKind::WouldBlock.into());
         }

@@ -1,4 +1,4 @@
-//! The shell's clients of a hub: the load generator (`ringhub bench`), `ringhub tail`, `ringhub publish` and
+//! The shell's clients of a hub: the load generator (`ringhub bench`), `ringhub plan`, `ringhub tail`, `ringhub publish` and
 //! `ringhub explain`.
 //!
 //! They speak the public protocol only and share nothing with the server's own code, so that what they measure and print
@@ -11,6 +11,7 @@
 //! ```
 
 pub mod bench;
+pub mod capacity;
 mod churn;
 pub(crate) mod client;
 mod course;
@@ -33,6 +34,7 @@ mod tally;
 pub(crate) mod target;
 mod text;
 mod traffic;
+mod unpack;
 mod worker;
 
 #[cfg(test)]

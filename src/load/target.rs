@@ -127,6 +127,19 @@ impl Target {
         Ok(target)
     }
 
+    /// The same hub, asked to compress.
+    pub(crate) fn offering_compression(mut self) -> Target {
+        self.request
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(super::unpack::OFFER));
+        self
+    }
+
+    /// Whether it is asked to compress.
+    pub(crate) fn offers_compression(&self) -> bool {
+        self.request.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS)
+    }
+
     /// Whether it is on this machine, where any 127.x.x.x may be a source address.
     pub(crate) fn is_ipv4_loopback(&self) -> bool {
         matches!(self.address.ip(), IpAddr::V4(v4) if v4.is_loopback())

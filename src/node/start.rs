@@ -26,6 +26,7 @@ use crate::ring::uring::{Uring, UringOptions};
 use crate::ring::{Doorbell, Driver, DriverKind, host, listeners};
 use crate::session::handler::Handlers;
 use crate::shard::mesh::Mesh;
+use crate::shard::placement::Placement;
 use crate::shard::request::Request;
 use crate::shard::{Entropy, Settings, Shard, Start};
 
@@ -120,7 +121,8 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
     let shard_hooks = hooks::for_shards(config, telemetry.clone());
     let mut restored = journal.as_mut().map(|journal| journal.rooms_by_home(&hasher, shards)).unwrap_or_default();
 
-    let cpus = if config.shards.pin { cpus() } else { Vec::new() };
+    let Placement { shards: cpus, control: control_cpu } =
+        if config.shards.pin { Placement::here(config.shards.control_core) } else { Placement::default() };
     let mut starting = Vec::new();
     let watch = Watch::new(shards);
     for (shard, listeners) in (0..shards).zip(listeners) {
@@ -186,7 +188,7 @@ pub(super) fn start(mut config: Config, handlers: Handlers) -> Result<Hub, Start
         }),
     };
     let started = control::start(
-        control::Options { driver, hooks, telemetry, ..control_options(&settings, store) },
+        control::Options { driver, cpu: control_cpu, hooks, telemetry, ..control_options(&settings, store) },
         hub.clone(),
         intake,
     );
@@ -314,20 +316,6 @@ fn bind(public: &[Listen], shards: u16, backlog: u32) -> Result<(Vec<Vec<OwnedFd
     Ok((all, addresses))
 }
 
-/// The processors that this process may use, in the machine's order.
-fn cpus() -> Vec<usize> {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
-    let mut cpus: Vec<usize> = match glommio::CpuSet::online() {
-        Ok(online) => online.into_iter().map(|location| location.cpu).filter(|cpu| allowed.is_set(*cpu)).collect(),
-        Err(error) => {
-            tracing::debug!(%error, "the processors' topology is not known");
-            Vec::new()
-        }
-    };
-    cpus.sort_unstable();
-    cpus
-}
-
 // ---- shards ----
 
 struct Plan {
@@ -393,10 +381,12 @@ fn serve(plan: Plan, ready: &SyncSender<io::Result<Arc<Doorbell>>>, go: &Receive
     if let Some(cpu) = plan.cpu {
         pin(plan.shard, cpu);
     }
-    let RingConfig { entries, completions, buffers, buffer_bytes } = plan.settings.config.ring;
+    let RingConfig { entries, completions, buffers, buffer_bytes, busy_poll_us, min_wait_us } =
+        plan.settings.config.ring;
     match plan.driver {
         DriverKind::Uring => {
-            serve_on(Uring::new(UringOptions { entries, completions, buffers, buffer_bytes }), plan, ready, go)
+            let options = UringOptions { entries, completions, buffers, buffer_bytes, busy_poll_us, min_wait_us };
+            serve_on(Uring::new(options), plan, ready, go)
         }
         DriverKind::Epoll => serve_on(Epoll::new(EpollOptions { buffers, buffer_bytes }), plan, ready, go),
     }

@@ -20,6 +20,11 @@ pub fn is_forbidden(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
+/// Whether this kernel's rings can be given a least time to wait (from Linux 6.12 on).
+pub fn knows_min_wait() -> bool {
+    IoUring::new(2).is_ok_and(|ring| ring.params().is_feature_min_timeout())
+}
+
 /// Raises the limit of open files as far as the process may, and gives the limit that holds then.
 pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

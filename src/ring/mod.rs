@@ -25,6 +25,7 @@ pub mod epoll;
 mod flights;
 pub mod host;
 pub mod listeners;
+mod options;
 mod queues;
 pub mod sim;
 mod socket;

@@ -22,31 +22,11 @@ use super::buffers::{self, Buffers};
 use super::clock::{self, monotonic_us};
 use super::flights::{Flights, Receive};
 use super::listeners::{Listener, PAUSE_US, Remedy, Spare};
-use super::queues::Queues;
+pub use super::options::UringOptions;
+use super::queues::{Queues, Waiting};
 use super::socket::{self, half_close};
 use super::token::{Operation, Token};
 use super::{BufferId, Completion, ConnKey, Doorbell, Driver, DriverFigures, Now, Peer, ReceiveEnd, Socket};
-
-/// Sizes of a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UringOptions {
-    /// Entries of the submission queue; a power of two, else rounded up. What doesn't fit is submitted in the middle of a
-    /// turn.
-    pub entries: u32,
-    /// Entries of the completion queue; a power of two, else rounded up. Should hold one send and one receive per
-    /// connection; past it the kernel keeps completions aside, which is slower and loses none.
-    pub completions: u32,
-    /// Number of receive buffers: a power of two up to 32 768.
-    pub buffers: u16,
-    /// Size of a receive buffer. Longer messages arrive in several.
-    pub buffer_bytes: u32,
-}
-
-impl Default for UringOptions {
-    fn default() -> UringOptions {
-        UringOptions { entries: 4096, completions: 65_536, buffers: 1024, buffer_bytes: 4096 }
-    }
-}
 
 /// How long a driver that is dropped waits for the kernel to let go of its memory.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
@@ -74,7 +54,8 @@ impl Uring {
     /// To be called on the thread that will use it. The error keeps the kernel's errno: EPERM (io_uring switched off, or
     /// forbidden by a container's seccomp filter), ENOSYS (no io_uring), EINVAL (kernel too old, or bad sizes), ENOMEM.
     pub fn new(options: UringOptions) -> io::Result<Uring> {
-        let queues = Queues::new(options.entries, options.completions)?;
+        let waiting = Waiting { busy_poll_us: options.busy_poll_us, min_wait_us: options.min_wait_us };
+        let queues = Queues::new(options.entries, options.completions, waiting)?;
         let buffers = Buffers::new(&queues.submitter(), options.buffers, options.buffer_bytes)?;
         let mut uring = Uring {
             queues,

@@ -6,16 +6,15 @@ use crate::auth::{Identity, Verifier, origin_allowed};
 use crate::config::Config;
 use crate::ring::Now;
 use crate::wire::engineio::{self, RequestError, Transport};
+use crate::wire::extensions::{Deflate, DeflateTerms, WINDOW_BITS_MAX};
 use crate::wire::http::Head;
 use crate::wire::native::is_client_id;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::{Upgrade, bearer_token};
+use crate::wire::variant::Subprotocol;
 
 use super::socketio::Space;
 use super::stream::StreamAsked;
-
-/// The subprotocol of the native protocol.
-pub const SUBPROTOCOL: &str = "ringhub.v1.json";
 
 /// What a request on the public listener is.
 #[derive(Debug)]
@@ -41,6 +40,8 @@ pub struct EngineAsked {
     pub key: Box<str>,
     /// Binary messages go as base64 in text frames.
     pub base64: bool,
+    /// What is agreed on compression.
+    pub deflate: Option<Deflate>,
     /// Who the request says that the client is.
     pub offered: Offered,
     /// The id the client wants to have, if it named one.
@@ -69,6 +70,8 @@ pub struct ProbeAsked {
     pub key: Box<str>,
     /// Binary messages go as base64 in text frames.
     pub base64: bool,
+    /// What is agreed on compression.
+    pub deflate: Option<Deflate>,
 }
 
 /// Who the request that opens a session of Engine.IO says that the client is. The token may also come later, with the first
@@ -96,8 +99,10 @@ pub struct Admit {
     pub session_id: Option<Box<str>>,
     /// `Sec-WebSocket-Key`; empty for a stream.
     pub key: Box<str>,
-    /// Whether the subprotocol is to be echoed.
-    pub subprotocol: bool,
+    /// The subprotocol that was chosen, of those that were offered.
+    pub subprotocol: Option<Subprotocol>,
+    /// What is agreed on compression.
+    pub deflate: Option<Deflate>,
     /// What the stream is to be, for [`Endpoint::Events`].
     pub stream: Option<Box<StreamAsked>>,
 }
@@ -173,7 +178,8 @@ impl Gate<'_> {
             client_id,
             session_id,
             key: upgrade.key.into(),
-            subprotocol: upgrade.offers(SUBPROTOCOL),
+            subprotocol: Subprotocol::choose(&upgrade.protocols, endpoint == Endpoint::Native),
+            deflate: upgrade.deflate(self.deflate_terms(head)?)?,
             stream: None,
         })))
     }
@@ -202,7 +208,8 @@ impl Gate<'_> {
             client_id: None,
             session_id: None,
             key: Box::default(),
-            subprotocol: false,
+            subprotocol: None,
+            deflate: None,
             stream: Some(Box::new(StreamAsked::read(head, self.config)?)),
         })))
     }
@@ -231,13 +238,18 @@ impl Gate<'_> {
         if !origin_allowed(&self.config.auth.origins, head.header("origin")) {
             return Ok(Request::EngineRefused(RequestError::Forbidden));
         }
+        let Ok(deflate) = self.deflate_terms(head).and_then(|terms| upgrade.deflate(terms)) else {
+            return Ok(Request::EngineRefused(RequestError::BadRequest));
+        };
         let (key, base64) = (upgrade.key.into(), asked.base64);
         Ok(match asked.asked {
-            engineio::Asked::Upgrade { sid } => Request::Probe(ProbeAsked { path, sid: sid.into(), key, base64 }),
+            engineio::Asked::Upgrade { sid } => {
+                Request::Probe(ProbeAsked { path, sid: sid.into(), key, base64, deflate })
+            }
             engineio::Asked::Open(Transport::WebSocket) => {
                 let engine = self.engine_asked(path, head, Some(&upgrade), now);
                 match engine {
-                    Ok(engine) => Request::Engine(Box::new(EngineAsked { key, base64, ..engine })),
+                    Ok(engine) => Request::Engine(Box::new(EngineAsked { key, base64, deflate, ..engine })),
                     Err(error) => Request::EngineRefused(error),
                 }
             }
@@ -270,7 +282,19 @@ impl Gate<'_> {
         };
         let id = |name| id_parameter(head, name).map_err(|_| RequestError::BadRequest);
         let (client_id, session_id) = (id("client_id")?, id("session_id")?);
-        Ok(EngineAsked { path, key: Box::default(), base64: false, offered, client_id, session_id })
+        Ok(EngineAsked { path, key: Box::default(), base64: false, deflate: None, offered, client_id, session_id })
+    }
+
+    /// What may be agreed on compression; nothing where it is off, here or at the client's wish: browsers offer it whether
+    /// their page wants it or not.
+    fn deflate_terms(&self, head: &Head<'_>) -> Result<Option<DeflateTerms>, Refusal> {
+        let options = &self.config.compression;
+        if !options.enabled || head.query_param("compression")?.as_deref() == Some("off") {
+            return Ok(None);
+        }
+        let bits = |option: u32| u8::try_from(option).unwrap_or(WINDOW_BITS_MAX);
+        let (window_bits, client_window_bits) = (bits(options.window_bits), bits(options.client_window_bits));
+        Ok(Some(DeflateTerms { window_bits, client_window_bits }))
     }
 
     fn identify<'h>(&self, head: &Head<'h>, upgrade: Option<&Upgrade<'h>>, now: Now) -> Result<Arc<Identity>, Refusal> {
@@ -378,7 +402,7 @@ mod tests {
         assert_eq!(admit.identity.user_id, "alice");
         assert_eq!(admit.client_id.as_deref(), Some("c-1"));
         assert_eq!(admit.session_id.as_deref(), Some("s.1"));
-        assert!(admit.subprotocol);
+        assert_eq!(admit.subprotocol.map(|chosen| chosen.name), Some("ringhub.v1.json"));
         let text = request("/ws/monitor/abc", &format!("Authorization: Bearer {token}\r\n"));
         assert_eq!(admitted(decide(&config, &text)).session_id.as_deref(), Some("abc"));
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::connection::{Admission, Claims, Client, Closing, EchoClient, Phase, RoomList, UnderWay};
+use super::form;
 use super::report::Ending;
 use super::resume::token_text;
 use super::state::State;
@@ -19,7 +20,7 @@ use crate::hub::presence::Turn;
 use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
 use crate::session::Session;
-use crate::session::handshake::{Admit, Endpoint, SUBPROTOCOL};
+use crate::session::handshake::{Admit, Endpoint};
 use crate::session::heartbeat::Heartbeat;
 use crate::wire::envelope;
 use crate::wire::refusal::Refusal;
@@ -104,6 +105,9 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         self.admissions += 1;
         connection.outbox.hold();
+        if let Some(variant) = admit.subprotocol.and_then(|chosen| chosen.variant) {
+            connection.outbox.becomes(Protocol::Variant(variant));
+        }
         connection.phase = Phase::Admission(Box::new(Admission {
             was_sought: false,
             admit,
@@ -326,9 +330,15 @@ impl State {
         if admit.stream.is_some() {
             connection.outbox.becomes(Protocol::Stream);
         }
+        // Other forms than the native one are not compressed.
+        let protocol = connection.outbox.protocol();
+        let offered = admit.deflate.filter(|_| !matches!(protocol, Protocol::Variant(_)));
+        let deflate = self.grant_deflate(conn, offered);
+        let Some(connection) = self.connections.get_mut(conn) else { return };
         let out = connection.outbox.answers();
         if admit.stream.is_none() && !speaks_socketio {
-            switching_protocols(&admit.key, admit.subprotocol.then_some(SUBPROTOCOL), out);
+            let subprotocol = admit.subprotocol.map(|chosen| chosen.name);
+            switching_protocols(&admit.key, subprotocol, deflate, out);
         }
         let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
         match admit.endpoint {
@@ -355,7 +365,7 @@ impl State {
                 } else if !speaks_socketio {
                     envelope::begin(&mut self.payload, "connection_established", &stamp, None);
                     settings.greeting.write(&mut self.payload, &session, &more_rooms, &token_text(&resume_token));
-                    envelope::finish(&mut self.payload, out);
+                    form::finish(protocol, &mut self.payload, out);
                 }
                 let client = Client {
                     session,
@@ -372,7 +382,7 @@ impl State {
                     under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));
-                connection.may_lag = true;
+                connection.outbox.note_lag(true);
                 connection.spaces_change();
             }
             Endpoint::Echo | Endpoint::Handled(_) => {
@@ -387,6 +397,7 @@ impl State {
         self.figures.connections.add(1);
         self.figures.connections_opened.add(1);
         self.figures.socketio.add(u64::from(speaks_socketio));
+        form::count(&self.figures, protocol, true);
         tracing::debug!(shard = self.me.0, slot = conn.slot, "connection opened");
         if matches!(admit.endpoint, Endpoint::Native | Endpoint::SocketIo(_)) {
             self.core.recorder.change(conn, What::Opened);

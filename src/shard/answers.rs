@@ -40,6 +40,7 @@ impl State {
         self.core.recorder.told(conn, kind, &self.payload, false);
         let before = connection.outbox.answers().len();
         connection.finish_message(&self.settings, &mut self.payload, kind, reference, None, None);
+        self.deflating.answers(&mut connection.outbox, before);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -86,7 +87,7 @@ impl State {
         write(&mut self.payload);
         self.core.recorder.told(conn, kind, &self.payload, true);
         connection.finish_message(&self.settings, &mut self.payload, kind, reference, None, Some(&mut frame));
-        let frame = self.core.memory().share(frame);
+        let frame = self.core.memory().share(self.deflating.chunk(&connection.outbox, frame));
         // An answer has the answers' reserve wherever it stands.
         let full = connection.outbox.push_events(&frame, lane, outbox_bytes_max + ANSWERS_BYTES_MAX).is_err();
         if about.is_none() {

@@ -43,8 +43,8 @@ impl State {
             Ok(Command::Publish { room, kind, data, key, echo }) => {
                 self.publish(conn, reference.clone(), PublishCommand { room, kind, data, key, echo })
             }
-            Ok(Command::Subscribe { rooms, wanted, since }) => {
-                self.subscribe(conn, reference.clone(), rooms, &wanted, since)
+            Ok(Command::Subscribe { rooms, wanted, since, delta }) => {
+                self.subscribe(conn, reference.clone(), rooms, &wanted, (since, delta))
             }
             Ok(Command::Unsubscribe { rooms }) => self.unsubscribe(conn, reference.clone(), rooms),
             Ok(Command::Send { to, kind, data }) => self.send_direct(conn, reference.clone(), to, kind, data),
@@ -81,16 +81,15 @@ impl State {
         reference: Option<Reference>,
         rooms: Rooms,
         wanted: &Wanted,
-        since: Option<Since>,
+        (since, delta): (Option<Since>, bool),
     ) -> Result<(), Refused> {
+        self.may_have_deltas(conn, delta)?;
         let selection = Selection::compile(wanted, self.settings.config.limits.filter_conditions_max)?.map(Arc::new);
+        let wish = Wish { selection, since, delta, ..Wish::default() };
         match rooms {
-            Rooms::One(room) => {
-                self.join(conn, &room, Wish { selection, since, ..Wish::default() }, Ticket::Single(reference))
-            }
+            Rooms::One(room) => self.join(conn, &room, wish, Ticket::Single(reference)),
             Rooms::Many(rooms) => {
                 let part = self.gather(conn, reference, rooms.len(), GatherKind::Subscribe(Vec::new()))?;
-                let wish = Wish { selection, since, ..Wish::default() };
                 for room in rooms {
                     if let Err(refused) = self.join(conn, &room, wish.clone(), Ticket::Part(part)) {
                         self.count_refused(conn, refused.code);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::form::DeltaRooms;
 use super::latency::Followed;
 use super::locks::ClientLocks;
 use super::polling::Probing;
@@ -48,11 +49,6 @@ pub struct Connection {
     /// Whether it could not take something in the present slice of a fan-out: then it takes nothing more of it, since what
     /// it missed is read from the log from there on.
     pub is_behind: bool,
-    /// Whether it may lag in some room: what is asked for each chunk that was sent, and needs the client only where it may.
-    pub may_lag: bool,
-    /// The namespaces of Socket.IO that the events of all of its rooms go to, noted for the next delivery; none where that
-    /// is not known, or differs by room.
-    pub(super) everywhere: Spaces,
     /// Deliveries to it whose latency is measured.
     pub(super) followed: Followed,
     /// When it is to be looked at.
@@ -233,6 +229,8 @@ pub struct UnderWay {
     pub stream: Option<Stream>,
     /// Which of its namespaces have subscribed to which room, where it is in several of Socket.IO; likewise.
     pub spaces: Option<RoomSpaces>,
+    /// The rooms of which it wants events as changes; likewise.
+    pub deltas: DeltaRooms,
 }
 
 /// A join or a leave that is under way.
@@ -258,6 +256,8 @@ pub struct Wish {
     /// The namespaces of Socket.IO that its session had subscribed with; none where all of a client gets the room's events,
     /// or they will be known by who asked.
     pub namespaces: Option<Spaces>,
+    /// Whether it wants events as changes.
+    pub delta: bool,
 }
 
 impl Membership {
@@ -293,7 +293,7 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        let lasting = self.stream.is_some() || self.spaces.is_some();
+        let lasting = self.stream.is_some() || self.spaces.is_some() || !self.deltas.is_empty();
         self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && !lasting
     }
 }
@@ -369,6 +369,7 @@ impl Client {
         if let Some(spaces) = self.under_way.as_mut().and_then(|all| all.spaces.as_mut()) {
             spaces.forget(room);
         }
+        self.forget_deltas(room);
         self.forget_lag(room);
     }
 
@@ -487,8 +488,6 @@ mod tests {
             socketio: None,
             heard_ms: 0,
             is_behind: false,
-            may_lag: false,
-            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: 0,
             alarm: Alarm::default(),

@@ -48,8 +48,9 @@ impl State {
             return self.refuse_as(conn, "draining", &Refusal::unavailable("this node is draining", 1));
         }
         let key = asked.key.clone();
+        let deflate = self.grant_deflate(conn, asked.deflate);
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        switching_protocols(&key, None, connection.outbox.answers());
+        switching_protocols(&key, None, deflate, connection.outbox.answers());
         let protocol = Protocol::SocketIo;
         self.begin_engine(conn, asked, head, told, protocol);
         self.received(conn, early);
@@ -100,6 +101,7 @@ impl State {
         let socketio = socketio.as_deref_mut()?;
         let (protocol, before) = (outbox.protocol(), outbox.answers().len());
         let acted = act(socketio, &terms, &mut outlet(protocol, socketio.base64, outbox.answers()));
+        self.deflating.answers(outbox, before);
         if outbox.answers().len() == before {
             return Some(acted);
         }

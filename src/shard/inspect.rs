@@ -15,6 +15,7 @@ use crate::ring::ConnKey;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::{Refused, Since};
+use crate::wire::variant::Variant;
 
 impl State {
     /// This shard's connections that fit a filter, by client id.
@@ -59,7 +60,10 @@ impl State {
             name: identity.name.as_deref().map(str::to_owned),
             roles: identity.roles.to_vec(),
             protocol: match connection.outbox.protocol() {
-                Protocol::Native => "native",
+                Protocol::Native | Protocol::Variant(Variant::Plain) => "native",
+                Protocol::Variant(Variant::Batch) => "native-batch",
+                Protocol::Variant(Variant::MsgPack) => "msgpack",
+                Protocol::Variant(Variant::MsgPackBatch) => "msgpack-batch",
                 Protocol::Stream => "sse",
                 Protocol::SocketIo => "socketio",
                 Protocol::Polling => "socketio-polling",

@@ -69,7 +69,7 @@ impl State {
         if is_new {
             lags.push(Lag { room, after_seq, waits });
             if let Some(connection) = self.connections.get_mut(conn) {
-                connection.may_lag = true;
+                connection.outbox.note_lag(true);
             }
         }
         is_new
@@ -220,6 +220,7 @@ impl State {
                 client.forget_lag(id);
             }
             self.core.unpark(id, conn);
+            self.caught_up_for_deltas(conn, id);
             self.core.recorder.change(conn, What::CaughtUp { room, to_seq: reached });
         }
         self.go_on(conn);
@@ -322,7 +323,7 @@ impl State {
         self.core.recorder.told(address.conn, kind, &self.payload, true);
         let mut frame = Vec::new();
         connection.finish_message(&self.settings, &mut self.payload, kind, reference.as_ref(), None, Some(&mut frame));
-        let frame = self.core.memory().share(frame);
+        let frame = self.core.memory().share(self.deflating.chunk(&connection.outbox, frame));
         if self.push_events(address.conn, Lane::Ordinary, &frame).is_err() {
             let message = "too much waits for this connection already; read, then ask again";
             self.refuse_command(address.conn, reference.as_ref(), &Refused::new(ErrorCode::Unavailable, message));
@@ -370,13 +371,14 @@ impl State {
         batch: &Batch,
         frames: &Bytes,
     ) -> Result<(), Full> {
-        if !self.is_encoded_for(conn) {
+        let deflates = self.connections.get(conn).is_some_and(|connection| connection.outbox.deflate_bits() > 0);
+        if !self.is_encoded_for(conn) && !deflates {
             return self.push_events(conn, lane, frames);
         }
         let way = (lane, self.outbox_bytes_max(lane));
-        let State { connections, dirty, settings, variant_memory, me, .. } = self;
+        let State { connections, dirty, settings, variant_memory, me, deflating, .. } = self;
         let memory_bytes_max = settings.config.limits.outbox_shard_bytes_max;
-        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max);
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max, deflating);
         let Some(connection) = connections.get_mut(conn) else { return Ok(()) };
         variants::queue((conn, connection), way, (frames, room, batch), &mut variants)?;
         if connection.outbox.mark_dirty() {

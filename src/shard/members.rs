@@ -148,7 +148,10 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
             }
-            Ok(state) => self.enter(conn, &room, selection, replay.is_some(), &state).map(|id| (id, state)),
+            Ok(state) => {
+                let entered = self.enter(conn, &room, selection, replay.is_some(), &state);
+                entered.map(|id| (self.entered_for_deltas(conn, id, wish.delta), state))
+            }
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
             Err(JoinRefused::Broker) => {
                 Err(Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now"))
@@ -276,9 +279,9 @@ impl State {
     pub(super) fn deliver_rest(&mut self, id: RoomId, conn: ConnKey) -> Option<u64> {
         let lane = self.core.lane(id);
         let bytes_max = self.outbox_bytes_max(lane);
-        let State { core, connections, dirty, settings, variant_memory, me, .. } = self;
+        let State { core, connections, dirty, settings, variant_memory, me, deflating, .. } = self;
         let memory_bytes_max = settings.config.limits.outbox_shard_bytes_max;
-        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max);
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max, deflating);
         let connection = connections.get_mut(conn)?;
         let mut rest_after = None;
         core.fan_out_rest(id, conn, |bytes, batch| {

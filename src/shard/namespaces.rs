@@ -76,7 +76,8 @@ impl State {
                     client_id,
                     session_id,
                     key: Box::default(),
-                    subprotocol: false,
+                    subprotocol: None,
+                    deflate: None,
                     stream: None,
                 };
                 self.admit(conn, admit, peer, (told, None), Vec::new());

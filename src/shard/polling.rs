@@ -284,7 +284,7 @@ impl State {
 
     /// A WebSocket that is to become a session's transport. It may have come to another shard than the session's.
     pub(super) fn open_probe(&mut self, conn: ConnKey, asked: ProbeAsked, early: &mut [u8]) {
-        let ProbeAsked { path, sid, key, base64 } = asked;
+        let ProbeAsked { path, sid, key, base64, deflate } = asked;
         let is_ours = shard_of_sid(&sid, path, &self.core.hasher(), self.mesh.shards());
         let is_ours = is_ours.map_err(|_| RequestError::SessionUnknown);
         let session = match is_ours.and_then(|_| self.polled(&sid)) {
@@ -302,8 +302,9 @@ impl State {
         polling.probe = Some(conn);
         socketio.base64 = base64;
         let due_ms = self.now_ms() + UPGRADE_MS;
+        let deflate = self.grant_deflate(conn, deflate);
         let Some(connection) = self.connections.get_mut(conn) else { return };
-        switching_protocols(&key, None, connection.outbox.answers());
+        switching_protocols(&key, None, deflate, connection.outbox.answers());
         connection.phase = Phase::Probe(Probing { session, probed: false, upgraded: false, receive_ended: false });
         connection.due_ms = due_ms;
         self.timers.schedule(conn, &mut connection.alarm, due_ms);
@@ -420,10 +421,18 @@ impl State {
     }
 
     /// The socket of a WebSocket, with what was received of an unfinished frame, is a session's.
-    pub(super) fn moved(&mut self, from: Connection, to: ConnKey, socket: Socket) -> bool {
-        let Some(connection) = self.connections.get_mut(to).filter(|one| one.socket.is_none()) else { return false };
+    pub(super) fn moved(&mut self, from_conn: ConnKey, from: Connection, to: ConnKey, socket: Socket) -> bool {
+        let Some(connection) = self.connections.get_mut(to).filter(|one| one.socket.is_none()) else {
+            self.forget_deflate(from_conn, &from);
+            return false;
+        };
         connection.socket = socket;
         connection.decoder = from.decoder;
+        // What waits was written before it was known; from here on it may be compressed.
+        connection.outbox.deflates(from.outbox.deflate_bits());
+        if let Some(window) = self.windows.remove(&from_conn) {
+            self.windows.insert(to, window);
+        }
         connection.receiving = true;
         // While its client is being let into a namespace, events wait for the answer to that.
         let is_being_let_in = connection.socketio.as_deref().is_some_and(|socketio| socketio.granting.is_some());

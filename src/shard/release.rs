@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::admission::CLIENT_GONE;
 use super::connection::{Closing, Phase, RoomList};
+use super::form;
 use super::report::Ending;
 use super::state::{Orphan, State};
 use crate::hub::message::Message;
@@ -50,6 +51,7 @@ impl State {
             self.figures.connections.sub(1);
             self.figures.streams.sub(u64::from(connection.outbox.protocol() == Protocol::Stream));
             self.figures.socketio.sub(u64::from(connection.socketio.is_some()));
+            form::count(&self.figures, connection.outbox.protocol(), false);
             self.figures.subscriptions.sub(rooms.len() as u64);
             tracing::debug!(shard = self.me.0, slot = conn.slot, "connection closed");
         }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::connection::Phase;
+use super::deflating::DeflateRules;
 use super::request::{ForDriver, Request};
 use super::state::{Action, State};
 use super::time::Drain;
@@ -108,6 +109,7 @@ impl State {
                 // Kinds may change their places.
                 self.count_kinds();
                 self.core.set_limits(CoreLimits::new(&settings.config), Rules::new(&settings.config));
+                self.deflating.follow(DeflateRules::new(&settings.config));
                 self.settings = settings;
                 // A room whose kind has become urgent may have events among the ordinary ones.
                 for conn in self.connections.keys() {

@@ -67,7 +67,8 @@ impl State {
             let epoch = Some(epoch_text(epoch).into());
             let from = reached.map_or_else(now, |seq| Since::Seq { seq, epoch });
             let acked = acked.filter(|_| !is_behind_all);
-            rooms.push(KeptRoom { selection: self.core.selection_of(*id, conn), room, from, acked, namespaces });
+            let (selection, delta) = (self.core.selection_of(*id, conn), client.wants_deltas(*id));
+            rooms.push(KeptRoom { selection, room, from, acked, namespaces, delta });
         }
         for Membership { room, join, by } in memberships {
             let place = rooms.iter().position(|kept| kept.room == *room);
@@ -79,18 +80,19 @@ impl State {
                 (Some(wish), Some(place)) => {
                     if let Some(kept) = rooms.get_mut(place) {
                         kept.selection = wish.selection.clone();
+                        kept.delta = wish.delta;
                         if let (Some(((space, _), _)), true) = (by, kept.namespaces != 0) {
                             kept.namespaces = Spaces::of_bits(kept.namespaces).with(space).bits();
                         }
                     }
                 }
-                (Some(Wish { selection, since, acked, namespaces }), None) => {
+                (Some(Wish { selection, since, acked, namespaces, delta }), None) => {
                     let (selection, from) = (selection.clone(), since.clone().unwrap_or_else(now));
                     let asked = by.map(|((space, _), _)| Spaces::default().with(space)).or(*namespaces);
                     let (acked, namespaces) = (*acked, asked.map_or(0, Spaces::bits));
                     // Otherwise it was left again before it was joined.
                     if asked.is_none_or(|asked| !asked.is_empty()) {
-                        rooms.push(KeptRoom { room: room.clone(), selection, from, acked, namespaces });
+                        rooms.push(KeptRoom { room: room.clone(), selection, from, acked, namespaces, delta: *delta });
                     }
                 }
                 (None, Some(place)) => {
@@ -291,9 +293,9 @@ impl State {
 /// of, and its own.
 pub(super) fn wanted(rooms: Vec<KeptRoom>, cursors: Vec<(Box<str>, Since)>, session_id: &str) -> Vec<(String, Wish)> {
     let wish = |kept: KeptRoom| {
-        let KeptRoom { room, selection, from, acked, namespaces } = kept;
+        let KeptRoom { room, selection, from, acked, namespaces, delta } = kept;
         let namespaces = (namespaces != 0).then(|| Spaces::of_bits(namespaces));
-        (room.as_str().to_owned(), Wish { selection, since: Some(from), acked, namespaces })
+        (room.as_str().to_owned(), Wish { selection, since: Some(from), acked, namespaces, delta })
     };
     let mut wanted: Vec<_> = rooms.into_iter().map(wish).collect();
     for (room, cursor) in cursors {

@@ -97,6 +97,7 @@ impl<D: Driver> Shard<D> {
         self.driver.doorbell().wake();
         self.state.now = self.driver.now();
         self.state.core.recorder.turn(self.state.now.monotonic_us);
+        self.state.deflating.begin_turn();
         self.measure();
 
         self.take_completions();
@@ -225,7 +226,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn fan_out(&mut self) {
-        let State { core, connections, dirty, slow, settings, latency, now, variant_memory, me, .. } = &mut self.state;
+        let State { core, connections, dirty, slow, settings, latency, now, variant_memory, me, deflating, .. } =
+            &mut self.state;
         if !core.has_deliveries() {
             return;
         }
@@ -239,7 +241,8 @@ impl<D: Driver> Shard<D> {
         let at_once = slice.saturating_mul(AT_ONCE_SLICES);
         let budget = if core.deliveries_under_way() <= at_once { at_once } else { slice };
         latency.adapt(now.monotonic_us);
-        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, limits.outbox_shard_bytes_max);
+        let memory_bytes_max = limits.outbox_shard_bytes_max;
+        let mut variants = Variants::new(*me, settings.namespaces(), variant_memory, memory_bytes_max, deflating);
         core.fan_out(budget, |conn, bytes, lane, room, batch| {
             let Some(connection) = connections.get_mut(conn) else { return };
             // A smaller batch behind one that did not fit must not overtake it: both are read from the log.
@@ -390,7 +393,7 @@ impl<D: Driver> Shard<D> {
         self.state.latency.forget(&mut connection.followed);
         let descriptor = self.driver.detach(from, connection.socket);
         let socket = self.driver.attach(descriptor);
-        if !self.state.moved(connection, to, socket) {
+        if !self.state.moved(from, connection, to, socket) {
             // The session has ended meanwhile. Closed by being dropped: nothing was started on it.
             drop(self.driver.detach(NOBODY, socket));
         }
@@ -408,9 +411,17 @@ impl<D: Driver> Shard<D> {
     }
 
     fn count(&mut self) {
-        let State { figures, core, connections, latency, sending, variant_memory, .. } = &self.state;
+        if !self.state.core.has_deliveries() {
+            self.state.deflating.forget();
+        }
+        let State { figures, core, connections, latency, sending, variant_memory, deflating, .. } = &self.state;
         let (counted, driver) = (core.figures(), self.driver.figures());
         figures.turns.add(1);
+        figures.deflated_messages.set(deflating.counts.messages);
+        figures.deflate_bytes_before.set(deflating.counts.bytes_before);
+        figures.deflate_bytes_after.set(deflating.counts.bytes_after);
+        figures.deflate_bytes_saved.set(deflating.counts.bytes_saved);
+        figures.deflate_skipped.set(deflating.counts.skipped);
         figures.enters.set(driver.enters);
         figures.completions.set(driver.completions);
         figures.buffers_exhausted.set(driver.buffer_exhausted);

@@ -13,6 +13,7 @@ use crate::hub::outbox::Protocol;
 use crate::hub::rooms::RoomId;
 use crate::session::handshake::{EnginePath, Offered};
 use crate::session::socketio::{AnswerTo, Engine, NAMESPACES_MAX, Space, Spaces, Terms, Visit};
+use crate::wire::deflate::plain;
 use crate::wire::engineio::{Packet, PacketKind, PayloadWriter, SEPARATOR};
 use crate::wire::native::Reference;
 use crate::wire::outlet::Outlet;
@@ -336,15 +337,13 @@ impl Connection {
     /// memory than the connection, so that the usual answer is kept here.
     #[inline]
     pub fn spaces_of(&mut self, room: RoomId) -> Spaces {
-        if self.everywhere.is_empty() {
-            let (spaces, is_everywhere) = self.find_spaces_of(room);
-            if !is_everywhere {
-                return spaces;
-            }
-            self.everywhere = spaces;
+        if let Some(spaces) = self.outbox.space() {
+            debug_assert_eq!(spaces, self.find_spaces_of(room).0, "a change was not told");
+            return spaces;
         }
-        debug_assert_eq!(self.everywhere, self.find_spaces_of(room).0, "a change was not told");
-        self.everywhere
+        let (spaces, is_everywhere) = self.find_spaces_of(room);
+        self.outbox.note_spaces(if is_everywhere { spaces } else { Spaces::default() });
+        spaces
     }
 
     /// The same, and whether it holds for every room.
@@ -361,7 +360,7 @@ impl Connection {
 
     /// To which namespaces a room's events go may be another than before.
     pub(super) fn spaces_change(&mut self) {
-        self.everywhere = Spaces::default();
+        self.outbox.note_spaces(Spaces::default());
     }
 
     /// Whether it is a session that is polled.
@@ -375,7 +374,7 @@ impl Connection {
             Protocol::SocketIo | Protocol::Polling => {
                 reference.and_then(AnswerTo::of).is_some_and(|to| to.id.is_some())
             }
-            Protocol::Native | Protocol::Stream => reference.is_some(),
+            Protocol::Native | Protocol::Variant(_) | Protocol::Stream => reference.is_some(),
         }
     }
 }
@@ -389,7 +388,7 @@ pub(super) fn first_unsent(connection: &Connection) -> Vec<(Box<str>, Option<u64
     // What a poll could not take goes with the answers once its session has a WebSocket.
     let waiting = std::iter::once(connection.outbox.waiting_answers()).chain(connection.outbox.waiting());
     for chunk in owed.chain(waiting) {
-        crate::wire::socketio::each_event(chunk, connection.polls(), |room, seq| {
+        crate::wire::socketio::each_event(&plain(chunk), connection.polls(), |room, seq| {
             match first.iter_mut().find(|(known, _)| **known == *room) {
                 Some((_, first)) => *first = first.filter(|_| seq.is_some()),
                 None => first.push((room.into(), seq)),

@@ -3,6 +3,7 @@
 
 use super::answers::GREETING;
 use super::connection::{Client, Connection, Membership, Phase};
+use super::form;
 use super::socketio::{RoomSpaces, SocketIo, Told, outlet};
 use super::state::State;
 use crate::hub::message::{Message, Ticket};
@@ -12,7 +13,7 @@ use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::session::socketio::{AnswerTo, Space, Spaces, Visit};
 use crate::shard::Settings;
-use crate::wire::envelope;
+use crate::wire::deflate;
 use crate::wire::native::Reference;
 use crate::wire::socketio::leave_out;
 use crate::wire::sse;
@@ -39,7 +40,9 @@ impl Connection {
             None => self.outbox.answers(),
         };
         match (protocol, &self.socketio) {
-            (Protocol::Native, _) | (_, None) if protocol != Protocol::Stream => envelope::finish(payload, out),
+            (Protocol::Native | Protocol::Variant(_), _) | (_, None) if protocol != Protocol::Stream => {
+                form::finish(protocol, payload, out);
+            }
             (_, Some(socketio)) => {
                 payload.push(b'}');
                 let to = reference.and_then(AnswerTo::of).map_or(Told::Spaces(spaces), Told::Answer);
@@ -236,7 +239,7 @@ impl State {
         let Connection { outbox, followed, socketio, .. } = connection;
         let polls = outbox.protocol() == Protocol::Polling;
         let namespace = space.name(&settings.engine_terms());
-        let write = |written: &[u8], out: &mut Vec<u8>| leave_out(written, polls, namespace, out);
+        let write = |written: &[u8], out: &mut Vec<u8>| leave_out(&deflate::plain(written), polls, namespace, out);
         outbox.rewrite(core.memory(), write);
         let polling = socketio.as_deref_mut().and_then(|socketio| socketio.polling.as_deref_mut());
         polling.into_iter().for_each(|polling| polling.rewrite_unsent(write));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::connection::{Closing, Connection, Connections, HeadBuffer, Phase};
+use super::deflating::{DeflateRules, Deflating};
 use super::latency::{Followed, Latency};
 use super::mesh::Mesh;
 use super::report::Ending;
@@ -29,7 +30,7 @@ use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
-use crate::session::socketio::Spaces;
+use crate::wire::deflate::{Inflater, Window};
 use crate::wire::json::Scratch;
 
 /// Where unguessable bytes come from: the system's generator for real, a seed in the simulation.
@@ -108,8 +109,17 @@ pub(super) struct State {
     pub connections: Connections,
     pub timers: Timers,
     pub scratch: Option<Box<Scratch>>,
+    /// The working memory in which messages of MessagePack become JSON.
+    pub(super) unpacked: Vec<u8>,
     /// Where payloads of answers are put together.
     pub payload: Vec<u8>,
+    /// What is compressed of what is sent.
+    pub deflating: Deflating,
+    /// Decompresses what comes; made when something compressed comes first.
+    pub inflater: Option<Box<Inflater>>,
+    /// What is kept of what clients have sent whose messages are compressed and may refer to those before. Here and not with each
+    /// connection, since few have one.
+    pub windows: hashbrown::HashMap<ConnKey, Window>,
     /// Events encoded otherwise than as native frames, as far as they are still alive.
     pub variant_memory: FrameMemory,
     /// Sessions of Engine.IO that are polled, or were so once, by id.
@@ -165,6 +175,7 @@ impl State {
             core.begin_relaying(node);
             link
         });
+        let deflating = Deflating::new(DeflateRules::new(&settings.config));
         State {
             me,
             mesh,
@@ -179,8 +190,12 @@ impl State {
             connections: Connections::default(),
             timers: Timers::default(),
             scratch: Some(Box::new(Scratch::new(settings.config.limits.depth_max))),
+            unpacked: Vec::new(),
             settings,
             payload: Vec::new(),
+            deflating,
+            inflater: None,
+            windows: hashbrown::HashMap::new(),
             variant_memory: FrameMemory::default(),
             engines: hashbrown::HashMap::new(),
             dirty: Vec::new(),
@@ -265,8 +280,6 @@ impl State {
             socketio: None,
             heard_ms: self.now_ms(),
             is_behind: false,
-            may_lag: false,
-            everywhere: Spaces::default(),
             followed: Followed::default(),
             due_ms: u64::MAX,
             alarm: Alarm::default(),
@@ -359,12 +372,14 @@ impl State {
             self.core.recorder.traffic(conn, What::Drained);
         }
         let has_drained = connection.outbox.events_bytes() == 0;
-        if connection.may_lag
+        // The client is looked at only where it has to be: it lies elsewhere in memory.
+        if connection.outbox.may_lag()
             && (has_drained || self.core.rules().has_urgent())
             && let Phase::Open(client) = &connection.phase
         {
-            connection.may_lag = client.has_lag();
-            if connection.may_lag {
+            let has_lag = client.has_lag();
+            connection.outbox.note_lag(has_lag);
+            if has_lag {
                 if has_drained {
                     self.ask_to_catch_up(conn);
                 } else {
@@ -420,6 +435,7 @@ impl State {
         }
         if let Some(mut connection) = self.connections.remove(conn) {
             self.forget_polled(&mut connection);
+            self.forget_deflate(conn, &connection);
             self.sending = self.sending.saturating_sub(usize::from(connection.outbox.is_sending()));
             self.latency.forget(&mut connection.followed);
             self.core.recorder.traffic(conn, What::Closed);

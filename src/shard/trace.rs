@@ -6,10 +6,12 @@ use super::request::ExplainAsked;
 use super::state::State;
 use crate::hub::explain::{self, EventFound, EventSought, Place, Witness};
 use crate::hub::name::RoomName;
+use crate::hub::outbox::Protocol;
 use crate::hub::recorder::{Gone, Mark, What};
 use crate::hub::rooms::RoomId;
 use crate::hub::trace::{ConnectionTrace, TraceAsked, trace};
 use crate::ring::ConnKey;
+use crate::wire::deflate;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::Parsed;
 use crate::wire::ws;
@@ -166,9 +168,11 @@ impl State {
         event: &EventFound,
         under_way: Option<&[u8]>,
     ) {
-        let text = format!("\"id\":\"{}\"", event.id);
+        // MessagePack has neither quotes nor colons around it.
+        let is_msgpack = matches!(connection.outbox.protocol(), Protocol::Variant(variant) if variant.is_msgpack());
+        let text = if is_msgpack { event.id.to_string() } else { format!("\"id\":\"{}\"", event.id) };
         let with_kernel = under_way.unwrap_or_default();
-        if let Some(place) = memchr::memmem::find(with_kernel, text.as_bytes()) {
+        if let Some(place) = memchr::memmem::find(&deflate::plain(with_kernel), text.as_bytes()) {
             witness.place = Place::BeingSent { bytes_ahead: place as u64 };
         } else if let Some(place) = connection.outbox.find(text.as_bytes()) {
             witness.place = Place::Waiting { bytes_ahead: (with_kernel.len() + place) as u64 };

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::connection::{Connection, Phase};
+use super::deflating::{Deflating, Found};
 use super::socketio::{self, Form};
 use super::stream::Stream;
 use crate::hub::batch::{Address, Batch, FrameMemory};
@@ -13,6 +14,7 @@ use crate::hub::outbox::{Full, Lane, Protocol};
 use crate::hub::rooms::RoomId;
 use crate::ring::ConnKey;
 use crate::wire::sse::AroundSeq;
+use crate::wire::variant::Variant;
 
 /// The forms of the batch that was encoded last.
 #[derive(Debug)]
@@ -25,9 +27,24 @@ pub struct Variants<'v> {
     socketio: SmallVec<[(Form, Bytes); 2]>,
     /// The frames of which those were made.
     socketio_of: Bytes,
+    /// For clients of the native protocol that want it in another form, or as changes.
+    forms: SmallVec<[((Variant, usize), Bytes); 4]>,
+    /// The frames of which those were made.
+    forms_of: Bytes,
     /// What was encoded and is alive, and beyond how much of it connections wait.
     memory: FrameMemory,
     memory_bytes_max: usize,
+    /// What of it is compressed.
+    deflating: &'v mut Deflating,
+}
+
+/// How a client of the native protocol wants a batch.
+#[derive(Debug, Clone, Copy)]
+struct NativeForm {
+    variant: Variant,
+    /// How many of its events as changes, of what it has, which is all after that event.
+    changes: usize,
+    after_seq: u64,
 }
 
 /// A batch on its way to a connection: its frames for that one, the room's place in the table, and the batch.
@@ -41,6 +58,7 @@ impl<'v> Variants<'v> {
         namespaces: &'v [Box<str>],
         memory: &FrameMemory,
         outbox_shard_bytes_max: usize,
+        deflating: &'v mut Deflating,
     ) -> Variants<'v> {
         Variants {
             me,
@@ -48,8 +66,11 @@ impl<'v> Variants<'v> {
             stream: None,
             socketio: SmallVec::new(),
             socketio_of: Bytes::new(),
+            forms: SmallVec::new(),
+            forms_of: Bytes::new(),
             memory: memory.clone(),
             memory_bytes_max: outbox_shard_bytes_max,
+            deflating,
         }
     }
 
@@ -79,6 +100,34 @@ impl<'v> Variants<'v> {
         Ok(events)
     }
 
+    fn for_form(&mut self, form: NativeForm, frames: &Bytes, batch: &Batch) -> Result<Bytes, Full> {
+        let NativeForm { variant, changes, after_seq } = form;
+        if changes == 0 && variant.is_native(frames) {
+            return Ok(frames.clone());
+        }
+        let is_for_all = is_same(frames, &batch.bytes);
+        if is_for_all && is_same(&self.forms_of, frames) {
+            if let Some((_, events)) = self.forms.iter().find(|(of, _)| *of == (variant, changes)) {
+                return Ok(events.clone());
+            }
+        } else if is_for_all {
+            self.forms.clear();
+            self.forms_of = frames.clone();
+        }
+        let events = self.encode(frames.len(), |out| {
+            if changes == 0 {
+                return variant.write_events(frames, out);
+            }
+            let mut changed = Vec::with_capacity(frames.len());
+            batch.write_deltas(after_seq, &mut changed);
+            variant.write_events(&changed, out);
+        })?;
+        if is_for_all {
+            self.forms.push(((variant, changes), events.clone()));
+        }
+        Ok(events)
+    }
+
     fn for_socketio(&mut self, form: Form, conn: ConnKey, frames: &Bytes, batch: &Batch) -> Result<Bytes, Full> {
         let is_for_all = is_same(frames, &batch.bytes);
         if is_for_all && is_same(&self.socketio_of, frames) {
@@ -98,6 +147,33 @@ impl<'v> Variants<'v> {
         }
         Ok(events)
     }
+
+    /// A batch, in a form of Socket.IO or as it is, compressed once for all who take it so. Where memory is short it is not: what is
+    /// there already is shared.
+    fn deflated(
+        &mut self,
+        window_bits: u8,
+        form: Option<Form>,
+        conn: ConnKey,
+        frames: &Bytes,
+        batch: &Batch,
+    ) -> Result<Bytes, Full> {
+        let without = (!is_same(frames, &batch.bytes)).then_some(Address { shard: self.me, conn });
+        let as_they_are = |variants: &mut Self, frames: &Bytes| match form {
+            None => Ok(frames.clone()),
+            Some(form) => variants.for_socketio(form, conn, frames, batch),
+        };
+        let mut found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        if found.is_none() && self.memory.bytes() <= self.memory_bytes_max {
+            let plain = as_they_are(self, &batch.bytes)?;
+            self.deflating.remember(batch, form, window_bits, &plain, &self.memory);
+            found = self.deflating.find(batch, form, window_bits, without, &self.memory);
+        }
+        if let Some(Found::Frames(frames)) = found {
+            return Ok(frames);
+        }
+        as_they_are(self, frames)
+    }
 }
 
 /// Whether both are the same piece of memory, and so the same events.
@@ -114,12 +190,46 @@ pub(super) fn queue(
     variants: &mut Variants<'_>,
 ) -> Result<(), Full> {
     match connection.outbox.protocol() {
-        Protocol::Native => connection.outbox.push_events(delivery.0, lane, bytes_max),
+        Protocol::Native if connection.outbox.deflate_bits() == 0 => {
+            connection.outbox.push_events(delivery.0, lane, bytes_max)
+        }
+        Protocol::Native => queue_deflated((conn, connection), (lane, bytes_max), delivery, variants),
+        Protocol::Variant(variant) => queue_form((variant, connection), (lane, bytes_max), delivery, variants),
         Protocol::Stream => queue_stream(connection, bytes_max, delivery, variants),
         Protocol::SocketIo | Protocol::Polling => {
             queue_socketio((conn, connection), (lane, bytes_max), delivery, variants)
         }
     }
+}
+
+fn queue_form(
+    (variant, connection): (Variant, &mut Connection),
+    (lane, bytes_max): (Lane, usize),
+    (frames, room, batch): Delivery<'_>,
+    variants: &mut Variants<'_>,
+) -> Result<(), Full> {
+    let mut form = NativeForm { variant, changes: 0, after_seq: 0 };
+    if let Some(deltas) = batch.deltas()
+        && let Some(after_seq) = connection.has_all_after(room, batch)
+    {
+        deltas.note_used();
+        // Whoever is left out of an event gets what is left as it is.
+        if is_same(frames, &batch.bytes) {
+            form = NativeForm { changes: deltas.count_after(after_seq), after_seq, ..form };
+        }
+    }
+    let events = variants.for_form(form, frames, batch)?;
+    connection.outbox.push_events(&events, lane, bytes_max)
+}
+
+fn queue_deflated(
+    (conn, connection): (ConnKey, &mut Connection),
+    (lane, bytes_max): (Lane, usize),
+    (frames, _, batch): Delivery<'_>,
+    variants: &mut Variants<'_>,
+) -> Result<(), Full> {
+    let events = variants.deflated(connection.outbox.deflate_bits(), None, conn, frames, batch)?;
+    connection.outbox.push_events(&events, lane, bytes_max)
 }
 
 fn queue_stream(
@@ -151,6 +261,9 @@ fn queue_socketio(
         return Ok(());
     }
     let form = Form { spaces, polls: connection.outbox.protocol() == Protocol::Polling };
-    let events = variants.for_socketio(form, conn, frames, batch)?;
+    let events = match connection.outbox.deflate_bits() {
+        0 => variants.for_socketio(form, conn, frames, batch)?,
+        window_bits => variants.deflated(window_bits, Some(form), conn, frames, batch)?,
+    };
     connection.outbox.push_events(&events, lane, bytes_max)
 }

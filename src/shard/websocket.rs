@@ -1,13 +1,15 @@
 //! The WebSocket side of a connection: messages in, control frames and closes out. Streams are closed here too.
 
-use super::connection::{Client, Closing, Phase};
+use super::connection::{Client, Closing, Connection, Phase};
 use super::report::Ending;
 use super::state::State;
 use crate::control::store::ClosedBy;
 use crate::hub::outbox::{Outbox, Protocol};
 use crate::ring::ConnKey;
 use crate::wire::codes::close;
+use crate::wire::deflate::{InflateBounds, Window};
 use crate::wire::engineio::Packet;
+use crate::wire::extensions::Deflate;
 use crate::wire::ws::{self, Opcode};
 
 impl State {
@@ -18,12 +20,21 @@ impl State {
         let config = &self.settings.config;
         let message_bytes_max =
             if connection.socketio.is_some() { config.engine_bytes_max() } else { config.limits.message_bytes_max };
+        let accepts = ws::Accepts { message_bytes_max, deflated: connection.outbox.deflate_bits() > 0 };
         loop {
             let is_open = self.is_open(conn);
             if !is_open && !self.awaits_close(conn) {
                 return;
             }
-            match decoder.next(&mut input, message_bytes_max) {
+            match decoder.next(&mut input, accepts) {
+                Ok(Some(ws::Message::Deflated { is_text, payload })) if is_open => {
+                    self.figures.messages_received.add(1);
+                    if let Err(error) = self.deflated_message(conn, is_text, payload, message_bytes_max) {
+                        self.figures.inflate_refused.add(1);
+                        self.fail(conn, error.close_code, error.reason);
+                        return;
+                    }
+                }
                 Ok(Some(message)) if is_open => {
                     self.figures.messages_received.add(1);
                     self.websocket_message(conn, message);
@@ -43,6 +54,58 @@ impl State {
         }
     }
 
+    /// A compressed message: it is decompressed into memory that all connections share, and is one like any other then.
+    fn deflated_message(
+        &mut self,
+        conn: ConnKey,
+        is_text: bool,
+        payload: &[u8],
+        message_bytes_max: usize,
+    ) -> Result<(), ws::ProtocolError> {
+        let bounds = InflateBounds { message_bytes_max, ratio_max: self.settings.config.compression.ratio_max };
+        // Taken out for the time of the call: the message is in it.
+        let mut inflater = self.inflater.take().unwrap_or_default();
+        let window = self.windows.get_mut(&conn);
+        let outcome = inflater.message(payload, is_text, window, bounds).map(|message| {
+            self.figures.inflated_messages.add(1);
+            self.figures.inflate_bytes_before.add(payload.len() as u64);
+            self.figures.inflate_bytes_after.add(message.len() as u64);
+            let message = if is_text { ws::Message::Text(message) } else { ws::Message::Binary(message) };
+            self.websocket_message(conn, message);
+        });
+        self.inflater = Some(inflater);
+        outcome
+    }
+
+    /// Notes what was agreed with a client on compression, and says what is to be answered: where the memory for windows is
+    /// used up, the client gets none.
+    pub(super) fn grant_deflate(&mut self, conn: ConnKey, agreed: Option<Deflate>) -> Option<Deflate> {
+        let mut agreed = agreed?;
+        let connection = self.connections.get_mut(conn)?;
+        connection.outbox.deflates(agreed.window_bits);
+        self.figures.deflate_connections.add(1);
+        if agreed.client_window_bits > 0 {
+            let window = Window::new(agreed.client_window_bits);
+            let bytes = self.figures.window_bytes.value() + window.bytes_max() as u64;
+            if bytes > self.settings.config.compression.client_windows_bytes_max as u64 {
+                agreed = agreed.without_client_window();
+            } else {
+                self.windows.insert(conn, window);
+                self.figures.window_bytes.set(bytes);
+            }
+        }
+        Some(agreed)
+    }
+
+    /// A connection goes, and with it what was agreed.
+    pub(super) fn forget_deflate(&mut self, conn: ConnKey, connection: &Connection) {
+        if connection.outbox.deflate_bits() > 0 {
+            self.figures.deflate_connections.sub(1);
+            let window = self.windows.remove(&conn);
+            self.figures.window_bytes.sub(window.map_or(0, |window| window.bytes_max() as u64));
+        }
+    }
+
     fn websocket_message(&mut self, conn: ConnKey, message: ws::Message<'_>) {
         let connection = self.connections.get(conn);
         let speaks_socketio = connection.is_some_and(|connection| connection.socketio.is_some());
@@ -57,6 +120,8 @@ impl State {
                 self.engine_packet(conn, Packet::Binary(data));
             }
             message @ (ws::Message::Text(_) | ws::Message::Binary(_)) if is_probe => self.probe_message(conn, message),
+            // It was decompressed before it came here.
+            ws::Message::Deflated { .. } => {}
             ws::Message::Ping(payload) => self.control(conn, Opcode::Pong, payload),
             // Socket.IO has pings of its own.
             ws::Message::Pong(_) if speaks_socketio => {}
@@ -77,6 +142,8 @@ impl State {
                 self.count_message(conn);
                 if self.is_echo(conn) {
                     self.echo(conn, Opcode::Binary, data);
+                } else if self.speaks_msgpack(conn) {
+                    self.packed_command(conn, data);
                 } else {
                     self.close(conn, close::UNSUPPORTED, "the native protocol is text");
                 }
@@ -116,9 +183,11 @@ impl State {
             return;
         }
         let out = connection.outbox.answers();
+        let before = out.len();
         out.reserve(ws::header_bytes(payload.len()) + payload.len());
         ws::write_header(out, opcode, payload.len());
         out.extend_from_slice(payload);
+        self.deflating.answers(&mut connection.outbox, before);
         if connection.outbox.mark_dirty() {
             self.dirty.push(conn);
         }
@@ -159,7 +228,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(conn) else { return };
         forget(&mut connection.outbox);
         match connection.outbox.protocol() {
-            Protocol::Native => {
+            Protocol::Native | Protocol::Variant(_) => {
                 ws::close_frame(code, reason, connection.outbox.answers());
                 self.finish(conn, Closing::AwaitsClose);
             }
@@ -195,7 +264,7 @@ impl State {
         }
         if let Some(connection) = self.connections.get(conn) {
             let forget = match connection.outbox.protocol() {
-                Protocol::Native | Protocol::SocketIo | Protocol::Polling => Outbox::clear,
+                Protocol::Native | Protocol::Variant(_) | Protocol::SocketIo | Protocol::Polling => Outbox::clear,
                 // The answer's head may be among what waits, and nothing can be told without it.
                 Protocol::Stream => Outbox::drop_events,
             };

@@ -17,12 +17,35 @@ pub enum Message<'a> {
     Text(&'a mut [u8]),
     /// A whole binary message.
     Binary(&'a mut [u8]),
+    /// A whole message that is compressed.
+    Deflated {
+        /// Whether it is text.
+        is_text: bool,
+        /// As it was sent.
+        payload: &'a [u8],
+    },
     /// A ping; the answer is a pong with the same payload.
     Ping(&'a [u8]),
     /// A pong, asked for or not.
     Pong(&'a [u8]),
     /// The peer closes: its code and reason, if it gave any. Nothing after it is to be decoded.
     Close(Option<(u16, &'a str)>),
+}
+
+/// What is accepted of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepts {
+    /// The longest message, compressed where it is.
+    pub message_bytes_max: usize,
+    /// Whether messages may be compressed.
+    pub deflated: bool,
+}
+
+impl Accepts {
+    /// Messages that are not compressed.
+    pub const fn plain(message_bytes_max: usize) -> Accepts {
+        Accepts { message_bytes_max, deflated: false }
+    }
 }
 
 /// One receive's bytes and how far they are decoded.
@@ -72,28 +95,28 @@ impl Decoder {
 
     /// The next message in `input`; `None` when the rest of the input is kept for later (then all of it is consumed).
     ///
-    /// To be called until `None` or an error. A message longer than `message_bytes_max` is refused at its header.
+    /// To be called until `None` or an error. A message that is too long is refused at its header.
     #[inline]
     pub fn next<'a>(
         &'a mut self,
         input: &'a mut Input<'_>,
-        message_bytes_max: usize,
+        accepts: Accepts,
     ) -> Result<Option<Message<'a>>, ProtocolError> {
         if self.spill.is_some() {
             self.release_delivered();
         }
         // The common case first: a connection with nothing kept, a frame that came whole.
         if self.spill.is_none()
-            && let Some(header) = Header::parse(input.rest(), None, message_bytes_max)?
+            && let Some(header) = Header::parse(input.rest(), None, accepts)?
             && header.fin
             && input.remaining() - header.bytes >= header.payload_bytes
         {
             input.at += header.bytes;
             let payload = input.take(header.payload_bytes);
             unmask(payload, header.mask, 0);
-            return whole_message(header.opcode, payload).map(Some);
+            return whole_message(header.opcode, header.deflated, payload).map(Some);
         }
-        self.next_in_pieces(input, message_bytes_max)
+        self.next_in_pieces(input, accepts)
     }
 
     /// The memory that an unfinished message holds.
@@ -113,7 +136,7 @@ impl Decoder {
     fn next_in_pieces<'a>(
         &'a mut self,
         input: &'a mut Input<'_>,
-        message_bytes_max: usize,
+        accepts: Accepts,
     ) -> Result<Option<Message<'a>>, ProtocolError> {
         let ready = loop {
             // A frame without payload is done without input.
@@ -122,18 +145,18 @@ impl Decoder {
             }
             let spill = self.spill.get_or_insert_default();
             if spill.frame.is_none() {
-                let Some(header) = spill.gather_header(input, message_bytes_max)? else { return Ok(None) };
+                let Some(header) = spill.gather_header(input, accepts)? else { return Ok(None) };
                 if header.opcode.is_control() && input.remaining() >= header.payload_bytes {
                     if spill.message.is_none() {
                         self.spill = None;
                     }
                     let payload = input.take(header.payload_bytes);
                     unmask(payload, header.mask, 0);
-                    return whole_message(header.opcode, payload).map(Some);
+                    return whole_message(header.opcode, false, payload).map(Some);
                 }
                 spill.begin(header);
             }
-            match spill.absorb(input, message_bytes_max)? {
+            match spill.absorb(input, accepts)? {
                 Progress::Starved => return Ok(None),
                 Progress::Fragment => {}
                 Progress::Ready(ready) => break ready,
@@ -143,7 +166,11 @@ impl Decoder {
         match ready {
             Ready::Control(opcode) => {
                 spill.delivered = Some(Delivered::Control);
-                whole_message(opcode, &mut spill.control).map(Some)
+                whole_message(opcode, false, &mut spill.control).map(Some)
+            }
+            Ready::Deflated { is_text } => {
+                spill.delivered = Some(Delivered::Data);
+                Ok(Some(Message::Deflated { is_text, payload: &spill.payload }))
             }
             Ready::Text => {
                 spill.delivered = Some(Delivered::Data);
@@ -178,6 +205,8 @@ struct Spill {
     frame: Option<Frame>,
     /// What the message is whose fragments `payload` gathers.
     message: Option<Kind>,
+    /// Whether it is compressed.
+    deflated: bool,
     /// The message so far, unmasked.
     payload: Vec<u8>,
     utf8: Validator,
@@ -217,6 +246,7 @@ enum Progress {
 }
 
 enum Ready {
+    Deflated { is_text: bool },
     Text,
     Binary,
     Control(Opcode),
@@ -224,14 +254,10 @@ enum Ready {
 
 impl Spill {
     /// Reads a header that may have begun in an earlier input.
-    fn gather_header(
-        &mut self,
-        input: &mut Input<'_>,
-        message_bytes_max: usize,
-    ) -> Result<Option<Header>, ProtocolError> {
+    fn gather_header(&mut self, input: &mut Input<'_>, accepts: Accepts) -> Result<Option<Header>, ProtocolError> {
         let so_far = self.message.map(|_| self.payload.len());
         if self.header_bytes == 0
-            && let Some(header) = Header::parse(input.rest(), so_far, message_bytes_max)?
+            && let Some(header) = Header::parse(input.rest(), so_far, accepts)?
         {
             input.at += header.bytes;
             return Ok(Some(header));
@@ -241,8 +267,7 @@ impl Spill {
             let Some(slot) = self.header.get_mut(at) else { break };
             *slot = byte;
             self.header_bytes += 1;
-            if let Some(header) = Header::parse(self.header.get(..=at).unwrap_or_default(), so_far, message_bytes_max)?
-            {
+            if let Some(header) = Header::parse(self.header.get(..=at).unwrap_or_default(), so_far, accepts)? {
                 self.header_bytes = 0;
                 return Ok(Some(header));
             }
@@ -252,8 +277,8 @@ impl Spill {
 
     fn begin(&mut self, header: Header) {
         match header.opcode {
-            Opcode::Text => self.message = Some(Kind::Text),
-            Opcode::Binary => self.message = Some(Kind::Binary),
+            Opcode::Text => (self.message, self.deflated) = (Some(Kind::Text), header.deflated),
+            Opcode::Binary => (self.message, self.deflated) = (Some(Kind::Binary), header.deflated),
             Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong => {}
         }
         let Header { opcode, fin, mask, payload_bytes, .. } = header;
@@ -261,7 +286,7 @@ impl Spill {
     }
 
     /// Takes what the input has of the current frame's payload.
-    fn absorb(&mut self, input: &mut Input<'_>, message_bytes_max: usize) -> Result<Progress, ProtocolError> {
+    fn absorb(&mut self, input: &mut Input<'_>, accepts: Accepts) -> Result<Progress, ProtocolError> {
         let Some(mut frame) = self.frame.take() else { return Ok(Progress::Starved) };
         let piece = input.take(frame.payload_bytes - frame.done_bytes);
         unmask(piece, frame.mask, frame.done_bytes);
@@ -269,13 +294,14 @@ impl Spill {
         if frame.opcode.is_control() {
             self.control.extend_from_slice(piece);
         } else {
-            if self.message == Some(Kind::Text) {
+            // What is compressed is judged when it is decompressed.
+            if self.message == Some(Kind::Text) && !self.deflated {
                 self.utf8.push(piece).map_err(|_| ProtocolError::UTF8)?;
             }
             let most_bytes = if frame.fin {
                 self.payload.len() + piece.len() + frame.payload_bytes - frame.done_bytes
             } else {
-                message_bytes_max
+                accepts.message_bytes_max
             };
             append(&mut self.payload, piece, most_bytes);
         }
@@ -290,6 +316,7 @@ impl Spill {
             return Ok(Progress::Fragment);
         }
         match self.message {
+            kind if self.deflated => Ok(Progress::Ready(Ready::Deflated { is_text: kind == Some(Kind::Text) })),
             Some(Kind::Text) if !self.utf8.is_complete() => Err(ProtocolError::UTF8),
             Some(Kind::Text) => Ok(Progress::Ready(Ready::Text)),
             Some(Kind::Binary) | None => Ok(Progress::Ready(Ready::Binary)),
@@ -310,8 +337,9 @@ fn append(payload: &mut Vec<u8>, piece: &[u8], most_bytes: usize) {
 
 /// Judges the payload of a message that is whole and unmasked.
 #[inline]
-fn whole_message(opcode: Opcode, payload: &mut [u8]) -> Result<Message<'_>, ProtocolError> {
+fn whole_message(opcode: Opcode, deflated: bool, payload: &mut [u8]) -> Result<Message<'_>, ProtocolError> {
     match opcode {
+        opcode if deflated => Ok(Message::Deflated { is_text: opcode == Opcode::Text, payload }),
         Opcode::Text if simdutf8::basic::from_utf8(payload).is_err() => Err(ProtocolError::UTF8),
         Opcode::Text => Ok(Message::Text(payload)),
         // A continuation is never whole by itself: its header is refused unless a message is in progress.
@@ -371,11 +399,21 @@ mod tests {
             Message::Ping(payload) => format!("ping {}", payload.escape_ascii()),
             Message::Pong(payload) => format!("pong {}", payload.escape_ascii()),
             Message::Close(close) => format!("close {close:?}"),
+            Message::Deflated { is_text, payload } => {
+                format!("deflated {} {}", if *is_text { "text" } else { "binary" }, payload.escape_ascii())
+            }
         }
     }
 
     /// Feeds the pieces; returns the messages, or with the last one the error, and the bytes given until then.
     fn decode<'p>(pieces: impl IntoIterator<Item = &'p [u8]>, max: usize) -> (Vec<String>, Option<(u16, usize)>) {
+        decode_accepting(pieces, Accepts::plain(max))
+    }
+
+    fn decode_accepting<'p>(
+        pieces: impl IntoIterator<Item = &'p [u8]>,
+        accepts: Accepts,
+    ) -> (Vec<String>, Option<(u16, usize)>) {
         let mut decoder = Decoder::new();
         let (mut messages, mut given) = (Vec::new(), 0);
         for piece in pieces {
@@ -383,7 +421,7 @@ mod tests {
             given += piece.len();
             let mut input = Input::new(&mut piece);
             loop {
-                match decoder.next(&mut input, max) {
+                match decoder.next(&mut input, accepts) {
                     Ok(Some(message)) => messages.push(show(&message)),
                     Ok(None) => break,
                     Err(error) => return (messages, Some((error.close_code, given))),
@@ -542,10 +580,10 @@ mod tests {
             let mut piece = piece.to_vec();
             given += piece.len();
             let mut input = Input::new(&mut piece);
-            if let Some(message) = decoder.next(&mut input, MAX).unwrap() {
+            if let Some(message) = decoder.next(&mut input, Accepts::plain(MAX)).unwrap() {
                 assert_eq!(message, Message::Binary(&mut vec![7; 100_000]));
                 assert_eq!(given, stream.len());
-                assert!(decoder.next(&mut input, MAX).unwrap().is_none());
+                assert!(decoder.next(&mut input, Accepts::plain(MAX)).unwrap().is_none());
             } else {
                 assert!(decoder.is_mid_message());
                 assert!((given - 14..given * 2 + 512).contains(&decoder.spill_bytes()));
@@ -557,12 +595,57 @@ mod tests {
     }
 
     #[test]
+    fn compressed_messages_are_given_as_they_came_where_they_were_agreed_on() {
+        let accepts = Accepts { message_bytes_max: 100, deflated: true };
+        // Not UTF-8: it is judged when it is decompressed. A ping stands between the fragments.
+        let stream = [
+            frame(0xc1, b"\xff\xfe"),
+            frame(0x81, b"plain"),
+            frame(0x42, b"\xf2"),
+            frame(0x89, b"p"),
+            frame(0x00, b""),
+            frame(0x80, b"\x48"),
+            frame(0x02, b"a"),
+            frame(0x80, b"b"),
+        ]
+        .concat();
+        let expected = [r"deflated text \xff\xfe", "text plain", "ping p", r"deflated binary \xf2H", "binary ab"]
+            .map(str::to_owned);
+        for size in 1..=stream.len() {
+            assert_eq!(decode_accepting(stream.chunks(size), accepts), (expected.to_vec(), None), "{size}");
+        }
+        assert_eq!(decode([&stream[..]], 100), (Vec::new(), Some((1002, stream.len()))), "nobody agreed to that");
+    }
+
+    #[test]
+    fn the_bit_of_compression_stands_on_the_first_frame_of_a_data_message_only() {
+        let accepts = Accepts { message_bytes_max: 100, deflated: true };
+        for stream in [
+            [frame(0x41, b"a"), frame(0xc0, b"b")].concat(),
+            [frame(0x01, b"a"), frame(0xc0, b"b")].concat(),
+            frame(0xc9, b"p"),
+            frame(0xca, b"p"),
+            frame(0xc8, b"\x03\xe8"),
+            frame(0xa1, b"a"),
+            frame(0x91, b"a"),
+            frame(0xe1, b"a"),
+        ] {
+            let (messages, error) = decode_accepting([&stream[..]], accepts);
+            assert_eq!((messages.len(), error.map(|error| error.0)), (0, Some(1002)), "{stream:x?}");
+        }
+        let long = frame(0xc1, &[0; 101]);
+        assert_eq!(decode_accepting(long.chunks(1), accepts), (Vec::new(), Some((1009, 2))), "at its header");
+    }
+
+    #[test]
     fn what_came_whole_is_borrowed_from_the_input() {
         let mut bytes = frame(0x81, b"Hello");
         let place = bytes[6..].as_ptr();
         let mut decoder = Decoder::new();
         let mut input = Input::new(&mut bytes);
-        let Some(Message::Text(text)) = decoder.next(&mut input, MAX).unwrap() else { panic!("no text") };
+        let Some(Message::Text(text)) = decoder.next(&mut input, Accepts::plain(MAX)).unwrap() else {
+            panic!("no text")
+        };
         assert_eq!(text.as_ptr(), place);
         assert_eq!(decoder.spill_bytes(), 0);
     }
@@ -572,10 +655,12 @@ mod tests {
         fn any_bytes_decode_to_the_same_however_they_are_cut(
             frames in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..140)), 0..6),
             size in 1usize..50,
+            deflated: bool,
         ) {
-            let stream: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(*first & 0x8f, payload)).collect();
-            let whole = decode([&stream[..]], 200);
-            let pieces = decode(stream.chunks(size), 200);
+            let accepts = Accepts { message_bytes_max: 200, deflated };
+            let stream: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(*first & 0xcf, payload)).collect();
+            let whole = decode_accepting([&stream[..]], accepts);
+            let pieces = decode_accepting(stream.chunks(size), accepts);
             prop_assert_eq!(whole.0, pieces.0);
             prop_assert_eq!(whole.1.map(|error| error.0), pieces.1.map(|error| error.0));
         }

@@ -272,6 +272,20 @@ impl Scan<'_> {
     }
 }
 
+/// The members of an object, keys with their quotes and values, as they are written. The text is known to be valid JSON that
+/// begins with the object's brace.
+pub(super) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut scan = Scan { raw: object, at: 1 };
+    std::iter::from_fn(move || {
+        let key = scan.value();
+        if object.get(key.start) != Some(&b'"') {
+            return None;
+        }
+        let value = scan.value();
+        Some((object.get(key)?, object.get(value)?))
+    })
+}
+
 /// The place behind the string whose opening quote stands at `at`; the text's end where it has no closing one.
 pub(super) fn behind_string(raw: &[u8], at: usize) -> usize {
     let mut scan = Scan { raw, at };

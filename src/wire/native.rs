@@ -100,6 +100,8 @@ pub enum Command<'a> {
         wanted: Wanted,
         /// From where on.
         since: Option<Since>,
+        /// Whether as changes, where the client has what they are changes of.
+        delta: bool,
     },
     /// Receive them no longer.
     Unsubscribe {
@@ -416,7 +418,16 @@ fn subscribe<'a>(data: Value<'a, '_>) -> Result<Command<'a>, Refused> {
         Some(since) => Some(parse_since(since)?),
         None => None,
     };
-    Ok(Command::Subscribe { rooms, wanted, since })
+    let delta = match data.get("delta").filter(|delta| !delta.is_null()).map(Value::as_bool) {
+        None | Some(Some(false)) => false,
+        // Of what a filter leaves out, nothing that comes after it can be a change.
+        Some(Some(true)) if wanted != Wanted::default() => {
+            return Err(Refused::new(ErrorCode::BadCommand, "data.delta goes without types and filters"));
+        }
+        Some(Some(true)) => true,
+        Some(None) => return Err(Refused::new(ErrorCode::BadCommand, "data.delta has to be true or false")),
+    };
+    Ok(Command::Subscribe { rooms, wanted, since, delta })
 }
 
 fn resume<'a>(data: Value<'a, '_>) -> Result<Command<'a>, Refused> {
@@ -582,7 +593,9 @@ mod tests {
         read(
             r#"{"type":"subscribe","data":{"type":"epistemic_updates","agent_id":"agent_1","filters":{"c":{"min":0.8}}}}"#,
             |parsed| {
-                let Ok(Command::Subscribe { rooms, wanted, since }) = parsed.command else { panic!("{parsed:?}") };
+                let Ok(Command::Subscribe { rooms, wanted, since, delta: false }) = parsed.command else {
+                    panic!("{parsed:?}")
+                };
                 assert_eq!(rooms, Rooms::One("agent:agent_1".into()));
                 assert_eq!(wanted.types, [Box::<str>::from("epistemic_update")]);
                 assert_eq!(wanted.filters.as_deref(), Some(&br#"{"c":{"min":0.8}}"#[..]));
@@ -593,12 +606,22 @@ mod tests {
             r#"{"type":"subscribe","id":"s","data":{"rooms":["a:1","b:2"],"types":["x"],"since":{"seq":4,"epoch":"e"}}}"#,
             |parsed| {
                 assert_eq!(parsed.reference, Some(Reference::Text("s".into())));
-                let Ok(Command::Subscribe { rooms, wanted, since }) = parsed.command else { panic!("{parsed:?}") };
+                let Ok(Command::Subscribe { rooms, wanted, since, delta: false }) = parsed.command else {
+                    panic!("{parsed:?}")
+                };
                 assert_eq!(rooms, Rooms::Many(vec!["a:1".into(), "b:2".into()]));
                 assert_eq!(wanted.types, [Box::<str>::from("x")]);
                 assert_eq!(since, Some(Since::Seq { seq: 4, epoch: Some("e".into()) }));
             },
         );
+        read(r#"{"type":"subscribe","data":{"room":"a:1","delta":true,"filters":{}}}"#, |parsed| {
+            assert!(matches!(parsed.command, Ok(Command::Subscribe { delta: true, .. })));
+        });
+        for more in [r#""delta":1"#, r#""delta":true,"types":["x"]"#, r#""delta":true,"filters":{"a":1}"#] {
+            read(&format!(r#"{{"type":"subscribe","data":{{"room":"a:1",{more}}}}}"#), |parsed| {
+                assert_eq!(parsed.command.expect_err("refused").code, ErrorCode::BadCommand);
+            });
+        }
         read(r#"{"type":"unsubscribe","data":{"type":"system_alerts"}}"#, |parsed| {
             assert_eq!(parsed.command, Ok(Command::Unsubscribe { rooms: Rooms::One("global".into()) }));
         });

@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::{http::Head, refusal::Refusal};
+use super::{
+    extensions::{self, Deflate, DeflateTerms},
+    http::Head,
+    refusal::Refusal,
+};
 
 /// The subprotocol of the native JSON protocol.
 pub const PROTOCOL_JSON: &str = "ringhub.v1.json";
@@ -20,7 +24,7 @@ const PROTOCOLS_MAX: usize = 32;
 pub struct Upgrade<'a> {
     /// `Sec-WebSocket-Key`, for [`switching_protocols`].
     pub key: &'a str,
-    /// The offered subprotocols, the most wanted first.
+    /// The offered subprotocols, the most wanted first. Names are case-sensitive.
     pub protocols: SmallVec<[&'a str; 4]>,
     /// The `Sec-WebSocket-Extensions` lines as sent.
     pub extensions: SmallVec<[&'a str; 1]>,
@@ -97,9 +101,11 @@ impl<'a> Head<'a> {
 }
 
 impl<'a> Upgrade<'a> {
-    /// Whether the client offers a subprotocol. Names are case-sensitive.
-    pub fn offers(&self, protocol: &str) -> bool {
-        self.protocols.contains(&protocol)
+    /// What is agreed on compression: nothing where there are no `terms`, or no offer that meets them.
+    pub fn deflate(&self, terms: Option<DeflateTerms>) -> Result<Option<Deflate>, Refusal> {
+        let Some(terms) = terms else { return Ok(None) };
+        extensions::agree(self.extensions.iter().copied(), terms)
+            .map_err(|_| Refusal::bad_upgrade("the header Sec-WebSocket-Extensions is malformed"))
     }
 
     /// The token of an offered `bearer.…`. It is never to be echoed as the chosen subprotocol.
@@ -134,7 +140,7 @@ fn authorization_bearer(value: &str) -> Option<&str> {
 }
 
 /// Appends the answer that grants a handshake (§4.2.2); frames may follow it at once.
-pub fn switching_protocols(key: &str, protocol: Option<&str>, out: &mut Vec<u8>) {
+pub fn switching_protocols(key: &str, protocol: Option<&str>, deflate: Option<Deflate>, out: &mut Vec<u8>) {
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
     );
@@ -142,6 +148,10 @@ pub fn switching_protocols(key: &str, protocol: Option<&str>, out: &mut Vec<u8>)
     if let Some(protocol) = protocol {
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(protocol.as_bytes());
+    }
+    if let Some(deflate) = deflate {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+        deflate.write(out);
     }
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -156,7 +166,7 @@ fn is_key(key: &str) -> bool {
 }
 
 /// RFC 9110 §5.6.2
-fn is_token_byte(byte: u8) -> bool {
+pub(super) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -197,14 +207,14 @@ mod tests {
     fn the_handshake_of_the_rfc_gets_the_answer_of_the_rfc() {
         let upgrade = head(&LINES).upgrade().unwrap();
         let mut out = Vec::new();
-        switching_protocols(upgrade.key, Some("chat"), &mut out);
+        switching_protocols(upgrade.key, Some("chat"), None, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
         );
         let mut out = Vec::new();
-        switching_protocols(upgrade.key, None, &mut out);
+        switching_protocols(upgrade.key, None, None, &mut out);
         assert!(out.ends_with(b"xOo=\r\n\r\n"));
     }
 
@@ -265,9 +275,29 @@ mod tests {
         lines.extend(["Sec-WebSocket-Protocol: bearer.aa.bb.cc,, ringhub.v1.json", "Sec-WebSocket-Protocol: other"]);
         let upgrade = head(&lines).upgrade().unwrap();
         assert_eq!(upgrade.protocols.as_slice(), ["bearer.aa.bb.cc", "ringhub.v1.json", "other"]);
-        assert!(upgrade.offers(PROTOCOL_JSON));
-        assert!(!upgrade.offers("Other"));
         assert_eq!(upgrade.bearer(), Some("aa.bb.cc"));
+    }
+
+    #[test]
+    fn compression_is_agreed_on_over_all_lines_and_told_in_the_answer() {
+        let terms = Some(DeflateTerms { window_bits: 15, client_window_bits: 0 });
+        let mut lines = LINES.to_vec();
+        lines.extend([
+            "Sec-WebSocket-Extensions: x-other",
+            "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10",
+        ]);
+        let head = head(&lines);
+        let upgrade = head.upgrade().unwrap();
+        assert_eq!(upgrade.deflate(None), Ok(None), "where it is off, nothing is looked at");
+        let mut out = Vec::new();
+        switching_protocols(upgrade.key, Some("chat"), upgrade.deflate(terms).unwrap(), &mut out);
+        let answer = "Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
+                      client_no_context_takeover; server_max_window_bits=10\r\n\r\n";
+        assert!(out.ends_with(answer.as_bytes()), "{}", String::from_utf8_lossy(&out));
+        let head = changed("Sec-WebSocket-Extensions: permessage-deflate; =");
+        let upgrade = head.upgrade().unwrap();
+        assert_eq!(upgrade.deflate(terms).unwrap_err().status, 400);
+        assert_eq!(upgrade.deflate(None), Ok(None));
     }
 
     #[test]

@@ -12,10 +12,13 @@
 //! lengths in a longer form than needed pass, and takes as long as the decoder here for a whole empty frame (9 ns,
 //! `benches/wire.rs`). A test holds both to the same answer where both are right.
 
-pub use super::decoder::{Decoder, Input, Message};
+pub use super::decoder::{Accepts, Decoder, Input, Message};
 
 /// The longest payload of a control frame (RFC 6455 §5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
+
+/// The reserved bit that says of a message's first frame that the message is compressed (RFC 7692 §6).
+pub const RSV1: u8 = 0x40;
 
 /// The longest header a client can send: 2 + 8 bytes of length + 4 of mask.
 pub(super) const HEADER_BYTES_MAX: usize = 14;
@@ -121,8 +124,12 @@ pub fn header_bytes_of(frame: &[u8]) -> usize {
 /// such header.
 pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {
     let [first, second, rest @ ..] = bytes else { return None };
-    // Whole messages only, of an opcode that there is.
-    if first & 0xf0 != 0x80 || !matches!(first & 0x0f, 1 | 2 | 8 | 9 | 10) {
+    // Whole messages only, compressed or not, of an opcode that there is.
+    let is_compressed = first & RSV1 != 0;
+    if first & 0xb0 != 0x80
+        || (is_compressed && !matches!(first & 0x0f, 1 | 2))
+        || !matches!(first & 0x0f, 1 | 2 | 8 | 9 | 10)
+    {
         return None;
     }
     let payload_bytes = match second {
@@ -145,7 +152,7 @@ pub fn binary_frame(payload: &[u8], out: &mut Vec<u8>) {
     data_frame(Opcode::Binary, payload, out);
 }
 
-fn data_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+pub(super) fn data_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.reserve(header_bytes(payload.len()) + payload.len());
     write_header(out, opcode, payload.len());
     out.extend_from_slice(payload);
@@ -175,6 +182,8 @@ pub fn close_frame(code: u16, reason: &str, out: &mut Vec<u8>) {
 pub(super) struct Header {
     pub(super) opcode: Opcode,
     pub(super) fin: bool,
+    /// It is the first of a compressed message.
+    pub(super) deflated: bool,
     pub(super) mask: [u8; 4],
     pub(super) payload_bytes: usize,
     /// The length of the header itself.
@@ -186,20 +195,21 @@ impl Header {
     ///
     /// The checks stand in the order of the bytes, so that a bad header fails the same however much of it is there.
     #[inline]
-    pub(super) fn parse(
-        bytes: &[u8],
-        so_far: Option<usize>,
-        message_bytes_max: usize,
-    ) -> Result<Option<Self>, ProtocolError> {
+    pub(super) fn parse(bytes: &[u8], so_far: Option<usize>, accepts: Accepts) -> Result<Option<Self>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         let fin = first & 0x80 != 0;
-        // §5.2: reserved bits are zero unless an extension was negotiated; none is.
-        if first & 0x70 != 0 {
+        // §5.2: reserved bits are zero unless an extension was negotiated that gives them a meaning.
+        let deflated = first & RSV1 != 0;
+        if first & 0x30 != 0 || (deflated && !accepts.deflated) {
             return Err(ProtocolError::protocol("reserved bit set"));
         }
         let Some(opcode) = Opcode::from_bits(first & 0x0f) else {
             return Err(ProtocolError::protocol("reserved opcode"));
         };
+        // RFC 7692 §6.1: it is said once per message, of its first frame, and of no control frame.
+        if deflated && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+            return Err(ProtocolError::protocol("reserved bit set where no message begins"));
+        }
         match (opcode, so_far) {
             // §5.4: the fragments of one message follow each other without another message between them.
             (Opcode::Continuation, None) => return Err(ProtocolError::protocol("continuation of nothing")),
@@ -241,11 +251,11 @@ impl Header {
             return Err(ProtocolError::protocol("length has its highest bit set"));
         }
         let payload_bytes = usize::try_from(announced).map_err(|_| ProtocolError::TOO_LARGE)?;
-        if !opcode.is_control() && payload_bytes > message_bytes_max.saturating_sub(so_far.unwrap_or(0)) {
+        if !opcode.is_control() && payload_bytes > accepts.message_bytes_max.saturating_sub(so_far.unwrap_or(0)) {
             return Err(ProtocolError::TOO_LARGE);
         }
         let Some(&mask) = bytes.get(mask_at..).and_then(<[u8]>::first_chunk) else { return Ok(None) };
-        Ok(Some(Self { opcode, fin, mask, payload_bytes, bytes: mask_at + 4 }))
+        Ok(Some(Self { opcode, fin, deflated, mask, payload_bytes, bytes: mask_at + 4 }))
     }
 }
 
@@ -269,10 +279,18 @@ mod tests {
             assert_eq!(frame_bytes(&frame), Some(frame.len()));
             assert_eq!(header_bytes_of(&frame), frame.len() - payload);
             assert_eq!(frame_bytes(&frame[..1]), None);
+            frame[0] |= RSV1;
+            assert_eq!(frame_bytes(&frame), Some(frame.len()), "a compressed message is as long");
         }
-        for bytes in
-            [&b"{\"a\":1}"[..], &[0x83, 5], &[0x81, 0x85], &[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255], &[]]
-        {
+        for bytes in [
+            &b"{\"a\":1}"[..],
+            &[0x83, 5],
+            &[0x81, 0x85],
+            &[0xc9, 0],
+            &[0xa1, 0],
+            &[0x81, 127, 255, 255, 255, 255, 255, 255, 255, 255],
+            &[],
+        ] {
             assert_eq!(frame_bytes(bytes), None, "{bytes:?}");
             assert!(header_bytes_of(bytes) <= 10, "{bytes:?}");
         }
@@ -336,7 +354,7 @@ mod tests {
             }
             let so_far = (bytes[0] & 0x0f == 0).then_some(0);
             let theirs = FrameHeader::parse(&mut Cursor::new(&bytes));
-            match Header::parse(&bytes, so_far, usize::MAX) {
+            match Header::parse(&bytes, so_far, Accepts::plain(usize::MAX)) {
                 Ok(Some(ours)) => {
                     let (header, length) = theirs.unwrap().unwrap();
                     prop_assert_eq!(header.opcode, OpCode::from(ours.opcode as u8));

@@ -84,6 +84,25 @@ test('it publishes, receives, sends, asks and is told who it is', async () => {
   assert.deepEqual(alice.errors, []);
 });
 
+test('with batch it has the same events in fewer frames', async () => {
+  const frames = { one: 0, batch: 0 };
+  const counting = (name) => class extends WebSocket {
+    constructor(...given) {
+      super(...given);
+      this.addEventListener('message', () => frames[name]++);
+    }
+  };
+  const [one, batch] = [client({ WebSocket: counting('one') }), client({ batch: true, WebSocket: counting('batch') })];
+  const room = freshRoom('quote');
+  const [all, same] = [await listen(one, room), await listen(batch, room)];
+  await shared.api('POST', '/api/v1/publish', Array.from({ length: 200 }, (_, n) => ({ room, type: 'note.added', data: n })));
+  await count(all.events, 200);
+  await count(same.events, 200);
+  assert.deepEqual(same.events, all.events);
+  assert.ok(frames.batch < frames.one / 2, JSON.stringify(frames));
+  assert.deepEqual([...one.errors, ...batch.errors], []);
+});
+
 test('history is walked through in both directions', async () => {
   const hub = client();
   const room = freshRoom('quote');

@@ -81,6 +81,26 @@ test('it names itself, its session and its token in the handshake', async () => 
   assert.equal(other.socket.url, 'ws://hub.example/ws');
 });
 
+test('events that come in one frame are handled in order, none after a handler has closed', async () => {
+  const world = await World.connected({ batch: true, token: 'a.b.c' });
+  assert.deepEqual(world.socket.protocols, ['ringhub.v1.json.batch', 'ringhub.v1.json', 'bearer.a.b.c']);
+  const got = [];
+  world.hub.subscribe('project:1', ({ seq }) => {
+    got.push(seq);
+    if (seq === 4) world.hub.close();
+  });
+  await settled();
+  world.socket.subscribed('project:1');
+  const events = (...seqs) => seqs.map((seq) => ({ type: 'n', id: `${seq}`, room: 'project:1', seq, data: {} }));
+  world.socket.frame(events(1, 2));
+  world.socket.event('project:1', 3);
+  await settled();
+  assert.deepEqual(got, [1, 2, 3]);
+  world.socket.frame(events(4, 5));
+  await settled();
+  assert.deepEqual(got, [1, 2, 3, 4]);
+});
+
 // ---- coming back ----
 
 test('pauses are drawn from ranges that double up to the largest', async () => {

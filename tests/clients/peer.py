@@ -14,6 +14,7 @@ import struct
 import uuid
 from dataclasses import dataclass, field
 
+import msgpack
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -45,12 +46,17 @@ class Peer:
         return self
 
     @property
+    def speaks_msgpack(self) -> bool:
+        return "msgpack" in (self.connection.subprotocol or "")
+
+    @property
     def data(self) -> dict:
         """The greeting's data."""
         return self.greeting["data"]
 
     async def send(self, kind: str, data: object = None, **more) -> None:
-        await self.connection.send(json.dumps({"type": kind, **({} if data is None else {"data": data}), **more}))
+        message = {"type": kind, **({} if data is None else {"data": data}), **more}
+        await self.connection.send(msgpack.packb(message) if self.speaks_msgpack else json.dumps(message))
 
     async def ask(self, kind: str, data: object = None) -> dict:
         """Sends a command and waits for its answer, an `error` included."""
@@ -104,23 +110,26 @@ class Peer:
         await self.connection.close()
 
     async def _find(self, wanted) -> dict:
-        for index, message in enumerate(self.inbox):
-            if wanted(message):
-                return self.inbox.pop(index)
+        seen = 0
         async with asyncio.timeout(WAIT_S):
             while True:
-                message = self._keep(await self.connection.recv())
-                if wanted(message):
-                    self.inbox.pop()
-                    return message
+                for index, message in enumerate(self.inbox[seen:], seen):
+                    if wanted(message):
+                        return self.inbox.pop(index)
+                seen = len(self.inbox)
+                self._keep(await self.connection.recv())
 
-    def _keep(self, text: str) -> dict:
-        assert isinstance(text, str), f"a native client got a binary message: {text!r}"
-        message = json.loads(text)
-        check_envelope(message)
-        self.frames.append(text)
-        self.inbox.append(message)
-        return message
+    def _keep(self, frame: str | bytes) -> None:
+        assert isinstance(frame, bytes if self.speaks_msgpack else str), f"a frame of the other kind: {frame!r}"
+        read = msgpack.unpackb(frame) if self.speaks_msgpack else json.loads(frame)
+        if isinstance(read, list):
+            assert (self.connection.subprotocol or "").endswith(".batch"), "nobody else gets an array"
+            assert len(read) > 1 and all("seq" in event for event in read), read
+        messages = read if isinstance(read, list) else [read]
+        for message in messages:
+            check_envelope(message)
+        self.frames.append(frame)
+        self.inbox += messages
 
 
 @contextlib.asynccontextmanager

@@ -71,6 +71,11 @@ class Socket {
     this.onmessage?.({ data: JSON.stringify({ id: 'x', timestamp: new Date(this.world.clock.time + this.world.skew).toISOString(), ...message }) });
   }
 
+  /** A frame as it is. */
+  frame(value) {
+    this.onmessage?.({ data: JSON.stringify(value) });
+  }
+
   /** The handshake is refused, as it is told to a client of npm's ws. */
   refuseUpgrade(statusCode, headers = {}) {
     this.listeners['unexpected-response']({}, { statusCode, headers });

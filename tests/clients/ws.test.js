@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
+import { decode, encode } from '@msgpack/msgpack';
 import WebSocket from 'ws';
 
 const { HUB_URL: url, HUB_HTTP_URL: http, HUB_TOKEN: token, HUB_ADMIN_TOKEN: admin } = process.env;
@@ -195,4 +196,100 @@ test('echo sends text and binary back as they came', async () => {
     assert.ok(bytes.equals(Buffer.from(message)));
   }
   socket.terminate();
+});
+
+test('the same events come as JSON, in batches and as MessagePack', async () => {
+  const room = freshRoom();
+  const forms = ['ringhub.v1.json', 'ringhub.v1.json.batch', 'ringhub.v1.msgpack', 'ringhub.v1.msgpack.batch'];
+  const clients = await Promise.all(forms.map((form) => speaker(form)));
+  for (const client of clients) await client.ask('subscribe', { room });
+  const data = [{ text: 'ünï 😀', half: 0.5, many: Array(100).fill(1), none: null }, 'text', -1, 2 ** 53 - 1, [[]]];
+  const events = Array.from({ length: 100 }, (_, at) => ({ room, type: 'note.added', data: data[at % data.length] }));
+  const answer = await fetch(`${http}/api/v1/publish`, {
+    method: 'POST', headers: { Authorization: `Bearer ${admin}`, 'Content-Type': 'application/json' }, body: JSON.stringify(events),
+  });
+  assert.equal(answer.status, 200);
+  const got = await Promise.all(clients.map((client) => client.events(events.length)));
+  assert.deepEqual(got[0].map((event) => event.data), events.map((event) => event.data));
+  for (const other of got) assert.deepEqual(other, got[0]);
+  const published = await clients[2].ask('publish', { room, type: 'note.added', data: data[0] });
+  assert.equal(published.type, 'published');
+  assert.equal(published.data.seq, events.length + 1);
+  assert.ok(clients[1].frames < clients[0].frames && clients[3].frames < clients[2].frames);
+  for (const client of clients) client.socket.close();
+});
+
+/** A client that speaks one of the forms of the protocol. */
+async function speaker(form) {
+  const packs = form.includes('msgpack');
+  const socket = new WebSocket(`${url}/ws`, [form], { headers: { Authorization: `Bearer ${token}` } });
+  const client = { socket, frames: 0, inbox: [], look: () => {} };
+  socket.on('message', (bytes, binary) => {
+    assert.equal(binary, packs);
+    client.frames += 1;
+    client.inbox.push(...[].concat(packs ? decode(bytes) : JSON.parse(bytes)));
+    client.look();
+  });
+  const until = (enough) => new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`${form}: nothing of the kind in ${JSON.stringify(client.inbox)}`)), WAIT_MS);
+    client.look = () => {
+      const found = enough();
+      if (!found) return;
+      clearTimeout(timer);
+      client.look = () => {};
+      resolve(found);
+    };
+    client.look();
+  });
+  client.ask = (type, data) => {
+    const id = `${form}-${client.frames}-${Math.random()}`;
+    socket.send(packs ? encode({ type, id, data }) : JSON.stringify({ type, id, data }));
+    return until(() => client.inbox.find((message) => message.ref === id));
+  };
+  client.events = (count) => until(() => {
+    const events = client.inbox.filter((message) => message.seq);
+    return events.length >= count && events;
+  });
+  await once(socket, 'open');
+  assert.equal(socket.protocol, form);
+  await until(() => client.inbox.find((message) => message.type === 'connection_established'));
+  return client;
+}
+
+/** A client of npm's ws with compression, which it offers by default; what was agreed is in `agreed`. */
+const compressed = async (perMessageDeflate, path = '/ws') => {
+  const socket = new WebSocket(url + path, { headers: { Authorization: `Bearer ${token}` }, perMessageDeflate });
+  const [{ headers }] = await once(socket, 'upgrade');
+  return { socket, agreed: headers['sec-websocket-extensions'] };
+};
+
+test('ws echoes compressed messages of any size, with any parameters', { skip: !process.env.HUB_COMPRESSES && 'the hub does not compress' }, async () => {
+  for (const offer of [true, { threshold: 0 }, { threshold: 0, serverNoContextTakeover: true, clientNoContextTakeover: true }, { threshold: 0, serverMaxWindowBits: 9 }, { threshold: 0, clientMaxWindowBits: 10 }]) {
+    const { socket, agreed } = await compressed(offer, '/echo');
+    assert.match(agreed, /^permessage-deflate; server_no_context_takeover/, JSON.stringify(offer));
+    await once(socket, 'open');
+    for (const size of [0, 1, 200, 5000, 65_536, 300_000]) {
+      const message = 'añb'.repeat(size);
+      socket.send(message);
+      const [text, isBinary] = await once(socket, 'message');
+      assert.equal(isBinary, false);
+      assert.ok(text.toString() === message, `${size} in ${JSON.stringify(offer)}`);
+      socket.send(Buffer.alloc(size, 7));
+      const [bytes] = await once(socket, 'message');
+      assert.ok(bytes.equals(Buffer.alloc(size, 7)));
+    }
+    socket.close();
+    await once(socket, 'close');
+  }
+});
+
+test('an event is the same for a client that compresses and one that does not', { skip: !process.env.HUB_COMPRESSES && 'the hub does not compress' }, async () => {
+  const room = freshRoom();
+  const peers = [await Peer.join('/ws', { perMessageDeflate: true }), await Peer.join('/ws', { perMessageDeflate: false })];
+  for (const peer of peers) await peer.ask('subscribe', { room });
+  await peers[0].ask('publish', { room, type: 'x', data: { rows: Array(100).fill({ status: 'running' }) } });
+  const [one, other] = await Promise.all(peers.map((peer) => peer.next((m) => m.room === room && m.seq === 1)));
+  assert.deepEqual(one, other);
+  assert.ok(peers[0].socket.extensions.includes('permessage-deflate') && peers[1].socket.extensions === '');
+  for (const peer of peers) await peer.close();
 });

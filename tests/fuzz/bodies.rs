@@ -15,12 +15,15 @@ use ringhub::session::stream::{Begins, StreamAsked};
 use ringhub::wire::{
     base64,
     codes::ErrorCode,
+    deflate::{Deflater, InflateBounds, Inflater, Window, plain},
     engineio::{self, PacketKind, Payload, PayloadWriter},
     envelope::{Event, Stamp, rfc3339, write_event},
+    extensions::{DeflateTerms, agree},
     forwarded::client_address,
     http::{Head, parse_head},
     json::Scratch,
     mask::unmask,
+    merge_patch, msgpack,
     native::{Command, Parsed, REFERENCE_BYTES_MAX, Reference, is_event_type, parse},
     outlet::Outlet,
     proxy::{self, Proxy},
@@ -28,7 +31,8 @@ use ringhub::wire::{
     socketio::{self, ATTACHMENTS_MAX, Assembled, Assembler, NAMESPACE_BYTES_MAX},
     sse,
     upgrade::{bearer_token, switching_protocols},
-    ws::{self, Decoder, Input, Message, Opcode, ProtocolError},
+    variant::Variant,
+    ws::{self, Accepts, Decoder, Input, Message, Opcode, ProtocolError},
 };
 
 const HEAD_BYTES_MAX: usize = 4096;
@@ -74,7 +78,7 @@ fn check_head(head: &Head<'_>, data: &[u8]) {
         Ok(upgrade) => {
             assert!(head.wants_websocket() && !head.body_expected());
             let mut answer = Vec::new();
-            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), &mut answer);
+            switching_protocols(upgrade.key, upgrade.protocols.first().copied(), None, &mut answer);
             assert!(answer.ends_with(b"\r\n\r\n"));
             assert_eq!(answer.windows(4).filter(|bytes| bytes == b"\r\n\r\n").count(), 1);
             if let Err(refusal) = bearer_token(head, Some(&upgrade), Some("auth")) {
@@ -175,6 +179,13 @@ fn check_lines(json: &[u8]) {
 /// what was decoded survives being encoded and decoded again. The first byte chooses the cuts.
 pub fn frames(data: &[u8]) {
     let Some((&seed, stream)) = data.split_first() else { return };
+    for deflated in [false, true] {
+        frames_accepting(seed, stream, Accepts { message_bytes_max: MESSAGE_BYTES_MAX, deflated });
+    }
+}
+
+fn frames_accepting(seed: u8, stream: &[u8], accepts: Accepts) {
+    let decode = |pieces: &mut [Vec<u8>]| decode(pieces, accepts);
     let whole = decode(&mut [stream.to_vec()]);
     let mut single: Vec<Vec<u8>> = stream.chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(whole, decode(&mut single));
@@ -188,20 +199,59 @@ pub fn frames(data: &[u8]) {
     assert_eq!(decode(&mut cut(&again, seed)).0, whole.0);
 }
 
+/// What is offered as extensions, and compressed messages behind it: whatever is agreed on is within the terms, and what is
+/// decompressed is within its bound, comes back when it is compressed again, and is the same when it is looked for in frames.
+pub fn deflate(data: &[u8]) {
+    let place = memchr(data, b'\n').unwrap_or(data.len());
+    let (line, rest) = data.split_at(place);
+    let terms = DeflateTerms { window_bits: 12, client_window_bits: 10 };
+    let agreed = std::str::from_utf8(line).ok().and_then(|line| agree([line], terms).ok().flatten());
+    let mut window = None;
+    if let Some(agreed) = agreed {
+        assert!((9..=12).contains(&agreed.window_bits) && agreed.client_window_bits <= 10);
+        let mut told = Vec::new();
+        agreed.write(&mut told);
+        assert!(told.is_ascii());
+        window = Some(Window::new(agreed.client_window_bits.max(8)));
+    }
+    let mut inflater = Inflater::default();
+    let mut deflater = Deflater::new(1 + u32::from(data.first().copied().unwrap_or(0) % 9));
+    let bounds = InflateBounds { message_bytes_max: MESSAGE_BYTES_MAX, ratio_max: 0 };
+    // Messages of one client, one per line.
+    for payload in rest.split(|byte| *byte == b'\n') {
+        let Ok(message) = inflater.message(payload, false, window.as_mut(), bounds) else { continue };
+        assert!(message.len() <= MESSAGE_BYTES_MAX);
+        let message = message.to_vec();
+        let mut frame = Vec::new();
+        if deflater.frame(Opcode::Binary, &message, 9, &mut frame) {
+            let mut expected = Vec::new();
+            ws::binary_frame(&message, &mut expected);
+            assert!(frame.len() < expected.len());
+            assert_eq!(&plain(&frame)[..], &expected);
+        }
+    }
+    plain(rest);
+}
+
+fn memchr(bytes: &[u8], wanted: u8) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == wanted)
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Owned {
     Data(Opcode, Vec<u8>),
+    Deflated(bool, Vec<u8>),
     Close(Option<(u16, String)>),
 }
 
 /// All messages of a stream up to the close or the error.
-fn decode(pieces: &mut [Vec<u8>]) -> (Vec<Owned>, Option<ProtocolError>) {
+fn decode(pieces: &mut [Vec<u8>], accepts: Accepts) -> (Vec<Owned>, Option<ProtocolError>) {
     let mut decoder = Decoder::new();
     let mut messages = Vec::new();
     for piece in pieces {
         let mut input = Input::new(piece);
         loop {
-            match decoder.next(&mut input, MESSAGE_BYTES_MAX) {
+            match decoder.next(&mut input, accepts) {
                 Ok(None) => break,
                 Ok(Some(message)) => messages.push(owned(message)),
                 Err(error) => return (messages, Some(error)),
@@ -226,6 +276,10 @@ fn owned(message: Message<'_>) -> Owned {
         Message::Binary(bytes) => {
             assert!(bytes.len() <= MESSAGE_BYTES_MAX);
             Owned::Data(Opcode::Binary, bytes.to_vec())
+        }
+        Message::Deflated { is_text, payload } => {
+            assert!(payload.len() <= MESSAGE_BYTES_MAX);
+            Owned::Deflated(is_text, payload.to_vec())
         }
         Message::Ping(payload) => Owned::Data(Opcode::Ping, payload.to_vec()),
         Message::Pong(payload) => Owned::Data(Opcode::Pong, payload.to_vec()),
@@ -255,6 +309,14 @@ fn encode_masked(message: &Owned, mask: [u8; 4], out: &mut Vec<u8>) {
         Owned::Data(Opcode::Text, payload) => ws::text_frame(payload, &mut frame),
         Owned::Data(Opcode::Binary, payload) => ws::binary_frame(payload, &mut frame),
         Owned::Data(opcode, payload) => ws::control_frame(*opcode, payload, &mut frame),
+        Owned::Deflated(is_text, payload) => {
+            if *is_text {
+                ws::text_frame(payload, &mut frame);
+            } else {
+                ws::binary_frame(payload, &mut frame);
+            }
+            frame[0] |= ws::RSV1;
+        }
         Owned::Close(None) => ws::control_frame(Opcode::Close, b"", &mut frame),
         Owned::Close(Some((code, reason))) => ws::close_frame(*code, reason, &mut frame),
     }
@@ -562,5 +624,105 @@ fn replace_placeholders(value: &mut serde_json::Value, texts: &[String]) {
             members.values_mut().for_each(|value| replace_placeholders(value, texts));
         }
         _ => {}
+    }
+}
+
+/// Other forms of messages: any bytes are refused as MessagePack or are JSON, which can be packed again; of two lines the
+/// second is made of the first by the merge patch between them, if there is one; and the lines that are objects are the same
+/// events in every form.
+pub fn variants(data: &[u8]) {
+    check_msgpack(data);
+    let mut lines = data.split(|byte| *byte == b'\n');
+    if let (Some(old), Some(new)) = (lines.next(), lines.next()) {
+        check_merge_patch(old, new);
+    }
+    let objects = data
+        .split(|byte| *byte == b'\n')
+        .filter(|line| serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| value.is_object()));
+    check_forms(&objects.map(<[u8]>::trim_ascii).collect::<Vec<_>>());
+}
+
+fn unpacked(message: &[u8]) -> Option<Vec<u8>> {
+    let mut json = Vec::new();
+    msgpack::read(message, DEPTH_MAX, MESSAGE_BYTES_MAX, &mut json).ok()?;
+    assert!(json.len() <= MESSAGE_BYTES_MAX);
+    Some(json)
+}
+
+fn check_msgpack(data: &[u8]) {
+    let mut packed = Vec::new();
+    msgpack::write(data, &mut packed);
+    let Some(json) = unpacked(data) else { return };
+    serde_json::from_slice::<serde_json::Value>(&json).expect("JSON");
+    packed.clear();
+    msgpack::write(&json, &mut packed);
+    assert_eq!(unpacked(&packed), Some(json));
+}
+
+fn check_merge_patch(old: &[u8], new: &[u8]) {
+    let mut patch = Vec::new();
+    let is_said = merge_patch::write(old, new, &mut patch);
+    let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text);
+    let (Ok(mut made), Ok(new)) = (value(old), value(new)) else { return };
+    if is_said {
+        merge(&mut made, &value(&patch).expect("a patch is JSON"));
+        assert_eq!(made, new);
+    }
+}
+
+/// RFC 7396 §2.
+fn merge(target: &mut serde_json::Value, patch: &serde_json::Value) {
+    let serde_json::Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = serde_json::Value::Object(serde_json::Map::new());
+    }
+    let serde_json::Value::Object(members) = target else { return };
+    for (key, value) in patch {
+        if value.is_null() {
+            members.remove(key);
+        } else {
+            merge(members.entry(key.as_str()).or_insert(serde_json::Value::Null), value);
+        }
+    }
+}
+
+fn check_forms(events: &[&[u8]]) {
+    let mut frames = Vec::new();
+    events.iter().for_each(|event| ws::text_frame(event, &mut frames));
+    for variant in [Variant::Plain, Variant::Batch, Variant::MsgPack, Variant::MsgPackBatch] {
+        // One by one: parsers may differ in the last digit of a number, but not with themselves.
+        let values = events.iter().map(|event| {
+            let mut text = event.to_vec();
+            if variant.is_msgpack() {
+                let mut message = Vec::new();
+                msgpack::write(event, &mut message);
+                text.clear();
+                msgpack::read(&message, usize::MAX, usize::MAX, &mut text).expect("MessagePack");
+            }
+            serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")
+        });
+        let values: Vec<_> = values.collect();
+        let (mut out, mut got) = (Vec::new(), Vec::new());
+        variant.write_events(&frames, &mut out);
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            let (frame, behind) = rest.split_at(ws::frame_bytes(rest).expect("whole frames"));
+            let payload = &frame[ws::header_bytes_of(frame)..];
+            let mut json = Vec::new();
+            if variant.is_msgpack() {
+                msgpack::read(payload, usize::MAX, usize::MAX, &mut json).expect("MessagePack");
+            } else {
+                json.extend_from_slice(payload);
+            }
+            match serde_json::from_slice(&json).expect("JSON") {
+                serde_json::Value::Array(some) => got.extend(some),
+                one => got.push(one),
+            }
+            rest = behind;
+        }
+        assert_eq!(got, values);
     }
 }

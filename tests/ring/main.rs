@@ -7,3 +7,4 @@ mod epoll;
 mod real;
 mod sim;
 mod uring;
+mod waiting;

@@ -7,7 +7,7 @@ use ringhub::ring::uring::{Uring, UringOptions};
 
 use crate::real::{self, Real};
 
-const SMALL: UringOptions = UringOptions { entries: 64, completions: 4096, buffers: 16, buffer_bytes: 1024 };
+const SMALL: UringOptions = UringOptions::sized(64, 4096, 16, 1024);
 
 impl Real for Uring {
     const MODULE: &str = "uring";

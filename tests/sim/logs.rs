@@ -1,6 +1,6 @@
 //! Logs, slow readers and sessions against a naive reference: small logs, small outboxes, readers that stop for a while,
 //! subscribe from anywhere in the log, vanish, and are taken up by a connection to another shard. Some rooms are urgent,
-//! and cease to be or become it while events wait.
+//! and cease to be or become it while events wait. Each speaks one of the forms of the protocol.
 //!
 //! A reader has one number per room: the last event that it was given, or was told that it won't get. Whatever it is told
 //! has to follow on that without a hole, but for events that it did not ask for.
@@ -19,7 +19,7 @@ use ringhub::shard::Settings;
 use ringhub::shard::request::Request;
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Client, SUBPROTOCOLS};
 use crate::model::for_each_seed;
 use crate::node::{Node, config};
 
@@ -234,7 +234,8 @@ impl Run {
 
     fn connect(&mut self) -> usize {
         let shard = self.rng.usize(..self.node.shards());
-        let client = Client::connect(&self.node, shard, "/ws", "");
+        let subprotocol = self.rng.choice(SUBPROTOCOLS).expect("some");
+        let client = Client::connect_as(&self.node, shard, "/ws", "", subprotocol);
         self.actors.push(Actor {
             client,
             seen: 0,

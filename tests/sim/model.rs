@@ -10,7 +10,7 @@ use fastrand::Rng;
 use ringhub::ring::sim::Faults;
 use serde_json::{Value, json};
 
-use crate::client::{Client, frame};
+use crate::client::{Client, SUBPROTOCOLS, frame};
 use crate::node::{Node, config};
 
 const SEEDS: u64 = 300;
@@ -161,6 +161,12 @@ impl Run {
         self.node.assert_empty();
     }
 
+    /// A client that offers compression.
+    fn deflating_client(&self, shard: usize, query: &str, parameter: &str) -> Client {
+        let offer = format!("Sec-WebSocket-Extensions: permessage-deflate; {parameter}\r\n");
+        Client::connect_with(&self.node, shard, "/ws", query, &offer)
+    }
+
     fn connect(&mut self) {
         let shard = self.rng.usize(..self.node.shards());
         let query = match self.rng.u8(..6) {
@@ -169,7 +175,14 @@ impl Run {
             1 => format!("client_id=c{}", self.rng.u8(..3)),
             _ => String::new(),
         };
-        let client = Client::connect(&self.node, shard, "/ws", &query);
+        let client = match self.rng.u8(..4) {
+            0 => self.deflating_client(shard, &query, "client_max_window_bits"),
+            1 => self.deflating_client(shard, &query, "server_max_window_bits=9"),
+            _ => {
+                let subprotocol = self.rng.choice(SUBPROTOCOLS).expect("some");
+                Client::connect_as(&self.node, shard, "/ws", &query, subprotocol)
+            }
+        };
         self.actors.push(Actor {
             client,
             seen: 0,

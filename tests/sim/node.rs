@@ -41,6 +41,10 @@ pub fn config() -> Config {
     config.limits.messages_per_s = 0;
     config.limits.connects_per_s = 0;
     config.limits.connections_per_address_max = 0;
+    // For those who offer it. In a busy turn not all of it can be compressed.
+    config.compression.enabled = true;
+    config.compression.threshold_bytes = 100;
+    config.compression.turn_bytes_max = 2000;
     // Rooms are forgotten within the time that tests let pass.
     config.history.age_s = 1;
     config
@@ -229,6 +233,7 @@ impl Node {
         self.pass(Duration::from_secs(3));
         let figures = self.figures();
         assert_eq!(self.world.sockets_open(), 0, "sockets");
+        assert_eq!((figures.deflate_connections, figures.window_bytes), (0, 0), "what was agreed on compression");
         assert_eq!((figures.connections, figures.handshakes), (0, 0), "connections, handshakes");
         assert_eq!((figures.subscriptions, figures.rooms), (0, 0), "subscriptions, rooms");
         assert_eq!(figures.sending, 0, "sends under way");

@@ -15,7 +15,7 @@ use ringhub::ring::sim::Faults;
 use ringhub::shard::request::{ExplainAsked, Request};
 use serde_json::json;
 
-use crate::client::Client;
+use crate::client::{Client, SUBPROTOCOLS};
 use crate::model::seeds;
 use crate::node::{Node, config};
 
@@ -123,7 +123,8 @@ impl Run {
             return;
         }
         let shard = self.rng.usize(..self.node.shards());
-        let client = Client::connect(&self.node, shard, "/ws", &format!("client_id=c{name}"));
+        let subprotocol = self.rng.choice(SUBPROTOCOLS).expect("some");
+        let client = Client::connect_as(&self.node, shard, "/ws", &format!("client_id=c{name}"), subprotocol);
         self.connections.push(Connection { name, client, is_open: true, reads: true });
         // Its former connection may not be gone yet.
         self.node.settle();

@@ -170,6 +170,7 @@
  *     who one is
  * @property {string} [client_id] a name for the connection; the hub refuses it while another connection has it
  * @property {string} [session_id] a name for the session. Whoever connects with it last has it: 4409 ends the other one
+ * @property {boolean} [batch] have events of a room that are due at once in one frame, which wakes the page once for all
  * @property {any} [WebSocket] the class to use; by default the global one
  * @property {number} [timeout_ms] how long the hub may take to answer a command that was sent, 10 000
  * @property {number} [connect_timeout_ms] from asking for the token to the hub's greeting, 10 000
@@ -692,7 +693,7 @@ export class Ringhub extends Emitter {
   async #open() {
     this.#clear('reconnect');
     const turn = ++this.#turn;
-    const { WebSocket, connect_timeout_ms } = this.#options;
+    const { WebSocket, connect_timeout_ms, batch } = this.#options;
     this.#set('connecting');
     // Whoever was told may have closed it.
     if (turn !== this.#turn) return;
@@ -712,6 +713,7 @@ export class Ringhub extends Emitter {
     if (this.#tokenWasRenewed && !this.#token) return this.#end(new ConnectionClosed('there is no new token', 4401));
     this.#tokenIsSuspect = true;
     const protocols = ['ringhub.v1.json'];
+    if (batch) protocols.unshift('ringhub.v1.json.batch');
     if (this.#token) protocols.push(`bearer.${this.#token}`);
     try {
       const socket = new WebSocket(this.#url, protocols);
@@ -738,12 +740,22 @@ export class Ringhub extends Emitter {
   #receive(text) {
     this.#heardAt = this.#platform.now();
     this.#heard++;
-    let message;
+    let messages;
     try {
-      message = JSON.parse(text);
+      // Events may come several at a time.
+      messages = [JSON.parse(text)].flat();
     } catch (error) {
       return this.#report(error);
     }
+    const turn = this.#turn;
+    for (const message of messages) {
+      // A handler may have ended the connection.
+      if (turn === this.#turn) this.#message(message);
+    }
+  }
+
+  /** @param {any} message */
+  #message(message) {
     const { type, ref, room, seq, data } = message;
     if (ref !== undefined) return this.#answered(ref, message);
     if (seq !== undefined) return this.#event(message);
