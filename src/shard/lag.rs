@@ -302,6 +302,7 @@ impl State {
         client.tidy();
         for Lag { room: id, after_seq, .. } in even {
             self.core.unpark(id, conn);
+            self.caught_up_for_deltas(conn, id);
             if let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) {
                 self.core.recorder.change(conn, What::CaughtUp { room, to_seq: after_seq });
             }
