@@ -372,3 +372,80 @@ fn every_section_of_the_test_script_is_a_function_of_it() {
         assert!(script.contains(&format!("\nsection_{section}() {{")), "tests/run: {section} has no function");
     }
 }
+
+/// The commands of Redis that the broker uses, with the version that brought them or the form they are used in. Sharded
+/// publish/subscribe is for clusters, which have it from 7.0 on.
+const REDIS_COMMANDS: [(&str, (u8, u8)); 31] = [
+    ("CLIENT", (2, 6)),
+    ("DEL", (1, 0)),
+    ("EVAL", (2, 6)),
+    ("EVALSHA", (2, 6)),
+    ("GET", (1, 0)),
+    ("HDEL", (2, 4)),
+    ("HEXISTS", (2, 0)),
+    ("HGET", (2, 0)),
+    ("HMGET", (2, 0)),
+    ("HSCAN", (2, 8)),
+    ("HSET", (4, 0)),
+    ("INFO", (1, 0)),
+    ("PEXPIRE", (2, 6)),
+    ("PING", (1, 0)),
+    ("PTTL", (2, 6)),
+    ("PUBLISH", (2, 0)),
+    ("ROLE", (2, 8)),
+    ("SCRIPT", (2, 6)),
+    ("SENTINEL", (2, 8)),
+    ("SET", (2, 6)),
+    ("SPUBLISH", (7, 0)),
+    ("TIME", (2, 6)),
+    ("UNLINK", (4, 0)),
+    ("WAIT", (3, 0)),
+    // With MINID.
+    ("XADD", (6, 2)),
+    ("XRANGE", (5, 0)),
+    ("ZADD", (1, 2)),
+    ("ZRANGE", (1, 2)),
+    ("ZRANGEBYSCORE", (1, 0)),
+    ("ZREM", (1, 2)),
+    ("ZSCORE", (1, 2)),
+];
+
+/// The words in quotes that follow `before` in a text.
+fn quoted_after<'a>(text: &'a str, before: &str, quote: char) -> Vec<&'a str> {
+    let after = text.match_indices(before).map(|(at, _)| &text[at + before.len()..]);
+    after.filter_map(|rest| rest.strip_prefix(quote)?.split(quote).next()).collect()
+}
+
+#[test]
+fn redis_is_asked_for_nothing_that_6_2_does_not_have() {
+    let scripts = files("src/broker", &[".lua"]);
+    let sources = files("src/broker", &[".rs"]);
+    let mut found = BTreeSet::new();
+    for script in &scripts {
+        let code: String =
+            script.text.lines().map(|line| line.split("--").next().unwrap_or("").to_owned() + "\n").collect();
+        found.extend(quoted_after(&code, "redis.call(", '\'').into_iter().map(str::to_owned));
+        // What came with 7.0: flags of scripts, conditions of expiries, ids of which a part is drawn.
+        let newer = ["#!lua", "redis.setresp", "redis.acl_check_cmd", "redis.REDIS_VERSION", "-*'", "'GT'", "'LT'"];
+        for word in newer {
+            assert!(!script.text.contains(word), "{} has {word}, which Redis 6.2 does not know", script.path);
+        }
+    }
+    for source in &sources {
+        for (_, line) in source.program_lines() {
+            for word in quoted_after(line, "cmd(", '"') {
+                found.insert(word.to_owned());
+            }
+            // Commands that are arguments, or are chosen.
+            let words = line.split('"').skip(1).step_by(2);
+            found.extend(words.filter(|word| ["PUBLISH", "SPUBLISH", "EVALSHA"].contains(word)).map(str::to_owned));
+        }
+    }
+    assert!(scripts.len() >= 10 && found.len() >= 25, "the scripts are where they were: {found:?}");
+    for command in &found {
+        let version = REDIS_COMMANDS.iter().find(|(name, _)| name == command).map(|(_, version)| *version);
+        let version =
+            version.unwrap_or_else(|| panic!("{command} is not in the list: since which version is it there?"));
+        assert!(version <= (6, 2) || command == "SPUBLISH", "{command} came with {version:?}");
+    }
+}

@@ -27,7 +27,7 @@ use super::hooks::{Hooks, HooksStatus};
 use super::journal::JournalSnapshot;
 use super::metrics::Metrics;
 use super::nodes::call::NodeFigures;
-use super::nodes::{Across, NodeCall, ScopeAsked};
+use super::nodes::{Across, ClusterStatus, NodeCall, ScopeAsked};
 use super::openapi::{self, Refusals};
 use super::performance;
 use super::process::{self, Process};
@@ -190,6 +190,7 @@ impl<B: Backend> Api<B> {
             shards_answering: None,
             shards_deaf: None,
             broker: BrokerStatus::of(self.backend.broker()),
+            cluster: self.backend.nodes().map(|nodes| ClusterStatus::of(&nodes)),
             store: self.store.as_ref().map(Store::status),
             hooks: self.hooks.as_ref().map(Hooks::status),
             telemetry: self.telemetry.as_ref().map(Telemetry::status),
@@ -237,6 +238,9 @@ pub(crate) struct Page<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     shards_deaf: Option<usize>,
     broker: BrokerStatus,
+    /// The nodes that share rooms, where there may be several; their state does not decide whether this one takes traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterStatus>,
     /// The stored history, where one is kept; its state does not decide whether the hub takes traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     store: Option<StoreStatus>,

@@ -217,7 +217,8 @@ pub struct Published {
     pub epoch: Option<String>,
     /// True when the same key had been published before; `id` and `seq` are those of the first.
     pub duplicate: bool,
-    /// How many connections it goes to.
+    /// How many connections it goes to. Where there are several nodes: how many of this one, and one for each other node
+    /// that has members in the room, since how many that has is not known here.
     pub delivered: u32,
 }
 

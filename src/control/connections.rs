@@ -91,7 +91,7 @@ pub(crate) async fn list<B: Backend>(
         backend.connections(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.client_id))
     };
     let (parts, told) = api.gather(&scope, here, call).await?.present()?;
-    let Page { items, total, next } = merge::pages(parts, limit, |view: &ConnectionView| &view.client_id);
+    let Page { items, total, next, .. } = merge::pages(parts, limit, |view: &ConnectionView| &view.client_id);
     Ok(json(StatusCode::OK, &Across::new(ConnectionsPage { connections: items, total, next }, told)))
 }
 

@@ -122,7 +122,7 @@ pub(crate) async fn list<B: Backend>(
     for (_, part) in &mut parts {
         part.items = std::mem::take(&mut part.items).into_iter().map(LockView::placed).collect();
     }
-    let merge::Page { items, total, next } = merge::pages(parts, limit, |lock: &LockView| &lock.place);
+    let merge::Page { items, total, next, .. } = merge::pages(parts, limit, |lock: &LockView| &lock.place);
     Ok(json(StatusCode::OK, &Across::new(LocksPage { locks: items, total, next }, told)))
 }
 

@@ -37,7 +37,12 @@ pub(crate) struct RoomsAsked {
 #[derive(Serialize, ToSchema)]
 struct RoomsPage {
     rooms: Vec<RoomAcross>,
+    /// How many rooms fit, on all pages together.
     total: usize,
+    /// True where there may be more than `total`: several nodes have rooms, some of them the same ones, and this page does
+    /// not have all of them. Whoever walks through all pages counts each room once.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    total_is_lower_bound: bool,
     next: Option<String>,
 }
 
@@ -65,8 +70,8 @@ pub(crate) async fn list<B: Backend>(
     let here =
         |backend: &B| backend.rooms(filter, window).map_ok(move |listing| Part::new(listing, limit, |view| &view.room));
     let (parts, told) = api.gather(&scope, here, call).await?.present()?;
-    let Page { items, total, next } = merge::rooms(parts, is_first, limit);
-    Ok(json(StatusCode::OK, &Across::new(RoomsPage { rooms: items, total, next }, told)))
+    let Page { items: rooms, total, is_lower_bound: total_is_lower_bound, next } = merge::rooms(parts, is_first, limit);
+    Ok(json(StatusCode::OK, &Across::new(RoomsPage { rooms, total, total_is_lower_bound, next }, told)))
 }
 
 /// Shows one room.

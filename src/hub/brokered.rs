@@ -107,6 +107,8 @@ pub struct LockCall {
     pub field: Arc<str>,
     /// Comes back with the answer.
     pub number: u64,
+    /// The run of the node through which it is held, or is to be from here on.
+    pub node: u64,
     /// What is wanted.
     pub action: SharedLock,
 }
@@ -122,6 +124,9 @@ pub enum SharedLock {
         session: Arc<str>,
         /// What others are told of who has it.
         holder: LockOwner,
+        /// The turn of the session's connection that asks. A lock that the session has through another node is not given to
+        /// an earlier one than had it there: that one was left behind, and the answer would find nobody.
+        turn: u64,
     },
     /// To have it for longer.
     Renew {
@@ -129,10 +134,13 @@ pub enum SharedLock {
         token: u64,
         /// For how long from now on.
         ttl_ms: u64,
+        /// The turn of the session's connection that asks, as in `Acquire`.
+        turn: u64,
     },
     /// That nobody has it.
     Free {
-        /// The number that it is held with; whatever it is where there is none.
+        /// The number that it is held with, through that node: a session may have taken it along to another one. Whatever
+        /// it is, and wherever, where there is none.
         token: Option<u64>,
     },
 }
@@ -164,7 +172,10 @@ pub enum Locked {
         owner: LockOwner,
     },
     /// It is held for longer.
-    Renewed,
+    Renewed {
+        /// Who has it.
+        owner: LockOwner,
+    },
     /// It was held, and is free now.
     Freed {
         /// The number that it was held with.

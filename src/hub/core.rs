@@ -22,6 +22,7 @@ use super::message::{
     ClaimKind, ClientRequest, Deposit, Direct, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED, Publish,
     Published, ReplyTo,
 };
+use super::moved::Yielding;
 use super::name::{NameHasher, RoomName, ShardId, home_of};
 use super::outbox::Lane;
 use super::presence::{Presenting, Who};
@@ -173,6 +174,8 @@ pub struct Core {
     pub(super) lingering: Lingering,
     /// Sessions that are on their way from one connection to another.
     pub(super) handovers: HashMap<RoomName, Handover, FixedState>,
+    /// Sessions that go to other nodes as soon as their locks have left.
+    pub(super) yielding: HashMap<RoomName, Yielding, FixedState>,
     /// Who has come into rooms or gone, with what members are told of it, where other nodes are asked first.
     pub(super) presence_out: Vec<(RoomName, Arc<str>, Bytes, Presenting)>,
     /// Until when something is known of sessions that left rooms.
@@ -216,6 +219,7 @@ impl Core {
             away: VecDeque::new(),
             lingering: Lingering::default(),
             handovers: HashMap::with_hasher(FixedState::with_seed(seed[0])),
+            yielding: HashMap::with_hasher(FixedState::with_seed(seed[0])),
             presence_out: Vec::new(),
             presence_away: VecDeque::new(),
             ids: Ids::new(seed),
@@ -397,6 +401,9 @@ impl Core {
             Message::FreeLock { room, field, token, reason } => {
                 self.free_lock(&room, &field, Some(token), reason);
             }
+            Message::LockLeaves { lock, session, turn } => self.lock_leaves(&lock, session, turn),
+            Message::LockLeft { session, lock } => self.lock_left(&session, lock),
+            Message::LockArrives(arrived) => self.lock_arrives(*arrived),
             Message::Join(join) => self.join(*join),
             Message::Leaving { room, address, ticket } => {
                 self.send(address.shard, Message::Left { address, room, ticket });

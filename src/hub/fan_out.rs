@@ -196,6 +196,17 @@ impl Core {
         self.given_up_to(id, conn).or_else(|| self.rooms.get(id)?.given_seq())
     }
 
+    /// The last event that this shard's members were given, those that lag apart; none where that is not known.
+    pub fn given_last(&self, id: RoomId) -> Option<u64> {
+        self.rooms.get(id)?.given_seq()
+    }
+
+    /// Whether events of a room can be read once more.
+    pub fn keeps_log(&self, id: RoomId) -> bool {
+        let rules = self.rooms.get(id).map(|room| self.rules.place(room.name.as_str()));
+        rules.is_some_and(|rules| self.rules.log(rules).events_max > 0)
+    }
+
     /// What happens to a member of a room who reads too slowly.
     pub fn policy_of(&self, id: RoomId) -> Policy {
         let rules = self.rooms.get(id).map(|room| self.rules.place(room.name.as_str()));

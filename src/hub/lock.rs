@@ -161,6 +161,29 @@ impl Lock {
         Some(held)
     }
 
+    /// It is held through another node from here on. What the lock was, if it was held with that number.
+    pub fn leave(&mut self, token: u64) -> Option<Held> {
+        self.held.take_if(|held| held.token == token)
+    }
+
+    /// It was held through another node until now. False where a later number was given already, or this one is here.
+    pub fn arrive(&mut self, held: Held) -> Result<Option<Held>, Held> {
+        if self.held.as_ref().is_some_and(|one| one.token >= held.token) {
+            return Err(held);
+        }
+        // Whoever had it here lost it before this number was given.
+        self.reserved = None;
+        self.waiters.retain(|waiter| !waiter.who.is_session_of(&held.holder));
+        Ok(self.held.replace(held))
+    }
+
+    /// The connection that had it last is known.
+    pub fn name_holder(&mut self, token: u64, client_id: &str) {
+        if let Some(held) = self.held.as_mut().filter(|held| held.token == token && held.holder.client_id.is_empty()) {
+            held.holder.client_id = client_id.into();
+        }
+    }
+
     /// Does what is due by now; the lock that has ended by it.
     pub fn pass(&mut self, now_ms: u64) -> Option<Held> {
         let ended = self.held.take_if(|held| held.until_ms <= now_ms);

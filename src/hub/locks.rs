@@ -18,6 +18,7 @@ use super::core::Core;
 use super::lock::{Held, Holder, Lock, LockHeld};
 use super::message::Message;
 use super::name::RoomName;
+use super::presence::Turn;
 use super::reply::Responder;
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
@@ -87,8 +88,21 @@ pub struct LockAsked {
     pub action: LockAction,
     /// The number that the session holds it with, as far as its connection knows.
     pub known: Option<u64>,
+    /// The turn of the connection.
+    pub turn: Turn,
     /// The command's id.
     pub reference: Option<Reference>,
+}
+
+/// A lock of a session that has come from another node.
+#[derive(Debug)]
+pub struct LockArrived {
+    /// The lock.
+    pub lock: HeldLock,
+    /// Whose it is. No connection speaks for it yet.
+    pub who: Holder,
+    /// The turn that the session came with: later than those of its connections at other nodes.
+    pub turn: Turn,
 }
 
 /// What became of it.
@@ -156,6 +170,8 @@ pub struct HeldLock {
     pub until_ms: u64,
     /// Until when, in milliseconds since 1970.
     pub expires_at_ms: u64,
+    /// For how long it was asked for last.
+    pub ttl_ms: u64,
 }
 
 impl HeldLock {
@@ -248,7 +264,7 @@ impl Core {
         // What is over must not be renewed, though its turn has not come yet.
         self.expire_locks();
         let Some(asked) = self.lock_of_all_nodes(asked) else { return };
-        let LockAsked { room, field, address, who, action, known, reference } = asked;
+        let LockAsked { room, field, address, who, action, known, reference, .. } = asked;
         let session_id = who.session_id.clone();
         let outcome = match action {
             LockAction::Acquire { ttl_s } => self.acquire_lock(&room, &field, address, who, known, ttl_s * 1000),
@@ -509,8 +525,8 @@ pub(super) fn lock_info(room: &RoomName, field: &str, held: &Held) -> LockInfo {
 }
 
 pub(super) fn held_lock(room: &RoomName, field: &Arc<str>, held: &Held) -> HeldLock {
-    let Held { token, until_ms, expires_at_ms, .. } = *held;
-    HeldLock { room: room.clone(), field: field.clone(), token, until_ms, expires_at_ms }
+    let Held { token, until_ms, expires_at_ms, ttl_ms, .. } = *held;
+    HeldLock { room: room.clone(), field: field.clone(), token, until_ms, expires_at_ms, ttl_ms }
 }
 
 /// Appends `"client_id":…,"session_id":…,"user_id":…`.
@@ -571,6 +587,7 @@ mod tests {
             who,
             action,
             known: None,
+            turn: Turn::default(),
             reference: None,
         };
         assert!(core.handle(Message::Lock(Box::new(asked)), now).is_none());
@@ -742,7 +759,8 @@ mod tests {
     }
 
     fn lock(core: &Core, field: &str, token: u64) -> HeldLock {
-        HeldLock { room: core.hasher().room("a:b"), field: field.into(), token, until_ms: 0, expires_at_ms: 0 }
+        let room = core.hasher().room("a:b");
+        HeldLock { room, field: field.into(), token, until_ms: 0, expires_at_ms: 0, ttl_ms: 0 }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::batch::{Address, Batch};
 use super::canary::Canary;
-use super::locks::{Freed, HeldLock, LockAsked, LockTold};
+use super::locks::{Freed, HeldLock, LockArrived, LockAsked, LockTold};
 use super::moved::Moved;
 use super::name::{RoomName, ShardId};
 use super::presence::{MembersListed, PresenceAsked, PresenceChange, Turn};
@@ -67,6 +67,24 @@ pub enum Message {
         /// Why.
         reason: Freed,
     },
+    /// To a room's home: a lock's session goes to another node, and takes it along.
+    LockLeaves {
+        /// The lock, as the session knows it.
+        lock: HeldLock,
+        /// The session's room, whose home is told by a `LockLeft`.
+        session: RoomName,
+        /// The turn of the last connection that it had.
+        turn: Turn,
+    },
+    /// To a session's home: a lock has left its room's home; none where the session did not hold it any more.
+    LockLeft {
+        /// The session's room.
+        session: RoomName,
+        /// The lock.
+        lock: Option<Box<LockArrived>>,
+    },
+    /// To a room's home: a session has come from another node, and has a lock.
+    LockArrives(Box<LockArrived>),
     /// To a session's home: a message for the backend.
     Deposit(Box<Deposit>),
     /// To a room's home: something became of a session there. Goes before the `Leave` that may belong to it.
@@ -271,6 +289,7 @@ impl Message {
             Message::CatchUp(ask) => Some(&ask.room),
             Message::History(ask) => Some(&ask.room),
             Message::Lock(asked) => Some(&asked.room),
+            Message::LockArrives(arrived) => Some(&arrived.lock.room),
             Message::Deposit(deposit) => Some(&deposit.room),
             Message::Presence(change) => Some(&change.room),
             Message::PresenceAsked(asked) => Some(&asked.room),
@@ -280,6 +299,7 @@ impl Message {
             | Message::Leave { room, .. }
             | Message::Linger { room }
             | Message::FreeLock { room, .. }
+            | Message::LockLeaves { lock: HeldLock { room, .. }, .. }
             | Message::ReleaseSession { room, .. }
             | Message::Withdrawn { room, .. }
             | Message::HandDown { room, .. }

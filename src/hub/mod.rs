@@ -24,6 +24,7 @@ pub mod log;
 pub mod members;
 pub mod message;
 pub mod moved;
+mod moved_locks;
 pub mod name;
 pub mod outbox;
 pub mod presence;

@@ -16,8 +16,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::core::Core;
-use super::locks::HeldLock;
+use super::lock::Holder;
+use super::locks::{Freed, HeldLock, LockArrived};
 use super::message::{Kept, KeptRoom, Message, ResumeToken};
+use super::moved_locks::NOBODY;
 use super::name::{NameHasher, RoomName};
 use super::presence::{Change, PresenceChange, Turn, Who};
 use super::reply::Responder;
@@ -43,6 +45,15 @@ pub struct YieldAsked {
     pub token: Option<ResumeToken>,
     /// Is given it.
     pub responder: Responder<Moved>,
+}
+
+/// A session that goes to another node as soon as its locks have left.
+#[derive(Debug)]
+pub(super) struct Yielding {
+    /// How many have not.
+    waiting: usize,
+    /// Those that it takes along.
+    left: Vec<LockArrived>,
 }
 
 /// All that a session is, without a connection.
@@ -113,6 +124,8 @@ struct WrittenLock {
     field: String,
     token: u64,
     expires_at_ms: u64,
+    #[serde(default)]
+    ttl_ms: u64,
 }
 
 impl Moved {
@@ -138,6 +151,7 @@ impl Moved {
             field: lock.field.to_string(),
             token: lock.token,
             expires_at_ms: lock.expires_at_ms,
+            ttl_ms: lock.ttl_ms,
         });
         let written = Written {
             token: format!("{:032x}", u128::from_be_bytes(*token)),
@@ -178,6 +192,7 @@ impl Moved {
             token: lock.token,
             until_ms: now.monotonic_us / 1000 + lock.expires_at_ms.saturating_sub(now.unix_ms),
             expires_at_ms: lock.expires_at_ms,
+            ttl_ms: lock.ttl_ms,
         });
         Some(Moved {
             token: u128::from_str_radix(&written.token, 16).ok()?.to_be_bytes(),
@@ -199,6 +214,7 @@ impl Core {
     pub fn yield_session(&mut self, asked: YieldAsked) {
         let Some(asked) = self.await_yield(asked) else { return };
         let id = self.rooms.find(&asked.room);
+        let have_left = self.yielding.contains_key(&asked.room);
         let session = id.and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
         let (Some(id), Some(session)) = (id, session) else {
             let error = Refused::new(ErrorCode::NotFound, "there is no such session");
@@ -222,8 +238,14 @@ impl Core {
             self.send(holder.shard, Message::TakenOver { address: holder, room, successor: None });
             return;
         }
+        if !have_left && let Some(kept) = session.kept.as_mut().filter(|kept| !kept.locks.is_empty()) {
+            let (locks, turn) = (std::mem::take(&mut kept.locks), session.turn);
+            return self.yield_locks(asked, locks, turn);
+        }
         let Some(mut session) = self.home_mut(id).and_then(|home| home.session.take()) else { return };
-        let kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
+        let mut kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
+        let left = self.yielding.remove(&asked.room).map(|yielding| yielding.left);
+        kept.locks = left.unwrap_or_default().into_iter().map(|left| left.lock).collect();
         self.moves_away(&asked.room, &session, &kept);
         let moved = Moved {
             token: session.token,
@@ -239,6 +261,41 @@ impl Core {
             return;
         }
         self.rooms.forget_if_idle(id);
+    }
+
+    /// The locks of a session leave first, so that each ends at one node; the session goes when the last of them has left.
+    fn yield_locks(&mut self, asked: YieldAsked, locks: Vec<HeldLock>, turn: Turn) {
+        let room = asked.room.clone();
+        self.begin_handover(room.clone(), NOBODY, Begins::Name);
+        // There is room for the first one that waits.
+        drop(self.await_yield(asked));
+        self.yielding.insert(room.clone(), Yielding { waiting: locks.len(), left: Vec::new() });
+        for lock in locks {
+            let to = lock.room.clone();
+            self.send_home(&to, Message::LockLeaves { lock, session: room.clone(), turn });
+        }
+    }
+
+    /// A lock of a session that goes to another node has left its room's home.
+    pub(super) fn lock_left(&mut self, room: &RoomName, lock: Option<Box<LockArrived>>) {
+        let Some(yielding) = self.yielding.get_mut(room) else { return };
+        yielding.left.extend(lock.map(|lock| *lock));
+        yielding.waiting = yielding.waiting.saturating_sub(1);
+        if yielding.waiting > 0 {
+            return;
+        }
+        // The node that wants the session was the first to wait, and takes them.
+        self.handover_settled(room, NOBODY);
+        let stayed = self.yielding.remove(room).map(|yielding| yielding.left);
+        for arrived in stayed.into_iter().flatten() {
+            let lock = arrived.lock.clone();
+            self.send_home(&lock.room.clone(), Message::LockArrives(Box::new(arrived)));
+            let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
+            match session.and_then(|session| session.kept.as_mut()) {
+                Some(kept) => kept.locks.push(lock),
+                None => self.free_locks(vec![lock], Freed::SessionEnded),
+            }
+        }
     }
 
     /// Its rooms' homes learn that the session is elsewhere.
@@ -262,6 +319,13 @@ impl Core {
         let Moved { token, turn, withdrawn, mut kept, inbox } = moved;
         let away_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
         let rooms_max = self.limits.rooms_per_session_max;
+        for lock in &kept.locks {
+            let session_id = room.as_str().strip_prefix("session:").unwrap_or_default().into();
+            // Which of its connections had it last, the broker tells.
+            let who = Holder { client_id: "".into(), session_id, identity: identity.clone() };
+            let arrived = LockArrived { lock: lock.clone(), who, turn: turn.next(self.now.unix_ms) };
+            self.send_home(&lock.room.clone(), Message::LockArrives(Box::new(arrived)));
+        }
         let Some(id) = self.ensure_home(&room) else { return };
         let Some(home) = self.home_mut(id) else { return };
         let identity = match withdrawn.is_empty() {
@@ -311,6 +375,7 @@ mod tests {
             token: 9,
             until_ms: 5_000 + 30_000,
             expires_at_ms: now.unix_ms + 30_000,
+            ttl_ms: 40_000,
         };
         let moved = Moved {
             token: *b"0123456789abcdef",

@@ -302,9 +302,11 @@ impl Core {
         }
         relayed.state = State::Asked;
         let from = (!is_thin).then_some(Place { epoch, seq, id: relayed.last_id });
+        // Read without a place, a log that has lost its end would look as if it had never been longer.
+        let claim = is_thin.then_some((epoch, seq));
         let room = room.name.clone();
         if let Some(relaying) = self.relaying.as_deref_mut() {
-            relaying.out.push(ToBroker::Follow { room, from, claim: None });
+            relaying.out.push(ToBroker::Follow { room, from, claim });
         }
     }
 

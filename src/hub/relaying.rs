@@ -10,15 +10,17 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::batch::Address;
-use super::brokered::{BrokeredEvent, FromBroker, Keep, Numbers, Origin, Submission, ToBroker};
+use super::brokered::{BrokeredEvent, FromBroker, IN_DOUBT, Keep, Numbers, Origin, Submission, ToBroker};
 use super::core::Core;
 use super::locks::LockAsked;
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
+use super::moved_locks::{Left, Moved};
 use super::name::RoomName;
-use super::relayed::{Relayed, UNREACHABLE};
+use super::relayed::Relayed;
 use super::reply::Responder;
 use super::rooms::Home;
 use super::shared_locks::{LockWait, NotedLock, Unfreed};
+use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
 
 /// Events of the hub itself that wait for a broker that can't be reached.
@@ -55,6 +57,10 @@ pub(super) struct Relaying {
     unsaid: Vec<Publish>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
+    /// Locks that came with their sessions from other nodes, of which the broker could not be told.
+    pub(super) unmoved: Vec<Moved>,
+    /// Locks that have left with their sessions, and may not be asked for again by what those left behind.
+    pub(super) left: HashMap<(RoomName, Arc<str>), Left, FixedState>,
     /// Whether what waited for a room's state is being done.
     pub(super) is_settling: bool,
     /// What is still to be handed over.
@@ -123,6 +129,8 @@ impl Core {
             noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
+            unmoved: Vec::new(),
+            left: HashMap::with_hasher(FixedState::with_seed(seed)),
             is_settling: false,
             out: Vec::new(),
             figures: RelayFigures::default(),
@@ -154,6 +162,17 @@ impl Core {
         let figures =
             |relaying: &Relaying| RelayFigures { pending_bytes: relaying.pending_bytes as u64, ..relaying.figures };
         self.relaying.as_deref().map(figures).unwrap_or_default()
+    }
+
+    /// Whether somebody waits for the broker's answer, which comes or is given up within `broker.redis.timeout_ms`. What the
+    /// hub itself has to say is said for as long as it takes, and keeps nobody waiting.
+    pub fn awaits_broker(&self) -> bool {
+        let is_awaited = |waiting: &Waiting| waiting.own.is_none() && !matches!(waiting.reply, ReplyTo::Nobody);
+        self.relaying.as_deref().is_some_and(|relaying| {
+            let open = relaying.open.iter().flat_map(|open| &open.waiting);
+            let pending = relaying.pending.values().flat_map(|pending| &pending.waiting);
+            !relaying.clears.is_empty() || open.chain(pending).any(is_awaited)
+        })
     }
 
     /// What a new home has to know of the broker; it asks for the room's state.
@@ -278,7 +297,8 @@ impl Core {
         let numbers = match outcome {
             Ok(numbers) if numbers.events.len() == waiting.len() => numbers,
             outcome => {
-                let refused = outcome.err().unwrap_or(UNREACHABLE);
+                // Numbers for other events than these: they are published, and it is not known as what.
+                let refused = outcome.err().unwrap_or(Refused::new(ErrorCode::Unavailable, IN_DOUBT));
                 relaying.figures.refused += waiting.len() as u64;
                 for Waiting { reply, kind, received_us, own, .. } in waiting {
                     match own {

@@ -46,7 +46,17 @@ impl From<Refused> for HubError {
 pub struct Pending<T>(pub(crate) oneshot::Receiver<Result<T, HubError>>);
 
 /// The side that answers. One that is dropped answers `unavailable`.
-pub struct Responder<T>(Option<Answer<T>>);
+pub struct Responder<T> {
+    answer: Option<Answer<T>>,
+    /// What it says then.
+    dropped: &'static str,
+}
+
+/// What is said of a hub that has ended.
+const STOPPED: &str = "the hub stopped before it answered";
+/// The same of something that may be done all the same.
+const STOPPED_IN_DOUBT: &str =
+    "the hub stopped before it answered; the event may still be published: with a key it can be repeated safely";
 
 enum Answer<T> {
     To(oneshot::Sender<Result<T, HubError>>),
@@ -62,7 +72,7 @@ impl<T> fmt::Debug for Responder<T> {
 /// A pair of the two.
 pub fn pending<T>() -> (Responder<T>, Pending<T>) {
     let (sender, receiver) = oneshot::channel();
-    (Responder(Some(Answer::To(sender))), Pending(receiver))
+    (Responder { answer: Some(Answer::To(sender)), dropped: STOPPED }, Pending(receiver))
 }
 
 impl<T> Pending<T> {
@@ -87,16 +97,23 @@ impl<T> Future for Pending<T> {
     type Output = Result<T, HubError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|answer| {
-            answer.unwrap_or_else(|_| Err(HubError::new(ErrorCode::Unavailable, "the hub stopped before it answered")))
-        })
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|answer| answer.unwrap_or_else(|_| Err(HubError::new(ErrorCode::Unavailable, STOPPED))))
     }
 }
 
 impl<T> Responder<T> {
     /// A responder whose answer is handed to a function.
     pub fn to(call: impl FnOnce(Result<T, HubError>) + Send + 'static) -> Responder<T> {
-        Responder(Some(Answer::Call(Box::new(call))))
+        let dropped = "the hub can't answer right now; try again";
+        Responder { answer: Some(Answer::Call(Box::new(call))), dropped }
+    }
+
+    /// One that says, should it be dropped, that the event may be published all the same.
+    pub fn in_doubt(mut self) -> Responder<T> {
+        self.dropped = STOPPED_IN_DOUBT;
+        self
     }
 
     /// Answers; nobody may be waiting any more, which is not an error.
@@ -106,7 +123,7 @@ impl<T> Responder<T> {
 
     /// Answers, and gives the answer back where nobody waits any more.
     pub fn try_resolve(mut self, answer: Result<T, HubError>) -> Result<(), Result<T, HubError>> {
-        match self.0.take() {
+        match self.answer.take() {
             Some(Answer::To(sender)) => sender.send(answer),
             Some(Answer::Call(call)) => {
                 call(answer);
@@ -118,15 +135,18 @@ impl<T> Responder<T> {
 
     /// Whether nobody waits any more.
     pub fn is_abandoned(&self) -> bool {
-        matches!(&self.0, Some(Answer::To(sender)) if sender.is_canceled())
+        matches!(&self.answer, Some(Answer::To(sender)) if sender.is_canceled())
     }
 }
 
 impl<T> Drop for Responder<T> {
     fn drop(&mut self) {
-        // A dropped sender tells its receiver by itself.
-        if let Some(Answer::Call(call)) = self.0.take() {
-            call(Err(HubError::new(ErrorCode::Unavailable, "the hub can't answer right now; try again")));
+        let Some(answer) = self.answer.take() else { return };
+        let error = Err(HubError::new(ErrorCode::Unavailable, self.dropped));
+        match answer {
+            // Nobody may be waiting any more.
+            Answer::To(sender) => drop(sender.send(error)),
+            Answer::Call(call) => call(error),
         }
     }
 }
@@ -146,6 +166,17 @@ mod tests {
         drop(Responder::to(move |outcome: Result<u8, HubError>| responder.resolve(outcome)));
         assert_eq!(block_on(answer).map_err(|error| error.code), Err(ErrorCode::Unavailable));
         assert_eq!(block_on(Pending::ready(Ok(7))), Ok(7));
+    }
+
+    #[test]
+    fn what_may_be_done_all_the_same_is_not_told_to_have_failed() {
+        let (responder, answer) = pending::<u8>();
+        drop(responder.in_doubt());
+        let error = block_on(answer).expect_err("nobody answered");
+        assert_eq!((error.code, &*error.message), (ErrorCode::Unavailable, STOPPED_IN_DOUBT));
+        let (responder, answer) = pending();
+        responder.in_doubt().resolve(Ok(7));
+        assert_eq!(block_on(answer), Ok(7));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use super::batch::Address;
 use super::brokered::{BrokeredEvent, LockCall, LockOwner, Locked, SharedLock, ToBroker};
 use super::core::Core;
 use super::lock::{Held, Holder, LockHeld};
-use super::locks::{Freed, LockAsked, LockOutcome, LockTold, held_lock};
+use super::locks::{Freed, HeldLock, LockAsked, LockOutcome, LockTold, held_lock};
+use super::moved_locks::Moved;
 use super::name::RoomName;
 use super::reply::Responder;
 use super::rooms::RoomId;
@@ -24,11 +25,15 @@ use crate::wire::native::Refused;
 /// The answer while it can't be known who has a lock.
 const UNDECIDED: Refused =
     Refused::new(ErrorCode::Unavailable, "the broker can't be reached right now; ask for the lock again");
+/// The answer where the session has taken the lock along.
+const ELSEWHERE: Refused = Refused::new(ErrorCode::Unavailable, "the session is at another node now");
 /// Calls about locks that may wait for an answer.
-const CALLS_MAX: usize = 100_000;
+pub(super) const CALLS_MAX: usize = 100_000;
 /// What may be asked of one lock while the broker is asked.
 const ASKING_MAX: usize = 1024;
 
+/// Longer than any lock is held.
+pub(super) const TTL_MAX_MS: u64 = 3_600_000;
 /// A call about a lock that is not answered yet.
 #[derive(Debug)]
 pub(super) enum LockWait {
@@ -39,6 +44,8 @@ pub(super) enum LockWait {
         /// When the broker was asked.
         at: Now,
     },
+    /// A session has brought it along from another node: from the answer on it is held through this one.
+    Moved(Moved),
     /// It has ended here.
     Freed(Unfreed),
     /// An operator wants it freed, and nobody here has it.
@@ -53,6 +60,8 @@ pub(super) struct Unfreed {
     token: u64,
     /// When it would have ended anyway, in milliseconds of the monotonic clock.
     until_ms: u64,
+    /// The run of the node through which it was held.
+    node: u64,
 }
 
 /// A lock as other nodes have to know it to free it.
@@ -64,6 +73,9 @@ pub struct NotedLock {
     pub token: u64,
     /// Whose it is.
     pub owner: LockOwner,
+    /// The run of the node through which it is held.
+    #[serde(default)]
+    pub node: u64,
 }
 
 impl Core {
@@ -85,14 +97,20 @@ impl Core {
             }
             return None;
         }
+        let turn = asked.turn.number();
         let (action, ttl_ms) = match &asked.action {
             LockAction::Acquire { ttl_s } => {
                 let ttl_ms = ttl_s * 1000;
                 match self.may_have(&asked) {
-                    Ok(Some(token)) => (SharedLock::Renew { token, ttl_ms }, ttl_ms),
+                    Ok(Some(token)) => (SharedLock::Renew { token, ttl_ms, turn }, ttl_ms),
+                    Ok(None) if self.has_left(&asked) => {
+                        self.lock_answered(asked, LockOutcome::Refused(ELSEWHERE));
+                        return None;
+                    }
                     Ok(None) => {
                         let holder = owner(&asked.who);
-                        (SharedLock::Acquire { ttl_ms, session: asked.who.session_id.clone(), holder }, ttl_ms)
+                        let session = asked.who.session_id.clone();
+                        (SharedLock::Acquire { ttl_ms, session, holder, turn }, ttl_ms)
                     }
                     Err(outcome) => {
                         self.lock_answered(asked, outcome);
@@ -108,7 +126,7 @@ impl Core {
                     return None;
                 };
                 let ttl_ms = ttl_s.map_or(held_for_ms, |seconds| seconds * 1000);
-                (SharedLock::Renew { token, ttl_ms }, ttl_ms)
+                (SharedLock::Renew { token, ttl_ms, turn }, ttl_ms)
             }
             // What is here is freed here, and then there.
             LockAction::Release { .. } => return Some(asked),
@@ -149,12 +167,15 @@ impl Core {
         self.with_lock(room, field, |lock| lock.held().filter(|held| held.token == token).map(|held| held.ttl_ms))?
     }
 
-    fn call_lock(&mut self, room: RoomName, field: Arc<str>, action: SharedLock, wait: LockWait) {
+    pub(super) fn call_lock(&mut self, room: RoomName, field: Arc<str>, action: SharedLock, wait: LockWait) {
         let Some(relaying) = self.relaying.as_deref_mut() else { return };
         relaying.number += 1;
-        let number = relaying.number;
+        let (number, mut node) = (relaying.number, relaying.node);
+        if let LockWait::Freed(Unfreed { node: of, .. }) = &wait {
+            node = *of;
+        }
         relaying.locks.insert(number, wait);
-        relaying.out.push(ToBroker::Lock(Box::new(LockCall { room, field, number, action })));
+        relaying.out.push(ToBroker::Lock(Box::new(LockCall { room, field, number, node, action })));
     }
 
     fn lock_answered(&mut self, asked: LockAsked, outcome: LockOutcome) {
@@ -172,6 +193,7 @@ impl Core {
         let wait = self.relaying.as_deref_mut().and_then(|relaying| relaying.locks.remove(&number));
         match wait {
             Some(LockWait::Asked { asked, ttl_ms, at }) => self.lock_decided(*asked, ttl_ms, at, outcome),
+            Some(LockWait::Moved(moved)) => self.lock_has_moved(moved, outcome),
             Some(LockWait::Freed(unfreed)) => {
                 if outcome.is_err()
                     && let Some(relaying) = self.relaying.as_deref_mut()
@@ -198,7 +220,8 @@ impl Core {
                     self.note_lock(&room, &field, token, &asked.who, true);
                 } else {
                     let until_ms = at.monotonic_us / 1000 + ttl_ms;
-                    self.free_shared(Unfreed { room: room.clone(), field: field.clone(), token, until_ms });
+                    let (room, field, node) = (room.clone(), field.clone(), self.run_of_node());
+                    self.free_shared(Unfreed { room, field, token, until_ms, node });
                 }
                 granted
             }
@@ -207,11 +230,11 @@ impl Core {
                 let expires_at_ms = self.now.unix_ms + left_ms;
                 LockOutcome::Held(LockHeld { holder: Some(holder(owner)), expires_at_ms })
             }
-            (Ok(Locked::Renewed), LockAction::Renew { token, .. }) => {
+            (Ok(Locked::Renewed { .. }), LockAction::Renew { token, .. }) => {
                 let renewed = self.prolong(&room, &field, (asked.address, &asked.who), *token, ttl_ms, at);
                 renewed.map_or(LockOutcome::Lost { token: *token }, LockOutcome::Renewed)
             }
-            (Ok(Locked::Renewed), _) => {
+            (Ok(Locked::Renewed { .. }), _) => {
                 let token = self.with_lock(&room, &field, |lock| lock.held().map(|held| held.token)).flatten();
                 let whose = (asked.address, &asked.who);
                 let renewed = token.and_then(|token| self.prolong(&room, &field, whose, token, ttl_ms, at));
@@ -240,7 +263,7 @@ impl Core {
     }
 
     /// Goes on with what was asked of a lock meanwhile, until another call is made.
-    fn ask_next(&mut self, room: RoomName, field: Arc<str>) {
+    pub(super) fn ask_next(&mut self, room: RoomName, field: Arc<str>) {
         let name = (room, field);
         let next = self.relaying.as_deref_mut().and_then(|relaying| relaying.asking.remove(&name)).unwrap_or_default();
         for asked in next {
@@ -257,7 +280,7 @@ impl Core {
         token: u64,
         ttl_ms: u64,
         at: Now,
-    ) -> Option<super::locks::HeldLock> {
+    ) -> Option<HeldLock> {
         let renewed = self.with_lock(room, field, |lock| {
             lock.renew(address, who.clone(), token, Some(ttl_ms), at).map(|held| held_lock(room, field, held))
         });
@@ -265,7 +288,7 @@ impl Core {
     }
 
     /// A lock that this node held for a session is not its own any more: members are told that it has ended.
-    fn end_lost(&mut self, room: &RoomName, field: &Arc<str>, token: u64) {
+    pub(super) fn end_lost(&mut self, room: &RoomName, field: &Arc<str>, token: u64) {
         let now_ms = self.now.monotonic_us / 1000;
         if let Some(held) = self.with_lock(room, field, |lock| lock.free(Some(token), now_ms)).flatten() {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
@@ -275,11 +298,15 @@ impl Core {
         }
     }
 
+    pub(super) fn run_of_node(&self) -> u64 {
+        self.relaying.as_deref().map_or(0, |relaying| relaying.node)
+    }
+
     // ---- should this node die ----
 
     /// Notes a lock that this node holds for a session, or not any more: should the node die, another one frees it.
-    fn note_lock(&mut self, room: &RoomName, field: &Arc<str>, token: u64, who: &Holder, is_held: bool) {
-        let noted = NotedLock { field: (**field).into(), token, owner: owner(who) };
+    pub(super) fn note_lock(&mut self, room: &RoomName, field: &Arc<str>, token: u64, who: &Holder, is_held: bool) {
+        let noted = NotedLock { field: (**field).into(), token, owner: owner(who), node: self.run_of_node() };
         if let Some(relaying) = self.relaying.as_deref_mut() {
             relaying.noted_locks.push((room.clone(), noted, is_held));
         }
@@ -292,12 +319,11 @@ impl Core {
 
     /// A node has died that held this lock: members are told that it has ended, and anybody may have it.
     pub fn free_of_dead(&mut self, room: &RoomName, noted: NotedLock) {
-        let NotedLock { field, token, owner } = noted;
+        let NotedLock { field, token, owner, node } = noted;
         let field: Arc<str> = field.into();
         self.lock_event(room, "lock.expired", &field, token, &holder(owner), |_| {});
-        // Longer than any lock is held.
-        let until_ms = self.now.monotonic_us / 1000 + 3_600_000;
-        self.free_shared(Unfreed { room: room.clone(), field, token, until_ms });
+        let until_ms = self.now.monotonic_us / 1000 + TTL_MAX_MS;
+        self.free_shared(Unfreed { room: room.clone(), field, token, until_ms, node });
     }
 
     // ---- what ends ----
@@ -306,8 +332,8 @@ impl Core {
     pub(super) fn free_for_all_nodes(&mut self, room: &RoomName, field: &Arc<str>, held: &Held) {
         if self.is_relaying() {
             self.note_lock(room, field, held.token, &held.holder, false);
-            let (room, field) = (room.clone(), field.clone());
-            self.free_shared(Unfreed { room, field, token: held.token, until_ms: held.until_ms });
+            let (room, field, node) = (room.clone(), field.clone(), self.run_of_node());
+            self.free_shared(Unfreed { room, field, token: held.token, until_ms: held.until_ms, node });
         }
     }
 
@@ -324,6 +350,9 @@ impl Core {
         for unfreed in unfreed.into_iter().flatten().filter(|unfreed| unfreed.until_ms > now_ms) {
             self.free_shared(unfreed);
         }
+        let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
+        unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
+        self.forget_left();
     }
 
     /// An operator wants a lock freed that nobody of this node holds.

@@ -116,6 +116,7 @@ impl Hub {
     /// Sends to whoever is in the room of a session or user, at all nodes.
     fn send_to_addressee(&self, room: &str, kind: &str, data: Bytes, responder: Responder<Sent>) {
         let (nodes, of_room) = (self.inner.nodes_handle.clone(), room.to_owned());
+        let responder = responder.in_doubt();
         let tell = move |outcome: Result<Published, Refused>| match (outcome, nodes) {
             (Ok(published), Some(nodes)) if published.nodes > 0 => {
                 count_audience(&nodes, &of_room, published, move |published| responder.resolve(Ok(sent(published))));
@@ -361,6 +362,7 @@ impl Hub {
 }
 
 fn resolve(responder: Responder<Published>) -> Tell {
+    let responder = responder.in_doubt();
     Box::new(move |outcome| responder.resolve(outcome.map_err(Into::into)))
 }
 

@@ -38,6 +38,7 @@ impl Backend for Hub {
     fn publish(&self, identity: &Arc<Identity>, event: PublishRequest) -> Pending<control::Published> {
         let PublishRequest { room, kind, data, key } = event;
         let (responder, pending) = pending();
+        let responder = responder.in_doubt();
         let answered = room.clone();
         let tell = move |outcome: Result<super::Published, Refused>| {
             let outcome = outcome.map_err(Into::into).map(|published| control::Published {

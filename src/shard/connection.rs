@@ -287,6 +287,8 @@ pub enum LagWaits {
     Home(u64),
     /// The answer to a command with several parts, which has to come first.
     Answer(u32),
+    /// The same, where nothing else has to come before the live events.
+    AnswerOnly(u32),
 }
 
 impl UnderWay {

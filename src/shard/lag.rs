@@ -138,8 +138,14 @@ impl State {
         for conn in members {
             // What has its number already goes first.
             let rest_after = self.deliver_rest(id, conn).filter(|_| !is_another);
-            let lags = self.lags_mut(conn).filter(|_| is_another).into_iter().flatten();
+            let lags = self.lags_mut(conn).into_iter().flatten();
             for lag in lags.filter(|lag| lag.room == id) {
+                if let LagWaits::AnswerOnly(part) = lag.waits {
+                    lag.waits = LagWaits::Answer(part);
+                }
+                if !is_another {
+                    continue;
+                }
                 lag.after_seq = BEFORE_ALL;
                 if matches!(lag.waits, LagWaits::Home(_)) {
                     // The answer is about the log that is gone.
@@ -231,12 +237,22 @@ impl State {
         }
     }
 
-    /// Holds the events that come before the live ones back until a command with several parts is answered: they are read
-    /// from the log then, from the first on that is there, or all `after` one.
-    pub fn hold_replay(&mut self, conn: ConnKey, room: RoomId, batches: &[Arc<Batch>], after: Option<u64>, part: u32) {
+    /// Holds a room's events back until a command with several parts is answered. Those that come before the live ones are
+    /// read from the log then, from the first on that is there, or all `after` one; and so are those that come live
+    /// meanwhile, behind the room's event `joined_seq`. A room without a log can't hold them back, and does not.
+    pub fn hold_replay(
+        &mut self,
+        conn: ConnKey,
+        room: RoomId,
+        batches: &[Arc<Batch>],
+        (after, joined_seq): (Option<u64>, u64),
+        part: u32,
+    ) {
         let first = batches.first().and_then(|batch| batch.events.first());
         if let Some(after_seq) = after.or(first.map(|event| event.seq.saturating_sub(1))) {
             self.lag_begins(conn, room, after_seq, LagWaits::Answer(part), true);
+        } else if self.core.keeps_log(room) {
+            self.lag_begins(conn, room, joined_seq, LagWaits::AnswerOnly(part), true);
         }
     }
 
@@ -269,10 +285,27 @@ impl State {
 
     /// The answer that replays were held back for was sent.
     pub fn release_lags(&mut self, conn: ConnKey, part: u32) {
-        let Some(client) = self.client_mut(conn) else { return };
+        let State { core, connections, .. } = self;
+        let Some(Phase::Open(client)) = connections.get_mut(conn).map(|connection| &mut connection.phase) else {
+            return;
+        };
         let Some(under_way) = client.under_way.as_mut() else { return };
-        for lag in under_way.lags.iter_mut().filter(|lag| lag.waits == LagWaits::Answer(part)) {
-            lag.waits = LagWaits::Outbox;
+        let lags = &mut under_way.lags;
+        let has_missed_nothing =
+            |lag: &mut Lag| lag.waits == LagWaits::AnswerOnly(part) && core.given_last(lag.room) == Some(lag.after_seq);
+        let even: Vec<Lag> = lags.extract_if(.., has_missed_nothing).collect();
+        for lag in lags {
+            if [LagWaits::Answer(part), LagWaits::AnswerOnly(part)].contains(&lag.waits) {
+                lag.waits = LagWaits::Outbox;
+            }
+        }
+        client.tidy();
+        for Lag { room: id, after_seq, .. } in even {
+            self.core.unpark(id, conn);
+            self.caught_up_for_deltas(conn, id);
+            if let Some(room) = self.core.rooms().get(id).map(|room| room.name.clone()) {
+                self.core.recorder.change(conn, What::CaughtUp { room, to_seq: after_seq });
+            }
         }
         self.ask_to_catch_up(conn);
     }

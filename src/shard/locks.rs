@@ -52,6 +52,7 @@ impl State {
             session_id: client.session.session_id.clone(),
             identity: client.session.identity.clone(),
         };
+        let turn = client.turn;
         let locks = client.locks.get_or_insert_default();
         let known = locks.held.iter().position(|lock| lock.is_of(&name, field));
         let known_token = known.and_then(|place| locks.held.get(place)).map(|lock| lock.token);
@@ -71,8 +72,8 @@ impl State {
         }
         client.tidy_locks();
         outcome?;
-        let asked =
-            LockAsked { room: name.clone(), field: field.into(), address, who, action, known: known_token, reference };
+        let (room, field, known) = (name.clone(), field.into(), known_token);
+        let asked = LockAsked { room, field, address, who, action, known, turn, reference };
         self.core.send_home(&name, Message::Lock(Box::new(asked)));
         Ok(())
     }

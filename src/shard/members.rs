@@ -189,7 +189,7 @@ impl State {
                 // have been, since all else may be lost with one more connection.
                 let is_library = asker == Asker::Client && self.speaks_socketio(conn);
                 let after_seq = wish.since.filter(|_| is_library).and_then(|since| goes_on_after(&since, &state));
-                self.hold_replay(conn, id, &replay, after_seq, part);
+                self.hold_replay(conn, id, &replay, (after_seq, state.seq), part);
                 self.gathered(conn, part, |results| write_subscribed(results, room.as_str(), &state));
             }
             (Ticket::Part(part), Err(refused)) => {

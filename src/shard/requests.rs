@@ -166,8 +166,8 @@ impl State {
     /// Whether a drain is over: until the node's last connection is gone, this shard is home to rooms and names of others.
     pub fn is_done(&self) -> bool {
         let others_are_gone = self.stopping || self.mesh.connections.load(Ordering::Relaxed) == 0;
-        // Who publishes over HTTP waits for the journal's answer too, unless all is to end at once.
-        let is_journaled = self.stopping || !self.core.awaits_journal();
-        self.drain.is_some() && self.connections.is_empty() && others_are_gone && is_journaled
+        // Who publishes over HTTP waits for the journal's or the broker's answer too, unless all is to end at once.
+        let is_answered = self.stopping || !(self.core.awaits_journal() || self.core.awaits_broker());
+        self.drain.is_some() && self.connections.is_empty() && others_are_gone && is_answered
     }
 }

@@ -14,7 +14,7 @@ fn a_user_needs_the_commands_and_keys_of_the_broker_and_no_others() {
     let redis = Redis::start(&program, &[]);
     let connection = ["+hello", "+auth", "+ping", "+subscribe", "+unsubscribe", "+publish", "+eval", "+evalsha"];
     let scripts = ["+get", "+set", "+del", "+hmget", "+hset", "+pexpire", "+xadd", "+xrange"];
-    let keys = ["reset", "on", ">open sesame", "~ringhub:*", "&ringhub:*"];
+    let keys = ["reset", "on", ">open sesame", "resetchannels", "~ringhub:*", "&ringhub:*"];
     let words = ["ACL", "SETUSER", "hub"];
     redis.command::<String>(&[&words[..], &keys[..], &connection[..], &scripts[..]].concat());
     let more = "username = \"hub\"\npassword = \"open sesame\"";

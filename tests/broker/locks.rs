@@ -11,7 +11,11 @@ fn owner(session: &str) -> LockOwner {
 }
 
 fn acquire(session: &str, ttl_ms: u64) -> SharedLock {
-    SharedLock::Acquire { ttl_ms, session: session.into(), holder: owner(session) }
+    acquire_in_turn(session, ttl_ms, 1)
+}
+
+fn acquire_in_turn(session: &str, ttl_ms: u64, turn: u64) -> SharedLock {
+    SharedLock::Acquire { ttl_ms, session: session.into(), holder: owner(session), turn }
 }
 
 #[track_caller]
@@ -45,7 +49,7 @@ fn a_lock_is_one_sessions_until_it_frees_it_or_its_time_is_over() {
     let second = granted(two.lock("quote:1", "price", acquire("s2", 100)));
     assert!(second > other);
     std::thread::sleep(Duration::from_millis(150));
-    let renew = SharedLock::Renew { token: second, ttl_ms: 1000 };
+    let renew = SharedLock::Renew { token: second, ttl_ms: 1000, turn: 1 };
     assert_eq!(two.lock("quote:1", "price", renew), Ok(Locked::NotHeld), "it is over");
     let third = granted(one.lock("quote:1", "price", acquire("s1", 1000)));
     assert!(third > second);
@@ -61,15 +65,36 @@ fn a_renewed_lock_is_held_for_longer_and_never_for_less_long() {
         other => panic!("{other:?}"),
     };
     let token = granted(node.lock("quote:1", "price", acquire("s1", 5000)));
-    let renew = |ttl_ms| SharedLock::Renew { token, ttl_ms };
-    assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::Renewed));
+    let renew = |ttl_ms| SharedLock::Renew { token, ttl_ms, turn: 1 };
+    assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::Renewed { owner: owner("s1") }));
     assert!(left_ms(&mut node) > 50_000);
-    assert_eq!(node.lock("quote:1", "price", renew(10)), Ok(Locked::Renewed));
+    assert_eq!(node.lock("quote:1", "price", renew(10)), Ok(Locked::Renewed { owner: owner("s1") }));
     assert!(left_ms(&mut node) > 50_000, "its holder was told that it has so long");
     // The answer was lost: the session asks again.
     let again = granted(node.lock("quote:1", "price", acquire("s1", 60_000)));
     assert!(again > token);
     assert_eq!(node.lock("quote:1", "price", renew(60_000)), Ok(Locked::NotHeld), "the number is another now");
+}
+
+#[test]
+fn a_lock_that_went_to_another_node_with_its_session_is_not_freed_by_the_former_one() {
+    let Some(program) = program() else { return };
+    let redis = Redis::start(&program, &[]);
+    let (mut one, mut two) = (Node::start(&redis.url()), Node::start(&redis.url()));
+    let token = granted(one.lock("quote:1", "price", acquire("s1", 60_000)));
+    let renewed = two.lock("quote:1", "price", SharedLock::Renew { token, ttl_ms: 1000, turn: 2 });
+    assert_eq!(renewed, Ok(Locked::Renewed { owner: owner("s1") }));
+    let late = SharedLock::Renew { token, ttl_ms: 1000, turn: 1 };
+    assert_eq!(one.lock("quote:1", "price", late), Ok(Locked::NotHeld), "it was asked before the session went");
+    assert!(matches!(one.lock("quote:1", "price", acquire("s1", 1000)), Ok(Locked::Held { .. })));
+    let free = SharedLock::Free { token: Some(token) };
+    assert_eq!(one.lock("quote:1", "price", free.clone()), Ok(Locked::NotHeld), "it is held through the other one");
+    assert!(matches!(one.lock("quote:1", "price", acquire("s2", 1000)), Ok(Locked::Held { .. })));
+    let freed = Locked::Freed { token, owner: owner("s1") };
+    assert_eq!(two.lock("quote:1", "price", free), Ok(freed));
+    // What it took there is its own again where it comes to next.
+    granted(two.lock("quote:1", "price", acquire_in_turn("s1", 60_000, 3)));
+    granted(one.lock("quote:1", "price", acquire_in_turn("s1", 60_000, 0x1_0000)));
 }
 
 #[test]

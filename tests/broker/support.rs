@@ -440,7 +440,7 @@ impl Node {
     pub fn lock(&mut self, room: &str, field: &str, action: SharedLock) -> Result<Locked, Refused> {
         self.next_number += 1;
         let number = self.next_number;
-        let call = LockCall { room: self.name(room), field: field.into(), number, action };
+        let call = LockCall { room: self.name(room), field: field.into(), number, node: self.run, action };
         self.give(vec![ToBroker::Lock(Box::new(call))]);
         self.until("the lock is answered", |node| node.locked.contains_key(&number));
         self.locked.remove(&number).expect("there is one")

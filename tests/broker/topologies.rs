@@ -137,6 +137,34 @@ fn sentinels_tell_where_the_server_is_now() {
 }
 
 #[test]
+fn a_node_that_starts_while_no_server_has_the_name_waits_for_one() {
+    let Some(program) = program() else { return };
+    let mut primary = Redis::start(&program, &[]);
+    let sentinel = Redis::sentinel(&program, primary.port, 1);
+    // Nobody else watches it: one that does not answer says nothing about the name.
+    let away = Redis::sentinel(&program, primary.port, 1);
+    let urls = [away.url(), sentinel.url()].join("\",\"");
+    primary.kill();
+    let flags = |sentinel: &Redis| {
+        let told: Vec<String> = sentinel.command(&["SENTINEL", "MASTER", "mymaster"]);
+        told.iter().skip_while(|word| *word != "flags").nth(1).cloned().unwrap_or_default()
+    };
+    for sentinel in [&sentinel, &away] {
+        eventually("the sentinel takes it for down", || flags(sentinel).contains("s_down"));
+    }
+    away.freeze();
+    let mut node = Node::with(&config(&urls, "mode = \"sentinel\"\ntimeout_ms = 2000"))
+        .unwrap_or_else(|error| panic!("it waits for the failover: {error}"));
+    assert_eq!(node.figures.servers_up.value(), 0);
+    primary.run();
+    eventually("the server is there again", || node.publish("doc:1", [1]).is_ok());
+
+    let unknown = "mode = \"sentinel\"\nsentinel_master = \"other\"\ntimeout_ms = 2000";
+    let error = Node::with(&config(&urls, unknown)).err().expect("the one that answers does not know it");
+    assert!(error.to_string().contains("broker.redis.sentinel_master"), "{error}");
+}
+
+#[test]
 fn a_slot_that_moves_to_another_server_takes_its_rooms_along() {
     let Some(program) = program() else { return };
     let cluster = Cluster::start(&program);

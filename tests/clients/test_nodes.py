@@ -206,6 +206,13 @@ async def test_the_figures_of_every_node_are_told(nodes, room):
         assert tested["connections"] == sum(node["total"]["connections"] for node in stats["nodes"])
 
 
+async def test_health_pages_tell_which_nodes_live_and_that_this_one_is_known_to(nodes):
+    for path in ("/ready", "/live", "/ws/health"):
+        cluster = done(nodes[1], "GET", path)["cluster"]
+        assert cluster["registry"] == "up" and sorted(cluster["nodes"]) == NAMES and cluster["nodes"][0] == "node-2", cluster
+        assert 0 <= cluster["lease_age_ms"] < 5000 and cluster["calls_missing"] >= 0, cluster
+
+
 # Commands over nodes.
 
 
@@ -352,6 +359,37 @@ async def test_a_session_whose_connection_is_gone_is_resumed_at_another_node_wit
         assert done(nodes[0], "GET", f"{path}/messages") == {"session_id": resume["session_id"], "data": {"left": "behind"}}
         # It is at one node.
         assert call(nodes[0], "GET", f"{path}?scope=local")[0] == 404
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+async def test_a_session_takes_its_locks_along_to_another_node(nodes, room, leaves_first):
+    name = room.replace(":", "-")
+    field = {"room": room, "field": "price"}
+    async with joined(nodes[2], admin()) as reader:
+        await reader.subscribe(room)
+        async with joined(nodes[0], admin(name), query=f"session_id={name}") as old:
+            await old.subscribe(room)
+            lock = await old.done("lock.acquire", field | {"ttl_s": 3})
+            assert (await reader.next("lock.acquired"))["data"]["token"] == lock["token"]
+            resume = resume_of(old)
+            if leaves_first:
+                await old.close()
+                await eventually(lambda: not done(nodes[1], "GET", f"/api/v1/sessions/{name}")["connected"], "it is away")
+            async with joined(nodes[1], admin(name)) as new:
+                answer = await new.done("resume", resume)
+                assert [(one["field"], one["token"], one["expires_at"]) for one in answer["locks"]] == [("price", lock["token"], lock["expires_at"])]
+                renewed = await new.done("lock.renew", field | {"token": lock["token"], "ttl_s": 6})
+                assert renewed["token"] == lock["token"]
+                # Longer than it was held for at the node that it left.
+                await asyncio.sleep(4)
+                for peer in (reader, new):
+                    told = [event["type"] for event in await peer.settled() if event["type"].startswith("lock.")]
+                    assert set(told) <= {"lock.acquired"}, told
+                refused = await reader.refused("lock.acquire", field | {"ttl_s": 1})
+                assert refused["code"] == "lock_held" and refused["details"]["holder"]["session_id"] == name
+                assert (await new.done("lock.release", field | {"token": lock["token"]}))["token"] == lock["token"]
+                assert (await reader.next("lock.released"))["data"]["token"] == lock["token"]
+                assert (await reader.done("lock.acquire", field | {"ttl_s": 1}))["token"] > lock["token"]
 
 
 async def test_a_session_is_given_to_its_user_alone_and_by_its_token(nodes, room):

@@ -87,9 +87,26 @@ struct Actor {
     subscribing: BTreeMap<u64, String>,
     unsubscribing: BTreeMap<u64, String>,
     publishing: BTreeMap<u64, (String, Option<String>)>,
+    /// Commands about several rooms, and the places that were told with them.
+    joining: BTreeMap<u64, BTreeMap<String, Option<Cursor>>>,
     cursors: BTreeMap<String, Cursor>,
     /// Events that were given, so that none is given twice.
     given: BTreeSet<(String, u64, u64)>,
+    /// What rooms without a log told before the answer to the command that they were asked for by: they can't wait for it.
+    early: Vec<Value>,
+    /// Whose session it takes up when it is let in.
+    succeeds: Option<Departed>,
+    /// Whose session it has asked for, until it is answered: only then its own one is not the one to come back to.
+    resuming: Option<Departed>,
+}
+
+/// Somebody whose connection broke.
+#[derive(Clone)]
+struct Departed {
+    node: usize,
+    session_id: Value,
+    token: Value,
+    cursors: BTreeMap<String, Cursor>,
 }
 
 struct Run {
@@ -97,10 +114,12 @@ struct Run {
     nodes: Vec<Node>,
     exchange: Exchange,
     actors: Vec<Actor>,
+    departed: Vec<Departed>,
     published: usize,
     numbered: usize,
     gaps: usize,
     renewed: usize,
+    keeps_logs: bool,
 }
 
 fn epoch_of(text: &Value) -> u64 {
@@ -119,8 +138,9 @@ impl Run {
             Node::with_links(of_node, shards, faults, small(seed), None, Some((link, 1000 + number)))
         });
         let nodes = nodes.collect();
-        let (actors, published, numbered, gaps, renewed) = (Vec::new(), 0, 0, 0, 0);
-        Run { rng, nodes, exchange, actors, published, numbered, gaps, renewed }
+        let (actors, departed, published, numbered, gaps, renewed) = (Vec::new(), Vec::new(), 0, 0, 0, 0);
+        let keeps_logs = small(seed).history.events_max > 0;
+        Run { rng, nodes, exchange, actors, departed, published, numbered, gaps, renewed, keeps_logs }
     }
 
     fn run(mut self) {
@@ -133,9 +153,13 @@ impl Run {
         }
         (0..self.nodes.len()).for_each(|node| self.exchange.set_up(node, true));
         self.settle();
+        // Who was let in by now takes up the session that it came for.
+        self.look();
+        self.settle();
         self.look();
         for actor in &self.actors {
             assert!(actor.subscribing.is_empty() && actor.publishing.is_empty(), "all is answered");
+            assert!(actor.joining.is_empty() && actor.succeeds.is_none(), "all is answered");
             for (room, cursor) in &actor.cursors {
                 let log = &self.exchange.rooms[room];
                 assert_eq!((cursor.epoch, cursor.seq), (log.epoch, log.seq), "of {room} all is told");
@@ -164,8 +188,10 @@ impl Run {
     fn act(&mut self) {
         let node = self.rng.usize(..self.nodes.len());
         match self.rng.u8(..100) {
-            0..=9 if self.actors.len() < ACTORS_MAX => self.enter(node),
-            10..=29 => self.subscribe(),
+            0..=6 if self.actors.len() < ACTORS_MAX => self.enter(node, None),
+            7..=9 if self.actors.len() < ACTORS_MAX => self.come_back(),
+            10..=24 => self.subscribe(),
+            25..=29 => self.subscribe_to_several(),
             30..=34 => self.unsubscribe(),
             35..=79 => self.publish(),
             80..=83 => self.leave(),
@@ -183,7 +209,15 @@ impl Run {
         }
     }
 
-    fn enter(&mut self, node: usize) {
+    fn come_back(&mut self) {
+        if !self.departed.is_empty() {
+            let place = self.rng.usize(..self.departed.len());
+            let departed = self.departed.swap_remove(place);
+            self.enter(departed.node, Some(departed));
+        }
+    }
+
+    fn enter(&mut self, node: usize, succeeds: Option<Departed>) {
         let shard = self.rng.usize(..self.nodes[node].shards());
         let client = Client::connect(&self.nodes[node], shard, "/ws", "");
         self.actors.push(Actor {
@@ -193,16 +227,37 @@ impl Run {
             subscribing: BTreeMap::new(),
             unsubscribing: BTreeMap::new(),
             publishing: BTreeMap::new(),
+            joining: BTreeMap::new(),
             cursors: BTreeMap::new(),
             given: BTreeSet::new(),
+            early: Vec::new(),
+            succeeds,
+            resuming: None,
         });
     }
 
-    /// Someone who is let in.
+    /// Someone who is let in, and whose rooms are known.
     fn actor(&mut self) -> Option<usize> {
         let place = self.rng.usize(..self.actors.len().max(1));
-        let is_in = |actor: &Actor| actor.client.status == Some(101) && !actor.client.messages.is_empty();
-        self.actors.get(place).is_some_and(is_in).then_some(place)
+        let is_settled = |actor: &Actor| actor.is_in() && actor.succeeds.is_none() && actor.joining.is_empty();
+        self.actors.get(place).is_some_and(is_settled).then_some(place)
+    }
+
+    /// Several rooms at once: their events come behind the one answer.
+    fn subscribe_to_several(&mut self) {
+        let Some(place) = self.actor() else { return };
+        let actor = &mut self.actors[place];
+        let is_free =
+            |room: &&str| !actor.cursors.contains_key(*room) && !actor.subscribing.values().any(|one| one == room);
+        let rooms: Vec<&str> = ROOMS.into_iter().filter(is_free).collect();
+        let mut data = json!({"rooms": rooms});
+        if self.rng.bool() {
+            data["since"] = json!({"last": self.rng.u8(..5)});
+        }
+        if !rooms.is_empty() {
+            let id = actor.client.send("subscribe", data);
+            actor.joining.insert(id, rooms.into_iter().map(|room| (room.to_owned(), None)).collect());
+        }
     }
 
     fn room(&mut self) -> &'static str {
@@ -259,12 +314,35 @@ impl Run {
             return;
         }
         let place = self.rng.usize(..self.actors.len());
-        self.actors.swap_remove(place).client.link.close();
+        let actor = self.actors.swap_remove(place);
+        actor.client.link.close();
+        let is_in = actor.is_in();
+        match actor.succeeds.or(actor.resuming) {
+            Some(departed) => self.departed.push(departed),
+            None if is_in => {
+                let Actor { node, client, cursors, .. } = actor;
+                let told = &client.messages[0]["data"];
+                let told = client
+                    .messages
+                    .iter()
+                    .rev()
+                    .find(|told| told["type"] == "resumed")
+                    .map_or(told, |told| &told["data"]);
+                let (session_id, token) = (told["session_id"].clone(), told["resume"]["token"].clone());
+                self.departed.push(Departed { node, session_id, token, cursors });
+            }
+            None => {}
+        }
     }
 
     fn look(&mut self) {
         for place in 0..self.actors.len() {
             let actor = &mut self.actors[place];
+            if actor.is_in()
+                && let Some(departed) = actor.succeeds.take()
+            {
+                actor.resume(departed);
+            }
             let messages: Vec<Value> = actor.client.messages.iter().skip(actor.seen).cloned().collect();
             actor.seen = actor.client.messages.len();
             for message in messages {
@@ -282,7 +360,37 @@ impl Run {
         assert_eq!(actor.client.close, None);
         let data = &message["data"];
         let answered = message["ref"].as_u64();
+        let room = message["room"].as_str().or(data["room"].as_str()).filter(|_| answered.is_none());
+        if !self.keeps_logs && !actor.joining.is_empty() && room.is_some_and(|room| !actor.cursors.contains_key(room)) {
+            return actor.early.push(message.clone());
+        }
         match message["type"].as_str().expect("a type") {
+            "subscribed" | "resumed" if !data["results"].is_null() => {
+                let asked = actor.joining.remove(&answered.expect("an answer")).expect("was asked");
+                actor.resuming = None;
+                for result in data["results"].as_array().expect("a list") {
+                    let room = result["room"].as_str().expect("a room").to_owned();
+                    if !ROOMS.contains(&&*room) {
+                        continue;
+                    }
+                    if !result["error"].is_null() {
+                        assert_eq!(result["error"]["code"], "unavailable", "{message}");
+                        continue;
+                    }
+                    let (epoch, seq) = (epoch_of(&result["epoch"]), result["seq"].as_u64().expect("a number"));
+                    let cursor = Cursor { epoch, seq: seq - result["replayed"].as_u64().expect("a count") };
+                    if let Some(Some(told)) = asked.get(&room)
+                        && result["recovered"] == true
+                    {
+                        assert_eq!(cursor, *told, "it goes on where it was: {message}");
+                    }
+                    actor.given.retain(|(of, _, _)| *of != room);
+                    actor.cursors.insert(room, cursor);
+                }
+                for message in std::mem::take(&mut actor.early) {
+                    self.told(place, &message);
+                }
+            }
             "subscribed" => {
                 let room = actor.subscribing.remove(&answered.expect("an answer")).expect("was asked");
                 let (epoch, seq) = (epoch_of(&data["epoch"]), data["seq"].as_u64().expect("a number"));
@@ -307,7 +415,10 @@ impl Run {
             "error" => {
                 let id = answered.expect("an answer");
                 assert_eq!(data["code"], "unavailable", "{message}");
-                assert!(actor.publishing.remove(&id).is_some() | actor.subscribing.remove(&id).is_some());
+                let was_one = actor.publishing.remove(&id).is_some() | actor.subscribing.remove(&id).is_some();
+                assert!(was_one | actor.joining.remove(&id).is_some());
+                // It was all that it asked for by then.
+                actor.resuming = None;
             }
             "gap" => {
                 let room = data["room"].as_str().expect("a room");
@@ -350,11 +461,25 @@ impl Run {
     }
 }
 
+impl Actor {
+    fn is_in(&self) -> bool {
+        self.client.status == Some(101) && !self.client.messages.is_empty()
+    }
+
+    fn resume(&mut self, departed: Departed) {
+        self.resuming = Some(departed.clone());
+        let Departed { session_id, token, cursors, .. } = departed;
+        let told = |cursor: &Cursor| json!({"seq": cursor.seq, "epoch": format!("{:016x}", cursor.epoch)});
+        let told: BTreeMap<&String, Value> = cursors.iter().map(|(room, cursor)| (room, told(cursor))).collect();
+        let id = self.client.send("resume", json!({"session_id": session_id, "token": token, "cursors": told}));
+        self.joining.insert(id, cursors.into_iter().map(|(room, cursor)| (room, Some(cursor))).collect());
+    }
+}
+
 fn small(seed: u64) -> Config {
     let mut rng = Rng::with_seed(seed.rotate_left(9));
     let mut config = config();
     config.history.events_max = rng.u32(0..12);
     config.history.age_s = 3600;
-    config.session.resume_window_s = 0;
     config
 }

@@ -44,6 +44,12 @@ impl Log {
     }
 }
 
+/// A lock: its number, its end, whose it is, the node through which it is held, and the turn of who asked last.
+type SharedHold = (u64, u64, LockOwner, u64, u64);
+
+/// What the home of a room has, and the epoch and number of what one of its clients was given.
+type Asked = (Option<Place>, Option<(u64, u64)>);
+
 /// A node's side.
 struct Side {
     intake: Intake,
@@ -52,6 +58,8 @@ struct Side {
     is_up: bool,
     /// Rooms that it follows, and the last event that it was told; none where it has to be told all anew.
     follows: BTreeMap<String, Option<(u64, u64)>>,
+    /// What the homes of those had, and what their clients had been given, when they asked and were cut off.
+    asked: BTreeMap<String, Asked>,
     answers: Vec<(RoomName, FromBroker)>,
     told: Vec<VecDeque<FromBroker>>,
 }
@@ -64,7 +72,7 @@ pub struct Exchange {
     pub grants: Vec<((String, String), u64, u64, u64)>,
     /// The time by its clock.
     pub now_ms: u64,
-    locks: BTreeMap<(String, String), (u64, u64, LockOwner)>,
+    locks: BTreeMap<(String, String), SharedHold>,
     last_token: u64,
     sides: Vec<Side>,
     epochs: u64,
@@ -87,15 +95,15 @@ impl Exchange {
     /// The lock of a field that is held: its number and whose it is.
     pub fn lock_of(&self, room: &str, field: &str) -> Option<(u64, &LockOwner)> {
         let held = self.locks.get(&(room.to_owned(), field.to_owned()));
-        held.filter(|(_, until_ms, _)| *until_ms > self.now_ms).map(|(token, _, owner)| (*token, owner))
+        held.filter(|held| held.1 > self.now_ms).map(|(token, _, owner, ..)| (*token, owner))
     }
 
     /// A way for a node of so many shards.
     pub fn add(&mut self, hasher: NameHasher, shards: u16) -> Link {
         let (link, intake) = link(shards);
         let told = (0..shards).map(|_| VecDeque::new()).collect();
-        let (follows, answers) = (BTreeMap::new(), Vec::new());
-        self.sides.push(Side { intake, hasher, shards, is_up: true, follows, answers, told });
+        let (follows, asked, answers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        self.sides.push(Side { intake, hasher, shards, is_up: true, follows, asked, answers, told });
         link
     }
 
@@ -163,18 +171,18 @@ impl Exchange {
             ToBroker::Follow { room, from, claim } => {
                 let name = room.as_str().to_owned();
                 if !is_up {
+                    self.sides[node].asked.insert(name.clone(), (from, claim));
                     self.sides[node].follows.insert(name, None);
                     let told = FromBroker::Followed { room: room.clone(), outcome: Err(AWAY) };
                     return self.push(node, &room, told);
                 }
-                if claim.is_some_and(|(epoch, seq)| self.lacks(&name, epoch, seq)) {
-                    self.renew(&name);
-                }
-                let followed = self.state_after(&name, from);
+                let followed = self.follow(&name, from, claim);
+                self.sides[node].asked.remove(&name);
                 self.sides[node].follows.insert(name, Some((followed.epoch, followed.seq)));
                 self.push(node, &room.clone(), FromBroker::Followed { room, outcome: Ok(Box::new(followed)) });
             }
             ToBroker::Leave { room } => {
+                self.sides[node].asked.remove(room.as_str());
                 self.sides[node].follows.remove(room.as_str());
             }
             ToBroker::Lock(call) => {
@@ -189,6 +197,13 @@ impl Exchange {
                 self.push(node, &room, FromBroker::Cleared { number, outcome });
             }
         }
+    }
+
+    fn follow(&mut self, room: &str, from: Option<Place>, claim: Option<(u64, u64)>) -> Followed {
+        if claim.is_some_and(|(epoch, seq)| self.lacks(room, epoch, seq)) {
+            self.renew(room);
+        }
+        self.state_after(room, from)
     }
 
     fn log(&mut self, room: &str, new_epoch: Option<u64>) -> &mut Log {
@@ -262,32 +277,36 @@ impl Exchange {
     }
 
     fn lock(&mut self, call: LockCall) -> Locked {
-        let LockCall { room, field, action, .. } = call;
+        let LockCall { room, field, action, node, .. } = call;
         let name = (room.as_str().to_owned(), field.to_string());
         let now_ms = self.now_ms;
-        let held = self.locks.get(&name).filter(|(_, until_ms, _)| *until_ms > now_ms).cloned();
+        let held = self.locks.get(&name).filter(|held| held.1 > now_ms).cloned();
+        let was_left_behind = |turn| held.as_ref().is_some_and(|(.., by, last)| *by != node && *last >= turn);
         match action {
-            SharedLock::Acquire { ttl_ms, session, holder } => {
-                if let Some((_, until_ms, owner)) = held
-                    && *owner.session_id != *session
+            SharedLock::Acquire { ttl_ms, session, holder, turn } => {
+                let is_left_behind = was_left_behind(turn);
+                if let Some((_, until_ms, owner, ..)) = held
+                    && (*owner.session_id != *session || is_left_behind)
                 {
                     return Locked::Held { left_ms: until_ms - now_ms, owner };
                 }
                 self.last_token += 1;
                 let token = self.last_token;
                 self.grants.push((name.clone(), token, now_ms, now_ms + ttl_ms));
-                self.locks.insert(name, (token, now_ms + ttl_ms, holder));
+                self.locks.insert(name, (token, now_ms + ttl_ms, holder, node, turn));
                 Locked::Granted { token }
             }
-            SharedLock::Renew { token, ttl_ms } => match held {
-                Some((of, until_ms, owner)) if of == token => {
-                    self.locks.insert(name, (token, until_ms.max(now_ms + ttl_ms), owner));
-                    Locked::Renewed
+            SharedLock::Renew { turn, .. } if was_left_behind(turn) => Locked::NotHeld,
+            SharedLock::Renew { token, ttl_ms, turn } => match held {
+                Some((of, until_ms, owner, _, last)) if of == token => {
+                    let until_ms = until_ms.max(now_ms + ttl_ms);
+                    self.locks.insert(name, (token, until_ms, owner.clone(), node, turn.max(last)));
+                    Locked::Renewed { owner }
                 }
                 _ => Locked::NotHeld,
             },
             SharedLock::Free { token } => match held {
-                Some((of, _, owner)) if token.is_none_or(|token| token == of) => {
+                Some((of, _, owner, by, _)) if token.is_none_or(|token| token == of && by == node) => {
                     self.locks.remove(&name);
                     Locked::Freed { token: of, owner }
                 }
@@ -356,8 +375,9 @@ impl Exchange {
                     FromBroker::Events(Box::new(Carried { room: name.clone(), epoch, first_seq: last + 1, events }))
                 }
                 _ => {
-                    let followed = self.state_after(&room, None);
-                    self.sides[node].follows.insert(room, Some((epoch, seq)));
+                    let (from, claim) = self.sides[node].asked.remove(&room).unwrap_or_default();
+                    let followed = self.follow(&room, from, claim);
+                    self.sides[node].follows.insert(room, Some((followed.epoch, followed.seq)));
                     FromBroker::Followed { room: name.clone(), outcome: Ok(Box::new(followed)) }
                 }
             };

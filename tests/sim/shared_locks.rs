@@ -5,10 +5,19 @@
 //! `RINGHUB_SEEDS=10000` runs more seeds; `RINGHUB_SEED=17` runs one.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fastrand::Rng;
+use ringhub::auth::Identity;
+use ringhub::hub::moved::{Moved, YieldAsked};
+use ringhub::hub::reply::{Pending, pending};
+use ringhub::ring::ConnKey;
 use ringhub::ring::sim::Faults;
+use ringhub::shard::request::Request;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -43,6 +52,18 @@ struct Actor {
     seen: usize,
     asked: BTreeMap<u64, (&'static str, &'static str)>,
     holds: BTreeMap<&'static str, Belief>,
+    /// Its session and that one's token, where it has taken up one from another node: from when it is let in.
+    resumes: Option<(String, String)>,
+}
+
+/// A session on its way from one node to another.
+struct Moving {
+    session_id: String,
+    token: String,
+    to: usize,
+    user_id: String,
+    answer: Pin<Box<Pending<Moved>>>,
+    holds: BTreeMap<&'static str, Belief>,
 }
 
 struct Run {
@@ -50,6 +71,7 @@ struct Run {
     nodes: Vec<Node>,
     exchange: Exchange,
     actors: Vec<Actor>,
+    moving: Vec<Moving>,
     /// The last number that somebody was told of a field.
     tokens: BTreeMap<&'static str, Vec<u64>>,
     /// All that happened was lost at least once.
@@ -57,6 +79,8 @@ struct Run {
     /// Milliseconds that have passed.
     passed_ms: u64,
     acquired: usize,
+    /// Sessions that were taken up at another node than before, with locks.
+    moved: usize,
 }
 
 fn time_of(text: &Value) -> i128 {
@@ -69,7 +93,7 @@ impl Run {
         let mut rng = Rng::with_seed(seed);
         let mut exchange = Exchange::new();
         let mut config = config();
-        config.session.resume_window_s = 0;
+        config.session.resume_window_s = if seed.is_multiple_of(3) { 0 } else { 2 };
         let nodes = (0..rng.u64(2..=3)).map(|number| {
             let shards = rng.u16(1..=2);
             let faults = if seed.is_multiple_of(4) { Faults::none() } else { Faults::rough() };
@@ -78,8 +102,8 @@ impl Run {
             Node::with_links(of_node, shards, faults, config.clone(), None, Some((link, 1000 + number)))
         });
         let nodes = nodes.collect();
-        let (actors, tokens) = (Vec::new(), BTreeMap::new());
-        Run { rng, nodes, exchange, actors, tokens, is_lost: false, passed_ms: 0, acquired: 0 }
+        let (actors, moving, tokens) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Run { rng, nodes, exchange, actors, moving, tokens, is_lost: false, passed_ms: 0, acquired: 0, moved: 0 }
     }
 
     fn run(mut self) {
@@ -132,11 +156,11 @@ impl Run {
         }
         let now_ms = 1_700_000_000_000 + i128::from(self.passed_ms);
         for field in FIELDS {
-            let holders = self.actors.iter().filter(|actor| {
-                // The two clocks are cut to milliseconds at different moments.
-                actor.holds.get(field).is_some_and(|belief| belief.until_ms > now_ms + 1)
-            });
-            let tokens: Vec<u64> = holders.map(|actor| actor.holds[field].token).collect();
+            let all =
+                self.actors.iter().map(|actor| &actor.holds).chain(self.moving.iter().map(|moving| &moving.holds));
+            // The two clocks are cut to milliseconds at different moments.
+            let held = all.filter_map(|holds| holds.get(field).filter(|belief| belief.until_ms > now_ms + 1));
+            let tokens: Vec<u64> = held.map(|belief| belief.token).collect();
             assert!(tokens.len() <= 1, "{field} is held by {tokens:?}");
         }
     }
@@ -144,11 +168,74 @@ impl Run {
     fn turn(&mut self) {
         exchange::turn(&mut self.exchange, &mut self.nodes, &mut self.rng);
         self.actors.iter_mut().for_each(|actor| actor.client.poll());
+        self.arrive();
+    }
+
+    /// A client's connection breaks, and it goes to another node, which asks this one for the session.
+    fn leave_for_another_node(&mut self) {
+        let place = self.rng.usize(..self.actors.len().max(1));
+        let to = self.rng.usize(..self.nodes.len());
+        let is_there = |actor: &Actor| actor.resumes.is_none() && !actor.client.messages.is_empty() && actor.node != to;
+        if !self.actors.get(place).is_some_and(is_there) {
+            return;
+        }
+        let Actor { node, client, holds, .. } = self.actors.swap_remove(place);
+        let told =
+            |kind| client.messages.iter().rfind(|message| message["type"] == kind).map(|message| &message["data"]);
+        let first = told("connection_established").expect("it was let in");
+        let told = told("resumed").unwrap_or(first);
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let (session_id, token) = (text(&told["session_id"]), text(&told["resume"]["token"]));
+        let user_id = text(&first["user_id"]);
+        if self.rng.bool() {
+            // The node may notice it before it is asked for the session.
+            client.link.close();
+        }
+        let (responder, answer) = pending();
+        let room = self.nodes[node].hasher.room(&format!("session:{session_id}"));
+        let home = usize::from(room.home(self.nodes[node].shards() as u16).0);
+        let number = u128::from_str_radix(&token, 16).expect("hexadecimal").to_be_bytes();
+        let asked = YieldAsked { room, user_id: user_id.as_str().into(), token: Some(number), responder };
+        self.nodes[node].request(home, Request::YieldSession(asked));
+        let answer = Box::pin(answer);
+        self.moving.push(Moving { session_id, token, to, user_id, answer, holds });
+    }
+
+    /// Sessions come to where they go, and their clients with them.
+    fn arrive(&mut self) {
+        for mut moving in std::mem::take(&mut self.moving) {
+            match moving.answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => self.moving.push(moving),
+                Poll::Ready(Ok(moved)) => {
+                    let Moving { session_id, token, to, user_id, holds, .. } = moving;
+                    let node = &self.nodes[to];
+                    let found = Ok(Some(Bytes::from(moved.write().expect("it can be written"))));
+                    let identity = Arc::new(Identity::anonymous(user_id));
+                    let conn = ConnKey { slot: u32::MAX, generation: 7 };
+                    let shard = self.rng.usize(..node.shards());
+                    let sought = Request::NameSought { conn, session_id: session_id.as_str().into(), identity, found };
+                    node.request(shard, sought);
+                    let client = Client::connect(node, self.rng.usize(..node.shards()), "/ws", "");
+                    let (asked, resumes) = (BTreeMap::new(), Some((session_id, token)));
+                    self.actors.push(Actor { node: to, client, seen: 0, asked, holds, resumes });
+                }
+                // It had gone, and its locks with it.
+                Poll::Ready(Err(_)) => {}
+            }
+        }
     }
 
     fn settle(&mut self) {
-        let Run { exchange, nodes, rng, actors, .. } = self;
-        exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
+        loop {
+            let Run { exchange, nodes, rng, actors, .. } = self;
+            exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
+            if self.moving.is_empty() {
+                return;
+            }
+            let under_way = self.moving.len();
+            self.arrive();
+            assert!(self.moving.len() < under_way, "whoever wants a session is answered");
+        }
     }
 
     fn pass(&mut self, ms: u64) {
@@ -166,7 +253,7 @@ impl Run {
                 let shard = self.rng.usize(..self.nodes[node].shards());
                 let client = Client::connect(&self.nodes[node], shard, "/ws", "");
                 let (asked, holds) = Default::default();
-                self.actors.push(Actor { node, client, seen: 0, asked, holds });
+                self.actors.push(Actor { node, client, seen: 0, asked, holds, resumes: None });
             }
             10..=59 => self.ask(),
             60..=64 if !self.actors.is_empty() => {
@@ -185,13 +272,14 @@ impl Run {
                 let ms = self.rng.u64(1..700);
                 self.pass(ms);
             }
+            91..=95 => self.leave_for_another_node(),
             _ => {}
         }
     }
 
     fn ask(&mut self) {
         let place = self.rng.usize(..self.actors.len().max(1));
-        let is_in = |actor: &Actor| actor.client.status == Some(101) && !actor.client.messages.is_empty();
+        let is_in = |actor: &Actor| actor.resumes.is_none() && !actor.client.messages.is_empty();
         if !self.actors.get(place).is_some_and(is_in) {
             return;
         }
@@ -217,6 +305,13 @@ impl Run {
     fn look(&mut self) {
         for place in 0..self.actors.len() {
             let actor = &mut self.actors[place];
+            if !actor.client.messages.is_empty()
+                && actor.asked.is_empty()
+                && let Some((session_id, token)) = &actor.resumes
+            {
+                let id = actor.client.send("resume", json!({"session_id": session_id, "token": token}));
+                actor.asked.insert(id, ("resume", ""));
+            }
             let messages: Vec<Value> = actor.client.messages.iter().skip(actor.seen).cloned().collect();
             actor.seen = actor.client.messages.len();
             for message in messages {
@@ -252,6 +347,40 @@ impl Run {
             }
             ("lock.released", Some((_, field))) => {
                 actor.holds.remove(field);
+            }
+            ("resumed", Some(_)) => {
+                actor.resumes = None;
+                let now_ms = 1_700_000_000_000 + i128::from(self.passed_ms);
+                let locks = data["locks"].as_array().expect("a list");
+                let listed = locks.iter().map(|lock| {
+                    let field = FIELDS.into_iter().find(|field| lock["field"] == *field).expect("a field");
+                    let token = lock["token"].as_u64().expect("a number");
+                    (field, Belief { token, until_ms: time_of(&lock["expires_at"]) })
+                });
+                let listed: BTreeMap<&str, Belief> = listed.collect();
+                for (field, belief) in &actor.holds {
+                    let is_listed = listed.get(field).is_some_and(|one| one.token >= belief.token);
+                    assert!(
+                        is_listed || belief.until_ms <= now_ms + 1 || self.is_lost,
+                        "{field}, {belief:?}: {message}"
+                    );
+                }
+                self.moved += usize::from(!actor.holds.is_empty());
+                for belief in listed.values() {
+                    // It may have been granted without its client having heard of it.
+                    let field = listed.iter().find(|(_, one)| one.token == belief.token).map(|(field, _)| *field);
+                    let tokens = self.tokens.entry(field.expect("it is from there")).or_default();
+                    if !tokens.contains(&belief.token) {
+                        tokens.push(belief.token);
+                    }
+                }
+                actor.holds = listed;
+            }
+            ("error", Some(("resume", _))) => {
+                // As where the session's home is not known what it is: its client goes on without.
+                assert!(["unavailable", "not_found"].contains(&data["code"].as_str().expect("a code")), "{message}");
+                actor.resumes = None;
+                actor.holds.clear();
             }
             ("error", asked) => {
                 let code = data["code"].as_str().expect("a code");

@@ -22,6 +22,7 @@ macro_rules! nodes_figures {
 nodes_figures! {
     alive: Gauge "nodes_alive" "Nodes that live as far as this one knows, itself included";
     registry_up: Gauge "nodes_registry_up" "Whether the registry of nodes can be reached: 1, or 0";
+    lease_age_ms: Gauge "nodes_lease_age_milliseconds" "How long ago the registry took this node's sign of life; others take it for dead after broker.lease_ms";
     client_ids: Gauge "nodes_client_ids" "Ids that clients of this node named, which no other node may give to another one";
     present: Gauge "nodes_present" "Sessions and locks of this node that others know of, should it die";
     calls: Counter "nodes_calls" "Questions to other nodes, each node that was asked counted";

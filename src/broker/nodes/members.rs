@@ -150,6 +150,11 @@ impl Members {
         self.is_forgotten = true;
     }
 
+    /// When a beat was answered last.
+    pub(super) fn beaten_ms(&self) -> u64 {
+        self.beaten_ms
+    }
+
     /// All nodes that live, as far as is known; not this one.
     pub(super) fn others(&self) -> impl Iterator<Item = &NodeInfo> {
         self.others.values().map(|other| &other.info)

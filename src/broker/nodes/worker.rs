@@ -10,7 +10,7 @@
 //! Commands are tasks of the same thread that report what came of them; nothing here waits for one. Larger than others
 //! because it is one state: what the end of the link means for beats, calls and claims is told once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,6 +51,10 @@ const TOLD_AT_ONCE: usize = 1000;
 /// How often it is tried to tell them, and the time between.
 const TELL_TRIES: usize = 40;
 const TELL_WAIT: Duration = Duration::from_millis(250);
+/// Bytes of answers that wait for a link.
+const UNSAID_BYTES_MAX: usize = 16 << 20;
+/// Dead nodes whose record could not be taken away yet.
+const LEFT_MAX: usize = 256;
 /// The first wait before a link is made again, and the longest.
 const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 1000;
@@ -92,6 +96,11 @@ pub(super) struct Worker {
     claims_from_ms: u64,
     presence: Presence,
     batches: usize,
+    /// Answers that could not be said, to whom, and how many bytes they are.
+    unsaid: VecDeque<(u64, Bytes)>,
+    unsaid_bytes: usize,
+    /// Dead nodes after which this one has cleaned up, but for their record.
+    left: VecDeque<u64>,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
     pushed: Arc<Notify>,
@@ -166,6 +175,9 @@ impl Worker {
             claims_from_ms: 0,
             presence: Presence::default(),
             batches: 0,
+            unsaid: VecDeque::new(),
+            unsaid_bytes: 0,
+            left: VecDeque::new(),
             reports,
             reporter,
             pushed: Arc::new(Notify::new()),
@@ -230,6 +242,7 @@ impl Worker {
         let figures = self.handle.figures();
         figures.alive.set(1 + self.members.others().count() as u64);
         figures.registry_up.set(u64::from(matches!(self.link, Link::Up { .. })));
+        figures.lease_age_ms.set(self.now_ms().saturating_sub(self.members.beaten_ms()));
         figures.client_ids.set(self.ids.held().len() as u64);
         figures.present.set(self.presence.len() as u64);
         figures.missing.add(std::mem::take(&mut self.pending.missing));
@@ -398,7 +411,23 @@ impl Worker {
             Frame::Answer { number, outcome: Err(error) }.encode(self.run)
         });
         if let Some(frame) = frame {
-            self.send(self.keys.publish(to, &frame), What::Said);
+            self.say_answer(to, frame.into());
+        }
+    }
+
+    /// Says an answer, or keeps it until there is a link: a session may be in it, or a message, which nobody else has. Who
+    /// does not wait for it any more gives it back.
+    fn say_answer(&mut self, to: u64, frame: Bytes) {
+        if self.send(self.keys.publish(to, &frame), What::Said) {
+            return;
+        }
+        self.unsaid_bytes += frame.len();
+        self.unsaid.push_back((to, frame));
+        while self.unsaid_bytes > UNSAID_BYTES_MAX
+            && let Some((to, frame)) = self.unsaid.pop_front()
+        {
+            self.unsaid_bytes -= frame.len();
+            tracing::warn!(node = run_text(to), "an answer to another node is lost: the registry is away for too long");
         }
     }
 
@@ -570,6 +599,10 @@ impl Worker {
 
     /// Frees the ids of a dead node, and finds who was present through it.
     fn clean_up(&mut self, node: NodeInfo) {
+        if self.left.contains(&node.run) {
+            // Only its record is left.
+            return (self.service.event)(Event::CleanUp(node));
+        }
         let Some(connection) = self.publish_connection() else { return };
         let (keys, run) = (self.keys.clone(), node.run);
         let others: Vec<u64> = self.handle.alive().iter().map(|node| node.run).collect();
@@ -602,6 +635,11 @@ impl Worker {
 
     /// Members know who has left with a dead node.
     fn left_told(&mut self, node: NodeInfo) {
+        // Should the registry not take it now, this node is asked again, and members have been told.
+        if self.left.len() >= LEFT_MAX {
+            self.left.pop_front();
+        }
+        self.left.push_back(node.run);
         (self.service.event)(Event::CleanUp(node));
     }
 
@@ -639,6 +677,10 @@ impl Worker {
                 }
                 self.batch_done(answer, is_former);
             }
+            // Also of a former link: nothing else tells that others may have these ids.
+            What::Reclaimed { ids, answer } => self.reclaimed(ids, answer, is_former),
+            // No command, and nothing of the link.
+            What::LeftTold { node } => self.left_told(node),
             What::Written { changes, answer } => {
                 match &answer {
                     Ok(Value::Array(alone)) => self.tell_presence(&changes, alone),
@@ -663,12 +705,11 @@ impl Worker {
             }
             What::Said(Ok(_)) => {}
             What::Said(Err(error)) => self.failed(&error),
-            What::Reclaimed { ids, answer } => self.reclaimed(ids, answer),
             What::Freed { node, outcome } => self.freed(node, outcome),
-            What::LeftTold { node } => self.left_told(node),
             What::Nothing => {}
             What::Finished { run, answer } => match answer {
                 Ok(_) => {
+                    self.left.retain(|left| *left != run);
                     self.handle.figures().cleaned.add(1);
                     tracing::info!(run = run_text(run), "what a dead node left behind is gone");
                     self.tell_all_to_look();
@@ -716,6 +757,10 @@ impl Worker {
                 self.attempts = 0;
                 self.link = Link::Up { connections, inbox };
                 self.members.look_soon();
+                self.unsaid_bytes = 0;
+                for (to, frame) in std::mem::take(&mut self.unsaid) {
+                    self.say_answer(to, frame);
+                }
             }
             Err(error) => self.link_lost(&error),
         }
@@ -757,14 +802,18 @@ impl Worker {
     }
 
     /// This node had ids that others may have claimed when they took it for dead.
-    fn reclaimed(&mut self, ids: Vec<Box<str>>, answer: Result<Value, RedisError>) {
+    fn reclaimed(&mut self, ids: Vec<Box<str>>, answer: Result<Value, RedisError>, is_former: bool) {
         let holders = match answer {
-            Ok(Value::Array(holders)) => holders,
-            Ok(_) => return,
+            Ok(Value::Array(holders)) if holders.len() == ids.len() => holders,
+            // The registry does not know this node, which claims them once more when it is registered.
+            Ok(_) => return self.members.forgotten(),
             // Until the registry can be reached; then it may know this node and not the ids.
             Err(error) => {
                 self.members.forgotten();
-                return self.failed(&error);
+                if !is_former {
+                    self.failed(&error);
+                }
+                return;
             }
         };
         let mine = run_text(self.run).into_bytes();
@@ -929,10 +978,98 @@ fn node(run: &Value, info: &Value) -> Option<NodeInfo> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::config::Config;
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    /// One that has no link, and what it had done of other nodes' ends.
+    fn worker() -> (Worker, Arc<Mutex<Vec<u64>>>) {
+        let config = Config::from_toml("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"redis://127.0.0.1:1\"]\n");
+        let config = config.expect("a configuration");
+        let target = Target::all(&config, "n1").expect("no certificates").remove(0);
+        let scripts = Scripts::new("ringhub", false, 1);
+        let cleaned: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let of_service = cleaned.clone();
+        let service = Service {
+            answer: Box::new(|_| Box::pin(async { Ok(Vec::new()) })),
+            event: Box::new(move |event| {
+                if let Event::CleanUp(node) = event {
+                    of_service.lock().expect("not poisoned").push(node.run);
+                }
+            }),
+            presence: Arc::new(|_, _, _| crate::hub::reply::Pending::ready(Ok(()))),
+            lock: Box::new(|_, _| ()),
+            taken: Box::new(|_| ()),
+            late: Box::new(|_, _| ()),
+        };
+        let (handle, _intake) = super::super::link(info(1));
+        let bounds = Bounds { lease_ms: 5000, timeout_ms: 1000 };
+        (Worker::new(handle, target, scripts, Keys::new("ringhub", false), bounds, service), cleaned)
+    }
+
+    fn info(run: u64) -> NodeInfo {
+        let (public, internal, version) = (None, None, String::new());
+        NodeInfo { run, name: format!("n{run}"), public, internal, started_ms: 0, version }
+    }
+
+    #[test]
+    fn ids_that_could_not_be_claimed_again_are_claimed_once_more_though_the_link_broke_meanwhile() {
+        let known = |worker: &mut Worker| {
+            let beat = Beat { was: Was::Known, redis_ms: 1, living: Vec::new(), mine: Vec::new() };
+            worker.members.beaten(beat, 1)
+        };
+        for answer in [Err(broken()), Ok(Value::Array(Vec::new()))] {
+            let (mut worker, _) = worker();
+            assert!(known(&mut worker).is_empty());
+            worker.link_lost(&"the connection ended");
+            let what = What::Reclaimed { ids: vec!["c".into()], answer };
+            worker.report(Report { generation: worker.generation - 1, what });
+            let events = known(&mut worker);
+            assert!(matches!(events[..], [Event::Revived { was_buried: false }]), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn members_are_told_once_of_who_left_with_a_dead_node() {
+        let (mut worker, cleaned) = worker();
+        worker.link_lost(&"the connection ended");
+        // Told by a task that takes its time.
+        worker.report(Report { generation: worker.generation - 1, what: What::LeftTold { node: info(7) } });
+        assert_eq!(*cleaned.lock().expect("not poisoned"), [7]);
+        // The record could not be taken away: the registry asks for it again, and there is nothing else to do.
+        worker.clean_up(info(7));
+        assert_eq!(*cleaned.lock().expect("not poisoned"), [7, 7]);
+        let finished = What::Finished { run: 7, answer: Ok(Value::Okay) };
+        worker.report(Report { generation: worker.generation, what: finished });
+        worker.clean_up(info(7));
+        assert_eq!(cleaned.lock().expect("not poisoned").len(), 2, "another run of it is looked at");
+    }
+
+    #[test]
+    fn an_answer_waits_for_a_link_within_its_bound() {
+        let (mut worker, _) = worker();
+        let served = |number, bytes| What::Served { to: 9, number, outcome: Ok(vec![b'1'; bytes]) };
+        worker.report(Report { generation: 0, what: served(1, 100) });
+        let frames: Vec<_> = worker.unsaid.iter().map(|(to, frame)| (*to, Frame::decode(frame))).collect();
+        let [(9, Some((1, Frame::Answer { number: 1, outcome: Ok(told) })))] = &frames[..] else {
+            panic!("{frames:?}")
+        };
+        assert_eq!(told.len(), 100);
+        for number in 2..200 {
+            worker.report(Report { generation: 0, what: served(number, 1 << 18) });
+        }
+        let bytes: usize = worker.unsaid.iter().map(|(_, frame)| frame.len()).sum();
+        assert_eq!(bytes, worker.unsaid_bytes);
+        assert!((UNSAID_BYTES_MAX / 2..=UNSAID_BYTES_MAX).contains(&bytes), "{bytes}");
+    }
+
+    fn broken() -> RedisError {
+        std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
@@ -68,6 +68,8 @@ pub enum LinkError {
     Timeout,
     /// It is a replica, which takes no events.
     Replica,
+    /// Sentinels know the name, and of no server that is up and has it: one is about to take over.
+    NoPrimary,
 }
 
 /// The certificates that are trusted can't be read.
@@ -101,6 +103,9 @@ impl fmt::Display for LinkError {
             LinkError::Redis(error) => fmt::Display::fmt(error, formatter),
             LinkError::Timeout => formatter.write_str("no answer in time (broker.redis.timeout_ms)"),
             LinkError::Replica => formatter.write_str("it is a replica, which takes no events"),
+            LinkError::NoPrimary => {
+                formatter.write_str("the sentinels know of no server that is up: a failover is due")
+            }
         }
     }
 }
@@ -121,9 +126,7 @@ impl LinkError {
             ErrorKind::InvalidClientConfig => {
                 Some("check broker.redis.url, broker.redis.mode and broker.redis.ca_file")
             }
-            ErrorKind::MasterNameNotFoundBySentinel => Some(
-                "set broker.redis.sentinel_master; sentinels know of none during a failover either: start again then",
-            ),
+            ErrorKind::MasterNameNotFoundBySentinel => Some("set broker.redis.sentinel_master"),
             ErrorKind::Server(ServerErrorKind::NoPerm) => Some("give the user the commands and keys of the broker"),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Some("set broker.redis.username and broker.redis.password"),
@@ -329,7 +332,46 @@ impl Target {
     }
 
     /// The server that the first sentinel that answers tells of.
-    async fn sentinel(&self) -> Result<Client, RedisError> {
+    async fn sentinel(&self) -> Result<Client, LinkError> {
+        // One that is frozen holds the library up, and must not use up the time of the others' answers.
+        let told = tokio::time::timeout(self.timeout / 2, self.sentinel_told()).await;
+        let is_doubtful = |error: &RedisError| error.kind() == ErrorKind::MasterNameNotFoundBySentinel;
+        match told {
+            Ok(Err(error)) if !is_doubtful(&error) => Err(error.into()),
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(_)) | Err(_) if self.is_unknown_name().await => {
+                let message = "no sentinel that answers knows the name";
+                Err(RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, message)).into())
+            }
+            // The library says the same where the server is down and no other has taken its place yet.
+            Ok(Err(_)) => Err(LinkError::NoPrimary),
+            Err(_) => Err(LinkError::Timeout),
+        }
+    }
+
+    /// Whether a sentinel answers, and none that does knows the name.
+    async fn is_unknown_name(&self) -> bool {
+        let patience = self.timeout / 3;
+        let asked = self.urls.iter().map(|url| async move {
+            let told = tokio::time::timeout(patience, self.ask_sentinel(url)).await;
+            told.ok().and_then(Result::ok)
+        });
+        let told: Vec<Value> = join_all(asked).await.into_iter().flatten().collect();
+        !told.is_empty() && told.iter().all(|told| *told == Value::Nil)
+    }
+
+    /// Where a sentinel thinks that the server is, whether or not it is up; nil where it does not know the name.
+    async fn ask_sentinel(&self, url: &RedisUrl) -> Result<Value, RedisError> {
+        // As the library asks them: by their addresses, without a user.
+        let address = url.as_str().into_connection_info()?.addr().clone();
+        let info = address.into_connection_info()?.set_tcp_settings(tcp_settings(self.timeout));
+        let mut connection = self.client(info)?.get_multiplexed_async_connection().await?;
+        let mut ask = cmd("SENTINEL");
+        ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.sentinel_master);
+        connection.send_packed_command(&ask).await?.extract_error()
+    }
+
+    async fn sentinel_told(&self) -> Result<Client, RedisError> {
         let addresses = self.urls.iter().map(|url| Ok(url.as_str().into_connection_info()?.addr().clone()));
         let addresses = addresses.collect::<Result<Vec<_>, RedisError>>()?;
         let mut builder =
@@ -390,12 +432,13 @@ fn tcp_settings(timeout: Duration) -> TcpSettings {
 impl Connection {
     /// Sends a command; an error that the server answers is an error.
     pub async fn command(&self, command: Cmd) -> Result<Value, RedisError> {
-        match self {
-            Connection::Server(connection) => connection.clone().send_packed_command(&command).await?.extract_error(),
+        let answer = match self {
+            Connection::Server(connection) => connection.clone().send_packed_command(&command).await,
             Connection::Cluster(connection) => {
-                redis::aio::ConnectionLike::req_packed_command(&mut connection.clone(), &command).await?.extract_error()
+                redis::aio::ConnectionLike::req_packed_command(&mut connection.clone(), &command).await
             }
-        }
+        };
+        answer.and_then(Value::extract_error).map_err(without_script)
     }
 
     /// Calls a script.
@@ -460,6 +503,17 @@ impl Connection {
             }
         }
     }
+}
+
+/// What a command in a script was refused with. Until 7.0 Redis says that within an error of the script, without its code.
+fn without_script(error: RedisError) -> RedisError {
+    let detail = error.detail().filter(|detail| detail.starts_with("Error running script"));
+    let line = detail.and_then(|detail| match detail.find("The user executing the script") {
+        Some(at) => Some(format!("-NOPERM {}\r\n", detail.get(at..)?)),
+        None => Some(format!("-{}\r\n", detail.split_once(": -")?.1)),
+    });
+    let told = line.and_then(|line| redis::parse_redis_value(line.as_bytes()).and_then(Value::extract_error).err());
+    told.unwrap_or(error)
 }
 
 /// The slot of a key in a cluster: CRC-16 (XMODEM) of what is in its first braces.
@@ -534,6 +588,30 @@ mod tests {
         assert_eq!(slot_of(b"app:{foo}:log"), 12_182);
         assert_eq!(slot_of(b"{}foo"), slot_of(b"{}foo"));
         assert_ne!(slot_of(b"{}foo"), slot_of(b"foo"));
+    }
+
+    #[test]
+    fn what_a_script_was_refused_is_known_whichever_version_says_it() {
+        let told = |line: &str| {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error is a value");
+            without_script(value.extract_error().expect_err("it is an error"))
+        };
+        let in_6_2 = |text: &str| {
+            told(&format!("ERR Error running script (call to f_0a9f75): @user_script:1: @user_script: 1: {text}"))
+        };
+        let replica = "-READONLY You can't write against a read only replica.";
+        assert_eq!(in_6_2(replica).kind(), ErrorKind::Server(ServerErrorKind::ReadOnly));
+        assert_eq!(told(&replica[1..]).kind(), ErrorKind::Server(ServerErrorKind::ReadOnly));
+        assert_eq!(in_6_2("-OOM command not allowed when used memory > 'maxmemory'.").code(), Some("OOM"));
+        for text in [
+            "The user executing the script can't run this command or subcommand",
+            "The user executing the script can't access at least one of the keys mentioned in the command arguments",
+            "The user executing the script can't publish to the channel mentioned in the command",
+        ] {
+            assert_eq!(in_6_2(text).kind(), ErrorKind::Server(ServerErrorKind::NoPerm), "{text}");
+        }
+        let of_lua = in_6_2("attempt to index a nil value");
+        assert_eq!((of_lua.kind(), of_lua.code()), (ErrorKind::Server(ServerErrorKind::ResponseError), Some("ERR")));
     }
 
     #[test]

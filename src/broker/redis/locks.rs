@@ -26,7 +26,7 @@ fn read(answer: Value) -> Option<Locked> {
     Some(match &word[..] {
         b"granted" => Locked::Granted { token: number()? },
         b"held" => Locked::Held { left_ms: number()?, owner: owner(&parts.next()?) },
-        b"renewed" => Locked::Renewed,
+        b"renewed" => Locked::Renewed { owner: owner(&parts.next()?) },
         b"freed" => Locked::Freed { token: number()?, owner: owner(&parts.next()?) },
         b"none" => Locked::NotHeld,
         _ => return None,
@@ -52,11 +52,11 @@ mod tests {
         let text = serde_json::to_string(&owner).expect("plain");
         assert_eq!(answer(&["granted", "7"]), Ok(Locked::Granted { token: 7 }));
         assert_eq!(answer(&["held", "900", &text]), Ok(Locked::Held { left_ms: 900, owner: owner.clone() }));
-        assert_eq!(answer(&["renewed"]), Ok(Locked::Renewed));
+        assert_eq!(answer(&["renewed", &text]), Ok(Locked::Renewed { owner: owner.clone() }));
         assert_eq!(answer(&["freed", "7", &text]), Ok(Locked::Freed { token: 7, owner }));
         assert_eq!(answer(&["freed", "7", "?"]), Ok(Locked::Freed { token: 7, owner: LockOwner::default() }));
         assert_eq!(answer(&["none"]), Ok(Locked::NotHeld));
-        for wrong in [&[][..], &["granted"], &["granted", "x"], &["held", "9"], &["what"]] {
+        for wrong in [&[][..], &["granted"], &["granted", "x"], &["held", "9"], &["renewed"], &["what"]] {
             assert_eq!(answer(wrong), Err(NOT_UNDERSTOOD), "{wrong:?}");
         }
         assert_eq!(locked(Value::Nil), Err(NOT_UNDERSTOOD));

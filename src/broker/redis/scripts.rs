@@ -197,19 +197,20 @@ impl Scripts {
     }
 
     /// Does something with a field's lock.
-    pub fn lock(&self, room: &RoomName, field: &str, action: &SharedLock) -> Call {
+    pub fn lock(&self, room: &RoomName, field: &str, node: u64, action: &SharedLock) -> Call {
         let keys = vec![self.key(room.as_str(), "locks"), self.key(room.as_str(), "fence")];
         let mut arguments = vec![field.as_bytes().to_vec(), text(META_MS)];
         match action {
-            SharedLock::Acquire { ttl_ms, session, holder } => {
+            SharedLock::Acquire { ttl_ms, session, holder, turn } => {
                 let holder = serde_json::to_vec(holder).unwrap_or_default();
-                arguments.extend([b"acquire".to_vec(), text(*ttl_ms), session.as_bytes().to_vec(), holder]);
+                let session = session.as_bytes().to_vec();
+                arguments.extend([b"acquire".to_vec(), text(node), text(*ttl_ms), session, holder, turn_text(*turn)]);
             }
-            SharedLock::Renew { token, ttl_ms } => {
-                arguments.extend([b"renew".to_vec(), text(*ttl_ms), text(*token)]);
+            SharedLock::Renew { token, ttl_ms, turn } => {
+                arguments.extend([b"renew".to_vec(), text(node), text(*ttl_ms), text(*token), turn_text(*turn)]);
             }
             SharedLock::Free { token } => {
-                arguments.extend([b"free".to_vec(), token.map_or_else(Vec::new, text)]);
+                arguments.extend([b"free".to_vec(), text(node), token.map_or_else(Vec::new, text)]);
             }
         }
         self.lock.call(keys, arguments)
@@ -221,6 +222,11 @@ impl Scripts {
         let arguments = vec![self.channel(room.as_str()).into_bytes(), self.publish_command.into(), text(META_MS)];
         self.clear.call(keys, arguments)
     }
+}
+
+/// Turns are compared as texts: the numbers of scripts are not that large.
+fn turn_text(turn: u64) -> Vec<u8> {
+    format!("{turn:016x}").into_bytes()
 }
 
 fn text(number: u64) -> Vec<u8> {

@@ -292,12 +292,12 @@ impl Worker {
 
     /// Not queued: a client asks again, and what was to be freed is said again.
     fn lock(&mut self, shard: ShardId, call: LockCall) {
-        let LockCall { room, field, number, action } = call;
+        let LockCall { room, field, number, node, action } = call;
         let at = self.server_of(room.as_str());
         let Some(connection) = self.connections(at).map(|connections| connections.publish.clone()) else {
             return self.tell(shard, FromBroker::Locked { number, outcome: Err(NO_LINK) }, 0);
         };
-        let call = self.scripts.lock(&room, &field, &action);
+        let call = self.scripts.lock(&room, &field, node, &action);
         self.spawn(at, async move { What::Locked { shard, number, answer: connection.call(&call).await } });
     }
 

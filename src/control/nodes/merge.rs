@@ -26,6 +26,8 @@ pub(crate) struct Of<T> {
 pub(crate) struct Page<T> {
     pub(crate) items: Vec<T>,
     pub(crate) total: usize,
+    /// There may be more than `total`: nodes have items in common, and not all of them were looked at.
+    pub(crate) is_lower_bound: bool,
     pub(crate) next: Option<String>,
 }
 
@@ -40,7 +42,7 @@ pub(crate) fn pages<T>(parts: Vec<(Node, Part<T>)>, limit: usize, name: impl Fn(
     let mut items: Vec<Of<T>> = items.filter(|of| upto.as_deref().is_none_or(|upto| name(&of.item) <= upto)).collect();
     items.sort_by(|one, other| (name(&one.item), &one.node).cmp(&(name(&other.item), &other.node)));
     let next = cut(&mut items, limit, |of| name(&of.item)).or(upto.map(String::from));
-    Page { items, total, next }
+    Page { items, total, is_lower_bound: false, next }
 }
 
 /// Cuts a page, but not between items of one name; where it goes on.
@@ -108,7 +110,7 @@ pub(crate) fn rooms(parts: Vec<(Node, Part<RoomView>)>, is_first: bool, limit: u
     };
     let mut items: Vec<RoomAcross> = rooms.into_values().collect();
     let next = cut(&mut items, limit, |item| &item.room.room).or(upto.map(String::from));
-    Page { items, total, next }
+    Page { items, total, is_lower_bound: !is_one_node && !is_complete, next }
 }
 
 /// Who is in a room, as several nodes have it: each session once, where it joined last.
@@ -222,13 +224,34 @@ mod tests {
         let names: Vec<_> =
             page.items.iter().map(|item| (&*item.room.room, item.room.members, item.room.seq)).collect();
         assert_eq!(names, [("a", 5, 7), ("b", 1, 1), ("c", 1, 1)]);
-        assert_eq!((page.total, page.next), (3, None));
+        assert_eq!((page.total, page.is_lower_bound, page.next), (3, false, None));
         let by_node = page.items[0].members_by_node.clone().expect("told");
         assert_eq!(by_node, BTreeMap::from([("n1".to_owned(), 2), ("n2".to_owned(), 3)]));
         let page = rooms(parts, true, 2);
         assert_eq!((page.items.len(), page.next.as_deref()), (2, Some("b")));
+        assert_eq!((page.total, page.is_lower_bound), (3, false), "all of them were looked at");
         let parts = vec![(None, part(&[room("a", 2, 5)], None))];
         assert_eq!(rooms(parts, true, 10).items[0].members_by_node, None);
+    }
+
+    #[test]
+    fn a_total_that_may_be_larger_says_so() {
+        let part = |names: &[&str], total, upto: Option<&str>| Part {
+            items: names.iter().map(|name| room(name, 1, 1)).collect(),
+            total,
+            upto: upto.map(Into::into),
+        };
+        let told = |parts, is_first| {
+            let page = rooms(parts, is_first, 2);
+            (page.total, page.is_lower_bound)
+        };
+        // Each has three rooms: three in all, or six.
+        let parts = vec![(node("n1"), part(&["a", "b"], 3, Some("b"))), (node("n2"), part(&["b", "c"], 3, Some("c")))];
+        assert_eq!(told(parts, true), (3, true));
+        // Behind the first page nobody knows how many there were before it.
+        assert_eq!(told(vec![(node("n1"), part(&["x"], 3, None)), (node("n2"), part(&[], 2, None))], false), (3, true));
+        let alone = vec![(node("n1"), part(&["a", "b"], 9, Some("b")))];
+        assert_eq!(told(alone, true), (9, false), "one node knows its own");
     }
 
     #[test]

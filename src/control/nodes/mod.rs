@@ -19,7 +19,7 @@ pub(crate) use merge::{Node, Of};
 use super::answer::ApiError;
 use super::api::Api;
 use super::backend::Backend;
-use crate::broker::nodes::{Answer, Failure, NodeInfo};
+use crate::broker::nodes::{Answer, Failure, Handle, NodeInfo};
 use crate::hub::reply::HubError;
 use crate::wire::codes::ErrorCode;
 
@@ -41,6 +41,33 @@ pub(crate) struct ScopeAsked {
 enum ScopeWord {
     Local,
     Cluster,
+}
+
+/// The nodes, as the health pages tell of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ClusterStatus {
+    /// `up`, or `down` while the registry in which nodes find each other can't be reached: answers for all nodes are
+    /// partial then.
+    registry: &'static str,
+    /// How long ago the registry took this node's sign of life. The others take it for dead after
+    /// `broker.lease_ms`.
+    lease_age_ms: u64,
+    /// The names of the nodes that live as far as this one knows, itself first.
+    nodes: Vec<String>,
+    /// Questions that another node did not answer in time, since the start: what was told then was partial.
+    calls_missing: u64,
+}
+
+impl ClusterStatus {
+    pub(crate) fn of(nodes: &Handle) -> ClusterStatus {
+        let figures = nodes.figures();
+        ClusterStatus {
+            registry: if figures.registry_up.value() > 0 { "up" } else { "down" },
+            lease_age_ms: figures.lease_age_ms.value(),
+            nodes: nodes.alive().into_iter().map(|node| node.name).collect(),
+            calls_missing: figures.missing.value(),
+        }
+    }
 }
 
 /// Which nodes answered.
