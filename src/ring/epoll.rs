@@ -2,7 +2,7 @@
 //!
 //! - A send is tried at once, at the turn's begin. Only what the kernel does not take is waited for with EPOLLOUT.
 //! - Sockets are watched edge-triggered: one `epoll_ctl` when a connection begins, and none at its end. What became
-//!   readable is remembered in the [`Table`], and read in the order in which it did, so much per socket and turn.
+//!   readable is remembered in the table of connections, and read in the order in which it did, so much per socket and turn.
 //! - A receive that fills less than its buffer has emptied the socket (epoll(7), "Questions and answers", 9), which saves
 //!   the one that would be told EAGAIN. Not so once the peer has ended.
 //! - Sockets are as they come, blocking or not: every call says MSG_DONTWAIT.
