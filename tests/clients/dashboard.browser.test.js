@@ -245,7 +245,7 @@ test('a slow client is found, its trace is read, and it is disconnected', async 
   await page.getByRole('link', { name: 'the-slow-one' }).click();
   await says(page, /wait; behind in 1 room/);
   await says(page, '"place": "near the-slow-one"');
-  await page.getByRole('region', { name: 'Trace' }).getByText('fell behind').waitFor();
+  await page.getByRole('region', { name: 'Trace' }).getByText('fell behind').first().waitFor();
   const trace = page.getByRole('region', { name: 'Trace' });
   await trace.getByText('subscribed').first().waitFor();
   await page.getByLabel('trouble only').check();
