@@ -250,7 +250,7 @@ test('a slow client is found, its trace is read, and it is disconnected', async 
   await trace.getByText('subscribed').first().waitFor();
   await page.getByLabel('trouble only').check();
   await until(async () => (await trace.getByText('subscribed').count()) === 0, 'what is as it should be is left out');
-  await trace.getByText('fell behind').waitFor();
+  await trace.getByText('fell behind').first().waitFor();
   await page.getByLabel('trouble only').uncheck();
   await page.getByLabel('Event id').fill(id);
   await page.getByRole('button', { name: 'Explain' }).click();
