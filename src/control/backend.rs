@@ -190,7 +190,7 @@ pub struct PublishRequest {
     pub kind: String,
     /// The event's data: valid JSON, kept as the bytes that came. `{}` when it was left out, as over a WebSocket.
     #[serde(default = "empty")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     pub data: Box<RawValue>,
     /// Idempotency key: the same key in the same room within five minutes is published once.
     #[serde(default)]

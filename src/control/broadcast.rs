@@ -34,7 +34,7 @@ struct Broadcast {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     data: Box<RawValue>,
     key: Option<String>,
 }

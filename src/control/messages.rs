@@ -68,7 +68,7 @@ struct Outgoing {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     data: Box<RawValue>,
 }
 
@@ -108,7 +108,7 @@ struct ToMany {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default = "empty")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     data: Box<RawValue>,
 }
 
