@@ -1,8 +1,9 @@
 //! Events as changes: for members who ask for it, a merge patch against an event that they have, in place of an event's data.
 //!
 //! Each shard remembers the last event of each type of a room that has such members, and compares each new one with it once.
-//! (Not of each key: the same key is published once, so that publishers who repeat what was not answered use each once.) Who has the event that a patch is against is not decided here: frames are in order, so
-//! that a member which keeps up since some event has all behind it.
+//! (Not of each key: the same key is published once, so that publishers who repeat what was not answered use each once.) Who
+//! has the event that a patch is against is not decided here: frames are in order, so that a member which keeps up since some
+//! event has all behind it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use super::clock::{self, monotonic_us};
 use super::listeners::{Listener, Spare};
+use super::slots::Owner;
 use super::socket::{self, half_close};
 use super::token::{Operation, Token};
 use super::{BufferId, Completion, ConnKey, Doorbell, Driver, DriverFigures, Now, Peer, ReceiveEnd, Socket};
@@ -32,7 +33,7 @@ mod table;
 
 use poller::{Event, EventFlags, Poller};
 use pool::Pool;
-use table::{Owner, Receive, Table, Watched};
+use table::{Connection, Receive, Table, Watched};
 
 /// Sizes of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,10 +116,11 @@ impl Epoll {
     #[inline]
     fn try_send(&mut self, conn: ConnKey, completions: &mut Vec<Completion>) {
         let Some(owner) = self.table.current(conn) else { return };
+        let socket = owner.socket;
         let Some(chunk) = owner.sending.as_mut() else { return };
         let error = loop {
             self.figures.enters += 1;
-            match rustix::net::send(borrow(&owner.socket), chunk, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match rustix::net::send(borrow(&socket), chunk, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(taken) if taken == chunk.len() => break 0,
                 // A socket that takes nothing and has no error either takes no more.
                 Ok(0) => break libc::EPIPE,
@@ -421,7 +423,7 @@ impl Drop for Epoll {
 }
 
 /// Waits until there is room to send again.
-fn block(poller: &Poller, conn: ConnKey, owner: &mut Owner) -> io::Result<()> {
+fn block(poller: &Poller, conn: ConnKey, owner: &mut Owner<Connection>) -> io::Result<()> {
     let (descriptor, token, both) = (owner.socket.0, receive_token(conn), RECEIVING | EventFlags::OUT);
     match owner.watched {
         Watched::No => poller.add(descriptor, token, both)?,

@@ -5,16 +5,15 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use super::token::{GENERATION_MASK, Operation, Token};
+use super::slots::{Owner, Slots};
+use super::token::{Operation, Token};
 use super::{ConnKey, Socket};
 
-/// No connection has this generation, as only 24 bits of it are used.
-const NOBODY: u32 = u32::MAX;
-
 /// Where a connection's multishot receive stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Receive {
     /// Nothing is under way.
+    #[default]
     Idle,
     /// The kernel has it.
     Armed,
@@ -24,11 +23,9 @@ pub(super) enum Receive {
     Starved,
 }
 
-/// One slot's owner.
-#[derive(Debug)]
+/// What is under way for one connection.
+#[derive(Debug, Default)]
 pub(super) struct Flight {
-    generation: u32,
-    pub(super) socket: Socket,
     pub(super) receive: Receive,
     /// What the kernel still has to take; lives here until the send's completion.
     pub(super) sending: Option<Bytes>,
@@ -37,7 +34,7 @@ pub(super) struct Flight {
 /// All connections of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    slots: Vec<Flight>,
+    slots: Slots<Flight>,
     /// Chunks of closed connections that the kernel has not let go of.
     orphans: FxHashMap<Token, Bytes>,
 }
@@ -45,30 +42,19 @@ pub(super) struct Flights {
 impl Flights {
     /// The slot, taken over by `conn` if that is new here.
     #[inline]
-    pub(super) fn open(&mut self, conn: ConnKey, socket: Socket) -> &mut Flight {
-        let slot = conn.slot as usize;
-        if slot >= self.slots.len() {
-            self.slots.resize_with(slot + 1, Flight::vacant);
-        }
-        let flight = &mut self.slots[slot];
-        let generation = conn.generation & GENERATION_MASK;
-        if flight.generation != generation {
-            debug_assert_eq!(flight.generation, NOBODY, "the slot's last owner was neither closed nor detached");
-            *flight = Flight { generation, socket, ..Flight::vacant() };
-        }
-        flight
+    pub(super) fn open(&mut self, conn: ConnKey, socket: Socket) -> &mut Owner<Flight> {
+        self.slots.open(conn, socket)
     }
 
     /// The slot, if `conn` still owns it.
     #[inline]
-    pub(super) fn current(&mut self, conn: ConnKey) -> Option<&mut Flight> {
-        self.slots.get_mut(conn.slot as usize).filter(|flight| flight.generation == conn.generation & GENERATION_MASK)
+    pub(super) fn current(&mut self, conn: ConnKey) -> Option<&mut Owner<Flight>> {
+        self.slots.current(conn)
     }
 
     /// Ends the ownership of a slot. Says whether the kernel still has something of it; a chunk under way is kept for it.
     pub(super) fn close(&mut self, conn: ConnKey) -> bool {
-        let Some(flight) = self.current(conn) else { return false };
-        let flight = std::mem::replace(flight, Flight::vacant());
+        let Some(flight) = self.slots.close(conn) else { return false };
         let mut under_way = matches!(flight.receive, Receive::Armed | Receive::Cancelling);
         if let Some(chunk) = flight.sending {
             under_way = true;
@@ -91,23 +77,13 @@ impl Flights {
 
     /// Every owner there is.
     pub(super) fn all(&self) -> Vec<(ConnKey, Socket)> {
-        let owned = |(slot, flight): (usize, &Flight)| {
-            let conn = ConnKey { slot: slot as u32, generation: flight.generation };
-            (flight.generation != NOBODY).then_some((conn, flight.socket))
-        };
-        self.slots.iter().enumerate().filter_map(owned).collect()
+        self.slots.all()
     }
 
     /// How many chunks of closed connections are under way.
     #[cfg(test)]
     pub(super) fn orphans(&self) -> usize {
         self.orphans.len()
-    }
-}
-
-impl Flight {
-    fn vacant() -> Flight {
-        Flight { generation: NOBODY, socket: Socket::NONE, receive: Receive::Idle, sending: None }
     }
 }
 
@@ -142,6 +118,6 @@ mod tests {
 
     #[test]
     fn a_slot_costs_no_more_than_a_cache_line() {
-        assert!(size_of::<Flight>() <= 64);
+        assert!(size_of::<Owner<Flight>>() <= 64);
     }
 }

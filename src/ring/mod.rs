@@ -28,6 +28,7 @@ pub mod listeners;
 mod options;
 mod queues;
 pub mod sim;
+mod slots;
 mod socket;
 mod token;
 pub mod uring;
