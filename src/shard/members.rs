@@ -201,8 +201,8 @@ impl State {
     }
 
     /// Makes a connection a member on this shard, now that the home counts it as one. Where it said from where on it wants
-    /// the room's events (`begins_anew`), what it had not been given before counts no more. `state` is
-    /// the room's as its home counted it.
+    /// the room's events (`begins_anew`), what it had not been given before counts no more. `state` is the room's
+    /// as its home counted it.
     fn enter(
         &mut self,
         conn: ConnKey,
