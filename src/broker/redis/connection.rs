@@ -200,7 +200,9 @@ impl Target {
     async fn connect_all(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
         if self.mode == RedisMode::Cluster {
             let connection = Connection::Cluster(self.cluster(inbox).await?);
-            self.probe(&connection, scripts).await?;
+            // Where the server that is asked is gone, the others are not waited with: who publishes finds out.
+            let probed = tokio::time::timeout(self.cluster_step(), self.probe(&connection, scripts)).await;
+            probed.unwrap_or(Ok(()))?;
             return Ok(Connections { publish: connection.clone(), follow: connection });
         }
         let client = match self.mode {
@@ -396,11 +398,18 @@ impl Target {
         builder.build()?.async_get_client().await
     }
 
+    /// How long one step of connecting to a cluster may take. The library tries all servers that are configured, and then
+    /// all that these tell of: with one that is there and silent among them, both take as long as they may, and there must be
+    /// time for the rest.
+    fn cluster_step(&self) -> Duration {
+        self.timeout / 4
+    }
+
     async fn cluster(&self, inbox: Arc<Inbox>) -> Result<ClusterConnection, RedisError> {
         let nodes: Vec<&str> = self.urls.iter().map(RedisUrl::as_str).collect();
         let mut builder = ClusterClientBuilder::new(nodes)
             .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(self.timeout)
+            .connection_timeout(self.cluster_step())
             .response_timeout(self.timeout)
             .overall_response_timeout(Some(self.timeout))
             .tcp_settings(tcp_settings(self.timeout))

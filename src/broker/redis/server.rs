@@ -47,7 +47,7 @@ pub struct Server {
     pub retries: VecDeque<(u64, RoomName)>,
     /// Reads on their way.
     pub reads: usize,
-    /// Subscriptions on their way.
+    /// Rooms whose subscription, or its end, is on its way.
     pub subscriptions: usize,
     attempts: u32,
     /// When its last link was made.

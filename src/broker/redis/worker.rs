@@ -40,8 +40,8 @@ use crate::wire::native::Refused;
 const BATCHES_PER_TURN: usize = 64;
 /// Channels that one command subscribes to.
 const SUBSCRIBE_MAX: usize = 256;
-/// Such commands on their way to a server.
-const SUBSCRIPTIONS_MAX: usize = 8;
+/// Channels whose subscription, or its end, is on its way to a server.
+const SUBSCRIPTIONS_MAX: usize = 8 * SUBSCRIBE_MAX;
 /// Reads on their way to a server. What comes meanwhile waits for them, so that this bounds it.
 const READS_MAX: usize = 512;
 /// Bytes of what a server pushed that wait for the next turn.
@@ -81,6 +81,14 @@ pub struct Limits {
     pub backlog_bytes_max: usize,
     /// Replicas that must have an event before it is acknowledged.
     pub replicas_min: u32,
+}
+
+impl Limits {
+    /// How long a canary is waited for: as long as its command may take, which is told where it fails, and as long again for
+    /// the message.
+    fn deaf_ms(self) -> u64 {
+        2 * self.timeout_ms
+    }
 }
 
 /// A room that is followed, was, or will be.
@@ -254,7 +262,7 @@ impl Worker {
                 Link::Down { retry_ms } => Some(*retry_ms),
                 Link::Connecting => None,
                 Link::Up(up) => {
-                    let deaf_ms = up.canary_sent_ms.map(|sent_ms| sent_ms + self.bounds.timeout_ms);
+                    let deaf_ms = up.canary_sent_ms.map(|sent_ms| sent_ms + self.bounds.deaf_ms());
                     Some(deaf_ms.map_or(up.canary_next_ms, |deaf_ms| deaf_ms.min(up.canary_next_ms)))
                 }
             };
@@ -521,11 +529,11 @@ impl Worker {
                 self.answered(at, &room, serial, outcome, error);
             }
             What::Subscribed { rooms, error } => {
-                server.subscriptions = server.subscriptions.saturating_sub(1);
+                server.subscriptions = server.subscriptions.saturating_sub(rooms.len());
                 self.subscribed(at, &rooms, error);
             }
             What::Unsubscribed { rooms, error } => {
-                server.subscriptions = server.subscriptions.saturating_sub(1);
+                server.subscriptions = server.subscriptions.saturating_sub(rooms.len());
                 self.unsubscribed(at, &rooms, error);
             }
             What::Read { room, ticket, answer } => {
@@ -618,7 +626,9 @@ impl Worker {
             }
         }
         if let Some(error) = error {
-            tracing::warn!(%error, rooms = names.len(), "Redis refused a subscription");
+            if self.servers.get_mut(at).is_some_and(|server| server.may_say(self.start.elapsed().as_millis() as u64)) {
+                tracing::warn!(%error, rooms = names.len(), "Redis refused a subscription");
+            }
             self.failed(at, &error);
         }
     }
@@ -794,7 +804,7 @@ impl Worker {
     }
 
     fn look_at_times(&mut self, at: usize, now_ms: u64) {
-        let timeout_ms = self.bounds.timeout_ms;
+        let deaf_ms = self.bounds.deaf_ms();
         let Some(server) = self.servers.get_mut(at) else { return };
         server.submissions.expire(now_ms, &mut self.answers);
         while let Some((_, name)) = server.retries.pop_front_if(|(at_ms, _)| *at_ms <= now_ms) {
@@ -807,7 +817,7 @@ impl Worker {
         match &mut server.link {
             Link::Down { retry_ms } if *retry_ms <= now_ms => self.begin_link(at),
             Link::Down { .. } | Link::Connecting => {}
-            Link::Up(up) if up.canary_sent_ms.is_some_and(|sent_ms| sent_ms + timeout_ms <= now_ms) => {
+            Link::Up(up) if up.canary_sent_ms.is_some_and(|sent_ms| sent_ms + deaf_ms <= now_ms) => {
                 self.figures.deaf.add(1);
                 tracing::error!(server = %server.name, "the broker's connection does not hear its own messages");
                 self.end_link(at, &LinkError::Timeout);
@@ -893,8 +903,10 @@ impl Worker {
             if server.subscriptions >= SUBSCRIPTIONS_MAX {
                 return;
             }
+            // In a cluster each goes by itself: those of a server that is gone must not hold up the others.
+            let at_once = if server.target.is_cluster() { 1 } else { SUBSCRIBE_MAX };
             let mut rooms = Vec::new();
-            while rooms.len() < SUBSCRIBE_MAX
+            while rooms.len() < at_once
                 && let Some(name) = server.to_subscribe.pop_front()
             {
                 let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
@@ -906,7 +918,7 @@ impl Worker {
             }
             let is_ending = rooms.is_empty();
             while is_ending
-                && rooms.len() < SUBSCRIBE_MAX
+                && rooms.len() < at_once
                 && let Some(name) = server.to_unsubscribe.pop_front()
             {
                 let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
@@ -918,7 +930,7 @@ impl Worker {
             if rooms.is_empty() {
                 return;
             }
-            server.subscriptions += 1;
+            server.subscriptions += rooms.len();
             let channels: Vec<String> = rooms.iter().map(|room| self.scripts.channel(room.as_str())).collect();
             let connection = connection.clone();
             self.spawn(at, async move {
