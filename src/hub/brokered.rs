@@ -137,6 +137,11 @@ pub enum SharedLock {
         /// The turn of the session's connection that asks, as in `Acquire`.
         turn: u64,
     },
+    /// To know through which node it is held.
+    Look {
+        /// The number that it was held with, through that node.
+        token: u64,
+    },
     /// That nobody has it.
     Free {
         /// The number that it is held with, through that node: a session may have taken it along to another one. Whatever
@@ -183,6 +188,8 @@ pub enum Locked {
         /// Who had it.
         owner: LockOwner,
     },
+    /// It is held with that number, through another node.
+    Elsewhere,
     /// It is not held, or not with that number.
     NotHeld,
 }
@@ -202,9 +209,18 @@ pub struct BrokeredEvent {
     /// Its data: valid JSON.
     pub data: Bytes,
     /// The key that it is published under at most once within five minutes.
-    pub key: Option<Box<str>>,
+    pub key: Option<EventKey>,
     /// The connection that must not get it (`echo: false`).
     pub exclude: Option<Origin>,
+}
+
+/// What an event is published under at most once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventKey {
+    /// Its publisher gave it.
+    Given(Box<str>),
+    /// The hub's own, for what several nodes may have to say of the same. It is none that a publisher can give.
+    OfHub(Box<str>),
 }
 
 /// A connection anywhere in the cluster.

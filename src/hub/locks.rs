@@ -507,6 +507,11 @@ impl Core {
         write_holder(&mut data, holder);
         more(&mut data);
         data.push(b'}');
+        if self.is_relaying() {
+            // More than one node may find out that a lock has ended.
+            let key = (kind != "lock.acquired").then(|| format!("lock.ended:{token}").into_boxed_str());
+            return self.say_relayed(room.clone(), kind, data.into(), key);
+        }
         let told = self.publish_here(room, kind, &data, None, None, self.now);
         debug_assert!(told.is_ok(), "a room with locks has a home");
     }

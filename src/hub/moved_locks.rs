@@ -7,6 +7,10 @@
 //!
 //! Nobody is told: each lock is the session's all the time, under the number that it was granted with. The broker keeps it
 //! meanwhile, and frees nothing that a node frees through which a lock is not held any more.
+//!
+//! What left may never arrive: the other node may have given up waiting for it. So the node that had it asks the broker now
+//! and then through which one it is held. Where it ends without having been held through another, its end is told here; by
+//! its number both can say so, and it is told once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use std::sync::Arc;
 use super::batch::Address;
 use super::brokered::{Locked, SharedLock};
 use super::core::Core;
-use super::lock::Held;
+use super::lock::{Held, Holder};
 use super::locks::{Freed, HeldLock, LockArrived, LockAsked, held_lock};
 use super::message::Message;
 use super::name::{RoomName, ShardId};
@@ -22,6 +26,12 @@ use super::presence::Turn;
 use super::shared_locks::{CALLS_MAX, LockWait, TTL_MAX_MS};
 use crate::ring::ConnKey;
 use crate::wire::native::Refused;
+
+/// How long a lock that has left is waited for before the broker is asked, and the longest until it is asked again.
+const LOOK_WAIT_MS: u64 = 500;
+const LOOK_WAIT_MAX_MS: u64 = 8000;
+/// Of how many locks the broker is asked in a second.
+const LOOKS_MAX: usize = 5000;
 
 /// No connection: who holds a lock has come from another node, and has none here yet.
 pub(super) const NOBODY: Address = Address { shard: ShardId(0), conn: ConnKey { slot: u32::MAX, generation: 0 } };
@@ -40,11 +50,26 @@ pub(super) struct Moved {
 /// A lock that has left with its session.
 #[derive(Debug)]
 pub(super) struct Left {
-    session_id: Arc<str>,
+    holder: Holder,
+    token: u64,
     /// The turn of the last connection that the session had here.
     turn: Turn,
     /// When it ends, should nobody have renewed it elsewhere, in milliseconds of the monotonic clock.
     until_ms: u64,
+    fate: Fate,
+}
+
+/// What is known of a lock that has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The broker knows of no other node, and is asked at that time; again after so long.
+    Unknown { look_ms: u64, wait_ms: u64 },
+    /// The broker is being asked.
+    Asked { wait_ms: u64 },
+    /// It has ended. Where that was at the other node, it is being told there.
+    Ended,
+    /// It has arrived, or its end was told.
+    Known,
 }
 
 impl Core {
@@ -53,17 +78,70 @@ impl Core {
     pub(super) fn has_left(&self, asked: &LockAsked) -> bool {
         let left = self.relaying.as_deref().map(|relaying| &relaying.left).filter(|left| !left.is_empty());
         let left = left.and_then(|left| left.get(&(asked.room.clone(), asked.field.clone())));
-        left.is_some_and(|left| left.session_id == asked.who.session_id && asked.turn <= left.turn)
+        left.is_some_and(|left| left.holder.session_id == asked.who.session_id && asked.turn <= left.turn)
     }
 
-    /// Forgets what left and has ended since, unless it was renewed elsewhere, of which the broker knows then.
-    pub(super) fn forget_left(&mut self) {
+    /// Sees to it that what left has arrived, or that its end is told; to be called once a second. Forgets what would have
+    /// ended by now: where it was renewed elsewhere, the broker knows it.
+    pub(super) fn look_after_left(&mut self) {
         let now_ms = self.now.monotonic_us / 1000;
-        if let Some(relaying) = self.relaying.as_deref_mut() {
-            relaying.left.retain(|_, left| left.until_ms > now_ms);
-            if relaying.left.is_empty() {
-                relaying.left.shrink_to_fit();
+        let Some(relaying) = self.relaying.as_deref_mut().filter(|relaying| !relaying.left.is_empty()) else { return };
+        let mut room_for = CALLS_MAX.saturating_sub(relaying.locks.len()).min(LOOKS_MAX);
+        let (mut looks, mut ended) = (Vec::new(), Vec::new());
+        relaying.left.retain(|(room, field), left| {
+            match left.fate {
+                Fate::Unknown { look_ms, wait_ms } if look_ms.min(left.until_ms) <= now_ms && room_for > 0 => {
+                    room_for -= 1;
+                    left.fate = Fate::Asked { wait_ms };
+                    looks.push((room.clone(), field.clone(), left.token));
+                }
+                Fate::Ended => {
+                    left.fate = Fate::Known;
+                    ended.push((room.clone(), field.clone(), left.token, left.holder.clone()));
+                }
+                Fate::Unknown { .. } | Fate::Asked { .. } | Fate::Known => {}
             }
+            left.fate != Fate::Known || left.until_ms > now_ms
+        });
+        if relaying.left.is_empty() {
+            relaying.left.shrink_to_fit();
+        }
+        for (room, field, token) in looks {
+            let wait = LockWait::Looked { room: room.clone(), field: field.clone(), token };
+            self.call_lock(room, field, SharedLock::Look { token }, wait);
+        }
+        for (room, field, token, holder) in ended {
+            self.lock_event(&room, "lock.expired", &field, token, &holder, |_| {});
+        }
+    }
+
+    /// The broker has said through which node a lock is held that has left.
+    pub(super) fn left_looked(
+        &mut self,
+        room: RoomName,
+        field: Arc<str>,
+        token: u64,
+        outcome: Result<Locked, Refused>,
+    ) {
+        let now_ms = self.now.monotonic_us / 1000;
+        let left = self.relaying.as_deref_mut().and_then(|relaying| relaying.left.get_mut(&(room, field)));
+        let Some(left) = left.filter(|left| left.token == token) else { return };
+        let Fate::Asked { wait_ms } = left.fate else { return };
+        left.fate = match outcome {
+            Ok(Locked::Elsewhere) => Fate::Known,
+            Ok(Locked::NotHeld) => Fate::Ended,
+            // The other node may be about to tell the broker, which takes an answer's time, or can't, which takes longer.
+            Ok(_) | Err(_) => Fate::Unknown { look_ms: now_ms + wait_ms, wait_ms: (2 * wait_ms).min(LOOK_WAIT_MAX_MS) },
+        };
+    }
+
+    /// Notes a lock that leaves.
+    fn note_left(&mut self, room: &RoomName, field: &Arc<str>, left: Left) {
+        let Some(relaying) = self.relaying.as_deref_mut() else { return };
+        let before = relaying.left.insert((room.clone(), field.clone()), left);
+        if let Some(Left { holder, token, .. }) = before.filter(|before| before.fate != Fate::Known) {
+            // Another session could have the field after it, so it has ended.
+            self.lock_event(room, "lock.expired", field, token, &holder, |_| {});
         }
     }
 
@@ -80,10 +158,9 @@ impl Core {
         let lock = held.map(|held| {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
             self.note_lock(room, field, *token, &held.holder, false);
-            if let Some(relaying) = self.relaying.as_deref_mut() {
-                let left = Left { session_id: held.holder.session_id.clone(), turn, until_ms: held.until_ms };
-                relaying.left.insert((room.clone(), field.clone()), left);
-            }
+            let fate = Fate::Unknown { look_ms: self.now.monotonic_us / 1000 + LOOK_WAIT_MS, wait_ms: LOOK_WAIT_MS };
+            let holder = held.holder.clone();
+            self.note_left(room, field, Left { holder, token: *token, turn, until_ms: held.until_ms, fate });
             let turn = Turn::default();
             Box::new(LockArrived { lock: held_lock(room, field, &held), who: held.holder, turn })
         });
@@ -99,6 +176,15 @@ impl Core {
         self.expire_locks();
         let LockArrived { lock, who, turn } = arrived;
         let HeldLock { room, field, token, until_ms, expires_at_ms, ttl_ms } = lock;
+        if let Some(relaying) = self.relaying.as_deref_mut() {
+            // It may have been here before: what becomes of it is seen to as of any other of this node again.
+            let is_back = |left: &Left| left.token == token;
+            if let hashbrown::hash_map::Entry::Occupied(entry) = relaying.left.entry((room.clone(), field.clone()))
+                && is_back(entry.get())
+            {
+                entry.remove();
+            }
+        }
         if self.ensure_lock(&room, &field).is_err() {
             // There are too many; it ends at the broker by its time.
             return self.lock_event(&room, "lock.expired", &field, token, &who, |_| {});

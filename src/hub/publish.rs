@@ -56,7 +56,7 @@ impl Core {
     ) -> Result<Published, Refused> {
         self.now = now;
         if self.is_relaying() {
-            self.say_relayed(room.clone(), kind, Bytes::copy_from_slice(data));
+            self.say_relayed(room.clone(), kind, Bytes::copy_from_slice(data), None);
             return Ok(Published {
                 id: [0; 36],
                 seq: 0,

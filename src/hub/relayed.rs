@@ -13,7 +13,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use super::brokered::{BrokeredEvent, Carried, Followed, Place, ToBroker};
+use super::brokered::{BrokeredEvent, Carried, EventKey, Followed, Place, ToBroker};
 use super::core::{Core, epoch_text};
 use super::message::{HistoryAsked, Join, JoinClaim, JoinRefused, Joined, Message, OVERLOADED};
 use super::name::RoomName;
@@ -156,7 +156,10 @@ impl Core {
         let node = self.relaying.as_deref().map_or(0, |relaying| relaying.node);
         let BrokeredEvent { id: event_id, unix_ms, kind, data, key, exclude } = event;
         let exclude = exclude.filter(|origin| origin.node == node).map(|origin| origin.address);
-        let key = key.map_or(0, |key| self.hasher.hash(&*key) | 1);
+        let key = match key {
+            Some(EventKey::Given(key)) => self.hasher.hash(&*key) | 1,
+            Some(EventKey::OfHub(_)) | None => 0,
+        };
         let stamp = Stamp { id: event_id, timestamp: rfc3339(unix_ms) };
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };

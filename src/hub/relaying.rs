@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::batch::Address;
-use super::brokered::{BrokeredEvent, FromBroker, IN_DOUBT, Keep, Numbers, Origin, Submission, ToBroker};
+use super::brokered::{BrokeredEvent, EventKey, FromBroker, IN_DOUBT, Keep, Numbers, Origin, Submission, ToBroker};
 use super::core::Core;
 use super::locks::LockAsked;
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
@@ -54,12 +54,13 @@ pub(super) struct Relaying {
     /// Locks that this node holds, or not any more, since that was taken last.
     pub(super) noted_locks: Vec<(RoomName, NotedLock, bool)>,
     /// What the hub itself has to say and the broker did not take.
-    unsaid: Vec<Publish>,
+    unsaid: Vec<Unsaid>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
     /// Locks that came with their sessions from other nodes, of which the broker could not be told.
     pub(super) unmoved: Vec<Moved>,
-    /// Locks that have left with their sessions, and may not be asked for again by what those left behind.
+    /// Locks that have left with their sessions: they may not be asked for again by what those left behind, and it is seen
+    /// to that one which never arrives is told to have ended.
     pub(super) left: HashMap<(RoomName, Arc<str>), Left, FixedState>,
     /// Whether what waited for a room's state is being done.
     pub(super) is_settling: bool,
@@ -109,7 +110,16 @@ struct Waiting {
     received_us: u64,
     exclude: Option<Address>,
     /// Data and key of an event that the hub itself has to say. Nobody else would say it again, so it is kept until it is taken.
-    own: Option<(Bytes, Option<Box<str>>)>,
+    own: Option<(Bytes, Box<str>)>,
+}
+
+/// An event that the hub itself has to say and the broker did not take.
+#[derive(Debug)]
+struct Unsaid {
+    room: RoomName,
+    kind: Box<str>,
+    data: Bytes,
+    key: Box<str>,
 }
 
 impl Core {
@@ -191,25 +201,28 @@ impl Core {
     }
 
     /// The same for what the hub itself has to say of a room: while the broker can't be reached, it is said again, and by its
-    /// key no more than once.
-    pub(super) fn say_relayed(&mut self, room: RoomName, kind: &str, data: Bytes) {
-        let key = self.ids.stamp(self.now.unix_ms).id;
-        let key = String::from_utf8_lossy(&key).into_owned().into_boxed_str();
-        let (own, received_us, reply) = (data.clone(), self.now.monotonic_us, ReplyTo::Nobody);
-        let publish = Publish { room, kind: kind.into(), data, key: Some(key), exclude: None, received_us, reply };
-        self.relay(publish, Some(own));
+    /// key no more than once; by one that is drawn where there is none.
+    pub(super) fn say_relayed(&mut self, room: RoomName, kind: &str, data: Bytes, key: Option<Box<str>>) {
+        let key = key.unwrap_or_else(|| {
+            let drawn = self.ids.stamp(self.now.unix_ms).id;
+            String::from_utf8_lossy(&drawn).into_owned().into_boxed_str()
+        });
+        self.say(Unsaid { room, kind: kind.into(), data, key });
+    }
+
+    fn say(&mut self, unsaid: Unsaid) {
+        let Unsaid { room, kind, data, key } = unsaid;
+        let (received_us, reply) = (self.now.monotonic_us, ReplyTo::Nobody);
+        self.relay(Publish { room, kind, data, key: None, exclude: None, received_us, reply }, Some(key));
     }
 
     /// Says once more what the broker did not take; to be called once a second.
     pub(super) fn say_again(&mut self) {
         let unsaid = self.relaying.as_deref_mut().map(|relaying| mem::take(&mut relaying.unsaid)).unwrap_or_default();
-        for publish in unsaid {
-            let own = publish.data.clone();
-            self.relay(publish, Some(own));
-        }
+        unsaid.into_iter().for_each(|unsaid| self.say(unsaid));
     }
 
-    fn relay(&mut self, publish: Publish, own: Option<Bytes>) {
+    fn relay(&mut self, publish: Publish, own_key: Option<Box<str>>) {
         let Publish { room, kind, data, key, exclude, received_us, reply } = publish;
         let bytes_max = self.limits.broker_pending_bytes_max;
         let id = self.ids.stamp(self.now.unix_ms).id;
@@ -219,11 +232,15 @@ impl Core {
         // One event of any size is always taken.
         if relaying.pending_bytes > 0 && relaying.pending_bytes + bytes > bytes_max {
             relaying.figures.refused += 1;
-            return self.answer(reply, room, Err(OVERLOADED));
+            return match own_key {
+                Some(key) => self.keep_unsaid(Unsaid { room, kind, data, key }),
+                None => self.answer(reply, room, Err(OVERLOADED)),
+            };
         }
         relaying.pending_bytes += bytes;
         let origin = exclude.map(|address| Origin { node: relaying.node, address });
-        let own = own.map(|data| (data, key.clone()));
+        let own = own_key.clone().map(|key| (data.clone(), key));
+        let key = own_key.map(EventKey::OfHub).or(key.map(EventKey::Given));
         let event = BrokeredEvent { id, unix_ms, kind: kind.clone(), data, key, exclude: origin };
         let waiting = Waiting { reply, id, kind, received_us, exclude, own };
         let place = match relaying.places.get(&room) {
@@ -300,9 +317,9 @@ impl Core {
                 // Numbers for other events than these: they are published, and it is not known as what.
                 let refused = outcome.err().unwrap_or(Refused::new(ErrorCode::Unavailable, IN_DOUBT));
                 relaying.figures.refused += waiting.len() as u64;
-                for Waiting { reply, kind, received_us, own, .. } in waiting {
+                for Waiting { reply, kind, own, .. } in waiting {
                     match own {
-                        Some((data, key)) => self.keep_unsaid(room.clone(), kind, data, key, received_us),
+                        Some((data, key)) => self.keep_unsaid(Unsaid { room: room.clone(), kind, data, key }),
                         None => self.answer(reply, room.clone(), Err(refused.clone())),
                     }
                 }
@@ -346,11 +363,10 @@ impl Core {
         }
     }
 
-    fn keep_unsaid(&mut self, room: RoomName, kind: Box<str>, data: Bytes, key: Option<Box<str>>, received_us: u64) {
+    fn keep_unsaid(&mut self, unsaid: Unsaid) {
         let Some(relaying) = self.relaying.as_deref_mut() else { return };
         if relaying.unsaid.len() < UNSAID_MAX {
-            let (exclude, reply) = (None, ReplyTo::Nobody);
-            relaying.unsaid.push(Publish { room, kind, data, key, exclude, received_us, reply });
+            relaying.unsaid.push(unsaid);
         } else {
             relaying.figures.unsaid_lost += 1;
         }

@@ -46,6 +46,8 @@ pub(super) enum LockWait {
     },
     /// A session has brought it along from another node: from the answer on it is held through this one.
     Moved(Moved),
+    /// It has left with its session, and it is to be known whether it has arrived.
+    Looked { room: RoomName, field: Arc<str>, token: u64 },
     /// It has ended here.
     Freed(Unfreed),
     /// An operator wants it freed, and nobody here has it.
@@ -194,6 +196,7 @@ impl Core {
         match wait {
             Some(LockWait::Asked { asked, ttl_ms, at }) => self.lock_decided(*asked, ttl_ms, at, outcome),
             Some(LockWait::Moved(moved)) => self.lock_has_moved(moved, outcome),
+            Some(LockWait::Looked { room, field, token }) => self.left_looked(room, field, token, outcome),
             Some(LockWait::Freed(unfreed)) => {
                 if outcome.is_err()
                     && let Some(relaying) = self.relaying.as_deref_mut()
@@ -242,7 +245,7 @@ impl Core {
                 let again = LockOutcome::Refused(UNDECIDED);
                 renewed.map_or(again, |lock| LockOutcome::Acquired { lock, is_new: false })
             }
-            (Ok(Locked::NotHeld | Locked::Freed { .. }), action) => {
+            (Ok(Locked::NotHeld | Locked::Elsewhere | Locked::Freed { .. }), action) => {
                 // The broker has lost it, or an operator has freed it: it can be another's any moment.
                 let token = match action {
                     LockAction::Renew { token, .. } => Some(*token),
@@ -352,7 +355,7 @@ impl Core {
         }
         let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
         unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
-        self.forget_left();
+        self.look_after_left();
     }
 
     /// An operator wants a lock freed that nobody of this node holds.

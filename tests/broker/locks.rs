@@ -82,8 +82,13 @@ fn a_lock_that_went_to_another_node_with_its_session_is_not_freed_by_the_former_
     let redis = Redis::start(&program, &[]);
     let (mut one, mut two) = (Node::start(&redis.url()), Node::start(&redis.url()));
     let token = granted(one.lock("quote:1", "price", acquire("s1", 60_000)));
+    let look = SharedLock::Look { token };
+    assert!(matches!(one.lock("quote:1", "price", look.clone()), Ok(Locked::Held { left_ms: 50_000.., .. })));
+    assert_eq!(two.lock("quote:1", "price", look.clone()), Ok(Locked::Elsewhere));
     let renewed = two.lock("quote:1", "price", SharedLock::Renew { token, ttl_ms: 1000, turn: 2 });
     assert_eq!(renewed, Ok(Locked::Renewed { owner: owner("s1") }));
+    assert_eq!(one.lock("quote:1", "price", look.clone()), Ok(Locked::Elsewhere));
+    assert_eq!(one.lock("quote:1", "price", SharedLock::Look { token: token + 1 }), Ok(Locked::NotHeld));
     let late = SharedLock::Renew { token, ttl_ms: 1000, turn: 1 };
     assert_eq!(one.lock("quote:1", "price", late), Ok(Locked::NotHeld), "it was asked before the session went");
     assert!(matches!(one.lock("quote:1", "price", acquire("s1", 1000)), Ok(Locked::Held { .. })));
@@ -92,6 +97,7 @@ fn a_lock_that_went_to_another_node_with_its_session_is_not_freed_by_the_former_
     assert!(matches!(one.lock("quote:1", "price", acquire("s2", 1000)), Ok(Locked::Held { .. })));
     let freed = Locked::Freed { token, owner: owner("s1") };
     assert_eq!(two.lock("quote:1", "price", free), Ok(freed));
+    assert_eq!(one.lock("quote:1", "price", look), Ok(Locked::NotHeld));
     // What it took there is its own again where it comes to next.
     granted(two.lock("quote:1", "price", acquire_in_turn("s1", 60_000, 3)));
     granted(one.lock("quote:1", "price", acquire_in_turn("s1", 60_000, 0x1_0000)));

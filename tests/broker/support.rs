@@ -14,7 +14,8 @@ use bytes::Bytes;
 use ringhub::broker::{self, Broker, BrokerFigures, Identity, Link};
 use ringhub::config::Config;
 use ringhub::hub::brokered::{
-    BrokeredEvent, Followed, FromBroker, Keep, LockCall, Locked, Numbers, Place, SharedLock, Submission, ToBroker,
+    BrokeredEvent, EventKey, Followed, FromBroker, Keep, LockCall, Locked, Numbers, Place, SharedLock, Submission,
+    ToBroker,
 };
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::native::Refused;
@@ -548,7 +549,7 @@ pub fn event(run: u64, tag: u64, key: Option<&str>) -> BrokeredEvent {
         unix_ms: 1_800_000_000_000,
         kind: "doc.updated".into(),
         data,
-        key: key.map(Into::into),
+        key: key.map(|key| EventKey::Given(key.into())),
         exclude: None,
     }
 }

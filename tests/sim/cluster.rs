@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use ringhub::config::Config;
+use ringhub::hub::brokered::EventKey;
 use ringhub::ring::sim::Faults;
 use serde_json::{Value, json};
 
@@ -409,7 +410,7 @@ impl Run {
                 let event = self.exchange.truth.get(&place).or(before.filter(|_| is_duplicate).map(|(_, event)| event));
                 let event = event.unwrap_or_else(|| panic!("nothing has that number: {message}"));
                 assert_eq!(event.id, *id);
-                assert_eq!(event.key.as_deref().map(str::to_owned), key);
+                assert_eq!(event.key, key.map(|key| EventKey::Given(key.into())));
                 self.numbered += 1;
             }
             "error" => {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use fastrand::Rng;
 use ringhub::broker::link::{Intake, Link, link};
 use ringhub::hub::brokered::{
-    BrokeredEvent, Carried, Followed, FromBroker, IN_DOUBT, LockCall, LockOwner, Locked, Numbered, Numbers, Place,
-    SharedLock, Submission, ToBroker,
+    BrokeredEvent, Carried, EventKey, Followed, FromBroker, IN_DOUBT, LockCall, LockOwner, Locked, Numbered, Numbers,
+    Place, SharedLock, Submission, ToBroker,
 };
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
 use ringhub::wire::codes::ErrorCode;
@@ -26,7 +26,7 @@ pub struct Log {
     kept: VecDeque<BrokeredEvent>,
     /// The number that it had before it lost its end, and nobody has noticed.
     lost_to: Option<u64>,
-    keys: BTreeMap<String, (u64, [u8; 36])>,
+    keys: BTreeMap<EventKey, (u64, [u8; 36])>,
 }
 
 impl Log {
@@ -241,7 +241,7 @@ impl Exchange {
         let mut numbers = Vec::new();
         let mut truth = Vec::new();
         for event in events {
-            let key = event.key.as_deref().map(str::to_owned);
+            let key = event.key.clone();
             if let Some((seq, id)) = key.as_ref().and_then(|key| log.keys.get(key)) {
                 numbers.push(Numbered { seq: *seq, duplicate_of: Some(*id) });
                 continue;
@@ -302,6 +302,16 @@ impl Exchange {
                     let until_ms = until_ms.max(now_ms + ttl_ms);
                     self.locks.insert(name, (token, until_ms, owner.clone(), node, turn.max(last)));
                     Locked::Renewed { owner }
+                }
+                _ => Locked::NotHeld,
+            },
+            SharedLock::Look { token } => match held {
+                Some((of, until_ms, owner, by, _)) if of == token => {
+                    if by == node {
+                        Locked::Held { left_ms: until_ms - now_ms, owner }
+                    } else {
+                        Locked::Elsewhere
+                    }
                 }
                 _ => Locked::NotHeld,
             },

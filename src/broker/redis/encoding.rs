@@ -14,7 +14,7 @@ use std::io::Write as _;
 use bytes::Bytes;
 
 use crate::hub::batch::Address;
-use crate::hub::brokered::{BrokeredEvent, Numbered, Numbers, Origin};
+use crate::hub::brokered::{BrokeredEvent, EventKey, Numbered, Numbers, Origin};
 use crate::hub::name::ShardId;
 use crate::ring::ConnKey;
 use crate::wire::json::Scratch;
@@ -72,7 +72,7 @@ pub fn write_event(out: &mut Vec<u8>, event: &BrokeredEvent) {
     let mut digits = itoa::Buffer::new();
     netstring(out, digits.format(event.unix_ms).as_bytes());
     netstring(out, event.kind.as_bytes());
-    netstring(out, event.key.as_deref().unwrap_or_default().as_bytes());
+    netstring(out, given_key(event).unwrap_or_default().as_bytes());
     match event.exclude {
         None => netstring(out, b""),
         Some(Origin { node, address: Address { shard, conn } }) => {
@@ -84,7 +84,15 @@ pub fn write_event(out: &mut Vec<u8>, event: &BrokeredEvent) {
 
 /// About how many bytes an event is.
 pub fn event_bytes(event: &BrokeredEvent) -> usize {
-    EVENT_BYTES_MIN + 96 + event.kind.len() + event.key.as_ref().map_or(0, |key| key.len()) + event.data.len()
+    EVENT_BYTES_MIN + 96 + event.kind.len() + given_key(event).map_or(0, str::len) + event.data.len()
+}
+
+/// The key that its publisher gave it; one of the hub's own means nothing to those who get the event.
+fn given_key(event: &BrokeredEvent) -> Option<&str> {
+    match &event.key {
+        Some(EventKey::Given(key)) => Some(key),
+        Some(EventKey::OfHub(_)) | None => None,
+    }
 }
 
 fn netstring(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -209,7 +217,7 @@ impl Reader {
             return None;
         }
         let key = std::str::from_utf8(key).ok()?;
-        let key = (!key.is_empty()).then(|| key.into());
+        let key = (!key.is_empty()).then(|| EventKey::Given(key.into()));
         let exclude = if exclude.is_empty() { None } else { Some(origin(exclude)?) };
         Some(BrokeredEvent { id, unix_ms, kind: kind.into(), data: data.clone(), key, exclude })
     }
@@ -313,7 +321,7 @@ pub(super) mod tests {
         let address = Address { shard: ShardId(3), conn: ConnKey { slot: 70_000, generation: 9 } };
         let events = vec![
             event(1),
-            BrokeredEvent { key: Some("order ü:7,".into()), ..event(2) },
+            BrokeredEvent { key: Some(EventKey::Given("order ü:7,".into())), ..event(2) },
             BrokeredEvent { exclude: Some(Origin { node: u64::MAX, address }), ..event(3) },
             BrokeredEvent { data: Bytes::from_static(b"\"5:a,\""), ..event(4) },
         ];
@@ -323,7 +331,7 @@ pub(super) mod tests {
     #[test]
     fn an_event_is_six_netstrings() {
         let mut out = Vec::new();
-        write_event(&mut out, &BrokeredEvent { key: Some("k".into()), ..event(7) });
+        write_event(&mut out, &BrokeredEvent { key: Some(EventKey::Given("k".into())), ..event(7) });
         let text = String::from_utf8(out).unwrap();
         let expected =
             "36:000000000000000000000000000000000007,13:1700000000007,13:quote.updated,1:k,0:,9:{\"tag\":7},";

@@ -28,6 +28,7 @@ fn read(answer: Value) -> Option<Locked> {
         b"held" => Locked::Held { left_ms: number()?, owner: owner(&parts.next()?) },
         b"renewed" => Locked::Renewed { owner: owner(&parts.next()?) },
         b"freed" => Locked::Freed { token: number()?, owner: owner(&parts.next()?) },
+        b"elsewhere" => Locked::Elsewhere,
         b"none" => Locked::NotHeld,
         _ => return None,
     })
@@ -55,6 +56,7 @@ mod tests {
         assert_eq!(answer(&["renewed", &text]), Ok(Locked::Renewed { owner: owner.clone() }));
         assert_eq!(answer(&["freed", "7", &text]), Ok(Locked::Freed { token: 7, owner }));
         assert_eq!(answer(&["freed", "7", "?"]), Ok(Locked::Freed { token: 7, owner: LockOwner::default() }));
+        assert_eq!(answer(&["elsewhere"]), Ok(Locked::Elsewhere));
         assert_eq!(answer(&["none"]), Ok(Locked::NotHeld));
         for wrong in [&[][..], &["granted"], &["granted", "x"], &["held", "9"], &["renewed"], &["what"]] {
             assert_eq!(answer(wrong), Err(NOT_UNDERSTOOD), "{wrong:?}");

@@ -1,7 +1,7 @@
 //! What is sent for a room: submissions, put together for one call of the script.
 
 use super::encoding::{self, EventId};
-use crate::hub::brokered::{BrokeredEvent, Keep, Submission};
+use crate::hub::brokered::{BrokeredEvent, EventKey, Keep, Submission};
 
 /// What is sent for a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Chunk {
     /// How many.
     pub events: usize,
     /// The key of one that has one.
-    pub key: Option<Box<str>>,
+    pub key: Option<EventKey>,
     /// The id of the last.
     pub last_id: EventId,
     /// As they are in Redis.

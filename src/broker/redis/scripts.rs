@@ -8,7 +8,7 @@ use redis::{Cmd, cmd};
 use super::encoding::{EventId, NO_ID};
 use super::request::Publish;
 use super::tracker::Wanted;
-use crate::hub::brokered::{Place, SharedLock};
+use crate::hub::brokered::{EventKey, Place, SharedLock};
 use crate::hub::name::RoomName;
 
 /// How long a room's epoch and numbers are kept after its last event: much longer than any log.
@@ -172,7 +172,11 @@ impl Scripts {
         for chunk in &publish.chunks {
             match &chunk.key {
                 Some(key) => {
-                    keys.push(self.key(room, &format!("key:{key}")));
+                    let key = match key {
+                        EventKey::Given(key) => format!("key:{key}"),
+                        EventKey::OfHub(key) => format!("hub:{key}"),
+                    };
+                    keys.push(self.key(room, &key));
                     arguments.push(b"key".to_vec());
                 }
                 None => arguments.push(text(chunk.events as u64)),
@@ -209,6 +213,7 @@ impl Scripts {
             SharedLock::Renew { token, ttl_ms, turn } => {
                 arguments.extend([b"renew".to_vec(), text(node), text(*ttl_ms), text(*token), turn_text(*turn)]);
             }
+            SharedLock::Look { token } => arguments.extend([b"look".to_vec(), text(node), text(*token)]),
             SharedLock::Free { token } => {
                 arguments.extend([b"free".to_vec(), text(node), token.map_or_else(Vec::new, text)]);
             }

@@ -463,7 +463,7 @@ impl Room {
 mod tests {
     use super::super::encoding::tests::event;
     use super::*;
-    use crate::hub::brokered::{BrokeredEvent, Keep, Numbered};
+    use crate::hub::brokered::{BrokeredEvent, EventKey, Keep, Numbered};
     use crate::hub::name::NameHasher;
 
     const BOUNDS: Bounds = Bounds { timeout_ms: 2000, buffer_ms: 0, pending_bytes_max: 1 << 20 };
@@ -547,15 +547,15 @@ mod tests {
     #[test]
     fn events_with_keys_are_chunks_of_their_own() {
         let mut submissions = up(BOUNDS);
-        let keyed = BrokeredEvent { key: Some("k".into()), ..event(3) };
+        let keyed = BrokeredEvent { key: Some(EventKey::OfHub("k".into())), ..event(3) };
         let events = vec![event(1), event(2), keyed.clone(), event(4)];
         submissions.push(ShardId(0), submission("doc:1", 1, events), 0, &mut Vec::new());
         let (_, _, request) = submissions.next(0, 0).expect("something waits");
         let Request::Publish(request) = request else { panic!("events") };
-        let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_deref(), chunk.last_id));
+        let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_ref(), chunk.last_id));
         assert_eq!(
             chunks.collect::<Vec<_>>(),
-            [(2, None, event(2).id), (1, Some("k"), keyed.id), (1, None, event(4).id)]
+            [(2, None, event(2).id), (1, keyed.key.as_ref(), keyed.id), (1, None, event(4).id)]
         );
     }
 

@@ -1,4 +1,4 @@
--- Takes, renews or frees the lock of a field.
+-- Takes, renews, looks at or frees the lock of a field.
 --
 -- KEYS  1  PREFIX:{ROOM}:locks   hash by field: number, end in milliseconds since 1970 by the server's clock, session,
 --                                holder, the node through which it is held and the turn of the session's connection that
@@ -6,11 +6,12 @@
 --       2  PREFIX:{ROOM}:fence   the last number given in the room
 -- ARGV  1  the field
 --       2  how many milliseconds the last number is kept
---       3  acquire, renew or free
+--       3  acquire, renew, look or free
 --       4  the node through which it is held or is to be
 --          acquire: 5 for how many milliseconds, 6 the session, 7 the holder, as others are told of it, 8 the turn, as 16
 --                   hexadecimal digits
 --          renew:   5 for how many milliseconds, 6 the number that it is held with, 7 the turn
+--          look:    5 the number that it was held with
 --          free:    5 the number that it is held with through that node, or nothing for any through whichever
 --
 -- A number is larger than all before it in the room: by one, or the time in microseconds where that is more, so that this
@@ -21,7 +22,7 @@
 -- the former one frees by its clock is free no more. Nor does the former one get it back for a command that the session sent
 -- it before: a session has a lock through another node only with a later turn.
 --
--- Returns  granted NUMBER | held MILLISECONDS_LEFT HOLDER | renewed HOLDER | freed NUMBER HOLDER | none
+-- Returns  granted NUMBER | held MILLISECONDS_LEFT HOLDER | renewed HOLDER | elsewhere | freed NUMBER HOLDER | none
 
 local locks, fence, field = KEYS[1], KEYS[2], ARGV[1]
 local action, node = ARGV[3], ARGV[4]
@@ -78,6 +79,15 @@ if action == 'renew' then
   end
   hold(held[1], held[3], held[4], held[2], ARGV[7])
   return {'renewed', held[4]}
+end
+if action == 'look' then
+  if not held or held[1] ~= ARGV[5] then
+    return {'none'}
+  end
+  if held[5] ~= node then
+    return {'elsewhere'}
+  end
+  return {'held', text(held[2] - now), held[4]}
 end
 if not held or (ARGV[5] ~= '' and (held[1] ~= ARGV[5] or (held[5] and held[5] ~= node))) then
   return {'none'}
