@@ -369,9 +369,9 @@ async def test_rooms_are_spread_over_several_servers(form, room):
         for n in range(60):
             assert (await publish(nodes[n % 2], f"{room}-{n}", n))["seq"] == 1
             assert (await publish(nodes[(n + 1) % 2], f"{room}-{n}", n))["seq"] == 2
-        logs = [[key for key in server.call("KEYS", "*") if key.endswith(b":log")] for server in servers]
-        counts = [len(keys) for keys in logs]
-        assert sum(counts) == 60 and min(counts) >= 5, logs
+        # An alert of the hub, as of a machine that is busy, has a log as well.
+        counts = [len(server.call("KEYS", f"*{{{room}-*}}:log")) for server in servers]
+        assert sum(counts) == 60 and min(counts) >= 5, counts
         # One of them away: its rooms are, the others are not.
         two.kill()
         body = await is_not_ready(nodes[0])
