@@ -1,6 +1,6 @@
 """Networks of a test's own: namespaces for Redis and for nodes, joined by a bridge, whose links can be cut and disturbed.
 
-Needs the right to make them (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the program `ip`; disturbing needs the kernel's netem.
+Needs the right to make them (CAP_NET_ADMIN and CAP_SYS_ADMIN) and the program `ip`; disturbing needs `tc` as well.
 """
 
 from __future__ import annotations
@@ -9,19 +9,14 @@ import contextlib
 import itertools
 import os
 import shutil
-import subprocess
 
 import pytest
+
+from disturbance import Detour, Disturbance, run
 
 # Of the networks for documentation (RFC 5737): nobody's real one.
 NETWORK = "198.51.100"
 _networks = itertools.count()
-
-
-def run(*words: str) -> None:
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        raise OSError(f"{' '.join(words)}: {ended.stderr.strip()}")
 
 
 class Network:
@@ -32,6 +27,7 @@ class Network:
         self.name = f"rh{os.getpid() % 10_000}x{next(_networks)}"
         self.places = places
         self.bridge = f"{self.name}br"
+        self.detours: dict[int, Detour] = {}
         try:
             run("ip", "link", "add", self.bridge, "type", "bridge")
             run("ip", "address", "add", f"{NETWORK}.1/24", "dev", self.bridge)
@@ -43,7 +39,7 @@ class Network:
             raise
 
     def _join(self, place: int) -> None:
-        namespace, link = self.namespace(place), f"{self.name}v{place}"
+        namespace, link = self.namespace(place), self.link(place)
         run("ip", "netns", "add", namespace)
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         run("ip", "link", "set", link, "master", self.bridge, "up")
@@ -53,6 +49,10 @@ class Network:
 
     def namespace(self, place: int) -> str:
         return f"{self.name}n{place}"
+
+    def link(self, place: int) -> str:
+        """The bridge's end of its link."""
+        return f"{self.name}v{place}"
 
     def address(self, place: int) -> str:
         return f"{NETWORK}.{10 + place}"
@@ -80,14 +80,27 @@ class Network:
     def unite(self, place: int, other: int) -> None:
         self.inside(place, "ip", "route", "delete", "blackhole", f"{self.address(other)}/32")
 
-    def disturb(self, place: int, *how: str) -> None:
-        """What is sent from there is treated as `tc netem` says."""
-        self.inside(place, "tc", "qdisc", "replace", "dev", "eth0", "root", "netem", *how)
+    def disturb(self, place: int, how: Disturbance) -> None:
+        """What is sent from there comes as `how` says."""
+        try:
+            self.inside(place, "tc", "qdisc", "replace", "dev", "eth0", "root", "netem", *how.netem())
+        except OSError as error:
+            # A kernel without netem.
+            if "qdisc kind is unknown" not in str(error):
+                raise
+            self.detours[place] = Detour(self.link(place), self.bridge, f"{self.name}t{place}", how)
 
     def calm(self, place: int) -> None:
-        self.inside(place, "tc", "qdisc", "delete", "dev", "eth0", "root")
+        detour = self.detours.pop(place, None)
+        if detour is None:
+            self.inside(place, "tc", "qdisc", "delete", "dev", "eth0", "root")
+        else:
+            detour.end()
 
     def discard(self) -> None:
+        for place in list(self.detours):
+            with contextlib.suppress(OSError):
+                self.calm(place)
         for place in range(self.places):
             with contextlib.suppress(OSError):
                 run("ip", "netns", "delete", self.namespace(place))
