@@ -9,6 +9,7 @@
 //! Keys and channels of a room have its name in braces, so that a cluster has them in one slot. What they hold is told in
 //! `scripts/publish.lua`, how events are written in [`encoding`].
 
+pub mod canaries;
 pub mod connection;
 pub mod encoding;
 pub mod locks;

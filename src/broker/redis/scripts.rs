@@ -127,6 +127,13 @@ impl Scripts {
         format!("{}:{{canary-{at}}}:{}", self.prefix, self.run)
     }
 
+    /// Which canary has that channel.
+    pub fn canary_of(&self, channel: &[u8]) -> Option<usize> {
+        let channel = std::str::from_utf8(channel).ok()?;
+        let (at, run) = channel.strip_prefix(&self.prefix)?.strip_prefix(":{canary-")?.split_once("}:")?;
+        at.parse().ok().filter(|_| run == self.run)
+    }
+
     /// What is said there.
     pub fn canary(&self, at: usize) -> Cmd {
         let mut command = cmd(self.publish_command);
@@ -261,6 +268,12 @@ mod tests {
         assert_eq!(scripts.room_of(b"app:1:{doc:a}b}:events"), Some("doc:a}b"));
         for other in ["app:2:{doc:1}:events", "app:1:{doc:1}:log", "app:1", "app:1:{canary-0}:0000000000000007"] {
             assert_eq!(scripts.room_of(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(scripts.canary_of(scripts.canary_channel(31).as_bytes()), Some(31));
+        for other in
+            ["app:1:{canary-0}:0000000000000008", "app:2:{canary-0}:0000000000000007", "app:1:{canary-x}:events"]
+        {
+            assert_eq!(scripts.canary_of(other.as_bytes()), None, "{other}");
         }
     }
 

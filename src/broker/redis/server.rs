@@ -1,10 +1,11 @@
 //! One server of several (or a cluster): its link, what is sent over it, and which rooms are followed over it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
+use super::canaries::Canaries;
 use super::connection::{Connections, Inbox, LinkError, Target};
 use super::encoding;
 use super::submissions::{NO_LINK, Outcome, Submissions};
@@ -18,9 +19,6 @@ const WAIT_MAX_MS: u64 = 5000;
 
 /// A link that was there for this long was a good one.
 const LASTING_MS: u64 = 500;
-
-/// How often it is tried whether a connection hears its own messages.
-pub const CANARY_MS: u64 = 2000;
 
 /// Channels that are tried in a cluster: enough for each of its servers to have one, with near certainty.
 const CANARIES_OF_CLUSTER: usize = 32;
@@ -75,12 +73,8 @@ pub struct Up {
     pub connections: Connections,
     /// What they push.
     pub inbox: Arc<Inbox>,
-    /// When the canaries were sent that were not all heard yet.
-    pub canary_sent_ms: Option<u64>,
-    /// When the next ones are sent.
-    pub canary_next_ms: u64,
-    /// Those that were not heard.
-    pub unheard: HashSet<usize>,
+    /// Whether it hears what is said over it.
+    pub canaries: Canaries,
 }
 
 impl Server {
@@ -103,11 +97,6 @@ impl Server {
             was_up: false,
             said_ms: None,
         }
-    }
-
-    /// How many channels it is tried in.
-    pub fn canaries(&self) -> usize {
-        if self.target.is_cluster() { CANARIES_OF_CLUSTER } else { 1 }
     }
 
     /// The link, where there is one.
@@ -135,9 +124,8 @@ impl Server {
     /// There is a link. Whether it was there before, and was lost.
     pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
         self.up_ms = now_ms;
-        let unheard = HashSet::new();
-        let canary_next_ms = now_ms;
-        self.link = Link::Up(Box::new(Up { connections, inbox, canary_sent_ms: None, canary_next_ms, unheard }));
+        let canaries = Canaries::new(if self.target.is_cluster() { CANARIES_OF_CLUSTER } else { 1 }, now_ms);
+        self.link = Link::Up(Box::new(Up { connections, inbox, canaries }));
         std::mem::replace(&mut self.was_up, true)
     }
 

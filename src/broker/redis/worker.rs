@@ -21,13 +21,14 @@ use redis::{PushInfo, PushKind, RedisError, Value};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::canaries::{CANARY_MS, Round};
 use super::connection::{Connections, Inbox, LinkError};
 use super::encoding::{self, Reader};
 use super::locks;
 use super::placement;
 use super::request::Request;
 use super::scripts::Scripts;
-use super::server::{self, CANARY_MS, Link, Meaning, Server};
+use super::server::{self, Link, Meaning, Server};
 use super::submissions::{Answer, DOUBTFUL, NO_LINK, Outcome, Told as Answered};
 use super::tracker::{Page, Step, Told, Tracker, Wanted};
 use crate::broker::figures::BrokerFigures;
@@ -84,8 +85,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// How long a canary is waited for: as long as its command may take, which is told where it fails, and as long again for
-    /// the message.
+    /// How long a canary is waited for: as long as its command may take, which is told where it fails (in a cluster the other
+    /// servers may be well), and as long again for the message.
     fn deaf_ms(self) -> u64 {
         2 * self.timeout_ms
     }
@@ -137,7 +138,7 @@ enum What {
     Renewed { room: RoomName, answer: Result<Value, RedisError> },
     Locked { shard: ShardId, number: u64, answer: Result<Value, RedisError> },
     Canary { at: usize, error: Option<RedisError> },
-    Listening { error: Option<RedisError> },
+    Listening { at: usize, error: Option<RedisError> },
 }
 
 impl Worker {
@@ -261,10 +262,7 @@ impl Worker {
             let of_link = match &server.link {
                 Link::Down { retry_ms } => Some(*retry_ms),
                 Link::Connecting => None,
-                Link::Up(up) => {
-                    let deaf_ms = up.canary_sent_ms.map(|sent_ms| sent_ms + self.bounds.deaf_ms());
-                    Some(deaf_ms.map_or(up.canary_next_ms, |deaf_ms| deaf_ms.min(up.canary_next_ms)))
-                }
+                Link::Up(up) => Some(up.canaries.next_ms(self.bounds.deaf_ms())),
             };
             let of_retries = server.retries.front().map(|(at_ms, _)| *at_ms);
             [of_link, of_retries, server.submissions.next_due_ms()]
@@ -402,7 +400,7 @@ impl Worker {
             PushKind::SUnsubscribe => {
                 // Unasked where the room's slot has moved to another server of the cluster.
                 if let Some(Value::BulkString(channel)) = push.data.first() {
-                    self.subscription_ended(channel);
+                    self.subscription_ended(at, channel);
                 }
             }
             PushKind::Disconnection => {
@@ -447,17 +445,20 @@ impl Worker {
 
     fn hear_canary(&mut self, at: usize, channel: &[u8]) {
         let Some(up) = self.servers.get_mut(at).and_then(Server::up) else { return };
-        let heard = up.unheard.iter().copied().find(|at| self.scripts.canary_channel(*at).as_bytes() == channel);
-        if let Some(heard) = heard {
-            up.unheard.remove(&heard);
-            if up.unheard.is_empty() {
-                up.canary_sent_ms = None;
-            }
+        if let Some(canary) = self.scripts.canary_of(channel) {
+            up.canaries.heard(canary);
         }
     }
 
-    fn subscription_ended(&mut self, channel: &[u8]) {
-        let Some(name) = self.scripts.room_of(channel) else { return };
+    fn subscription_ended(&mut self, at: usize, channel: &[u8]) {
+        let Some(name) = self.scripts.room_of(channel) else {
+            if let Some(up) = self.servers.get_mut(at).and_then(Server::up)
+                && let Some(canary) = self.scripts.canary_of(channel)
+            {
+                up.canaries.lost(canary);
+            }
+            return;
+        };
         let Some(room) = self.rooms.get_mut(name) else { return };
         if room.subscription != Subscription::Active {
             return;
@@ -547,23 +548,25 @@ impl Worker {
             What::Locked { .. } => {}
             What::Canary { at: canary, error } => {
                 if let Some(error) = error {
-                    // Where nothing could be said, nothing can be heard.
-                    if let Some(up) = server.up() {
-                        up.unheard.remove(&canary);
-                        if up.unheard.is_empty() {
-                            up.canary_sent_ms = None;
-                        }
-                    }
-                    self.failed(at, &error);
+                    // Should it be so of all servers of a cluster, the library has come to a halt.
+                    let may_hear = server.up().is_none_or(|up| up.canaries.refused(canary));
+                    self.canary_failed(at, &error, may_hear);
                 }
             }
-            What::Listening { error } => {
+            What::Listening { at: canary, error } => {
+                let may_hear = server.up().is_none_or(|up| up.canaries.listens(canary, error.is_none()));
                 if let Some(error) = error {
-                    self.failed(at, &error);
-                } else if let Some(up) = server.up() {
-                    up.canary_next_ms = 0;
+                    self.canary_failed(at, &error, may_hear);
                 }
             }
+        }
+    }
+
+    fn canary_failed(&mut self, at: usize, error: &RedisError, may_hear: bool) {
+        if !may_hear && error.is_timeout() {
+            self.is_deaf(at);
+        } else {
+            self.failed(at, error);
         }
     }
 
@@ -755,7 +758,6 @@ impl Worker {
     fn begin(&mut self, at: usize, connections: Connections, inbox: Arc<Inbox>) {
         let now_ms = self.now_ms();
         let Some(server) = self.servers.get_mut(at) else { return };
-        let follow = connections.follow.clone();
         let is_again = server.set_up(connections, inbox, now_ms);
         server.submissions.link_up();
         if is_again {
@@ -764,15 +766,17 @@ impl Worker {
         } else {
             tracing::info!(server = %server.name, "the broker is reached");
         }
-        if let Some(up) = server.up() {
-            // They are sent when it is listened to them.
-            up.canary_next_ms = now_ms + CANARY_MS;
-        }
         for room in self.rooms.values_mut().filter(|room| room.server == at && room.tracker.is_some()) {
             room.want(server);
         }
-        let channels: Vec<String> = (0..server.canaries()).map(|canary| self.scripts.canary_channel(canary)).collect();
-        self.spawn(at, async move { What::Listening { error: follow.subscribe(&channels).await.err() } });
+    }
+
+    /// The link does not hear what is said over it, whether or not that is answered.
+    fn is_deaf(&mut self, at: usize) {
+        let Some(server) = self.servers.get(at) else { return };
+        self.figures.deaf.add(1);
+        tracing::error!(server = %server.name, "the broker's connection does not hear its own messages");
+        self.end_link(at, &LinkError::Timeout);
     }
 
     /// The link is broken, or was not made.
@@ -813,21 +817,20 @@ impl Worker {
                 room.want(server);
             }
         }
-        let canaries = server.canaries();
         match &mut server.link {
             Link::Down { retry_ms } if *retry_ms <= now_ms => self.begin_link(at),
             Link::Down { .. } | Link::Connecting => {}
-            Link::Up(up) if up.canary_sent_ms.is_some_and(|sent_ms| sent_ms + deaf_ms <= now_ms) => {
-                self.figures.deaf.add(1);
-                tracing::error!(server = %server.name, "the broker's connection does not hear its own messages");
-                self.end_link(at, &LinkError::Timeout);
-            }
-            Link::Up(up) if up.canary_next_ms <= now_ms && up.canary_sent_ms.is_none() => {
-                up.canary_next_ms = now_ms + CANARY_MS;
-                up.canary_sent_ms = Some(now_ms);
-                up.unheard = (0..canaries).collect();
+            Link::Up(up) if up.canaries.is_deaf(now_ms, deaf_ms) => self.is_deaf(at),
+            Link::Up(up) => {
+                let Some(Round { listen, say }) = up.canaries.due(now_ms) else { return };
                 let follow = up.connections.follow.clone();
-                for canary in 0..canaries {
+                for canary in listen {
+                    let (follow, channels) = (follow.clone(), [self.scripts.canary_channel(canary)]);
+                    self.spawn(at, async move {
+                        What::Listening { at: canary, error: follow.subscribe(&channels).await.err() }
+                    });
+                }
+                for canary in say {
                     let (follow, command) = (follow.clone(), self.scripts.canary(canary));
                     self.spawn(
                         at,
@@ -835,7 +838,6 @@ impl Worker {
                     );
                 }
             }
-            Link::Up(_) => {}
         }
     }
 
