@@ -20,10 +20,10 @@ import pytest
 
 from cluster import TIMEOUT_MS, Cluster, fresh_prefix, history, readiness, stopping
 from events import reading
-from hub import ROOT, Hub, HubFailed, admin, binary, clean_environment, free_port
+from hub import ROOT, START_S, Hub, HubFailed, admin, binary, clean_environment, free_port
 from link import Link
 from peer import Peer, eventually, joined, request, upgrade_request
-from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot
+from redis_servers import MASTER, Redis, RedisCluster, SentinelPair, lacking, restore, snapshot, until
 from test_socketio import woven
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking()))]
@@ -796,6 +796,17 @@ async def test_a_node_that_is_killed_costs_its_clients_a_reconnect(redis, form, 
             await publish(nodes[2], room, 21)
             assert [event["data"] for event in await moved.events(room, 11)] == list(range(11, 22))
         assert [event["data"] for event in await witness.events(room, 21)] == list(range(1, 22))
+
+
+def test_a_node_starts_and_ends_while_redis_takes_nothing(form):
+    # As a primary whose replicas are gone.
+    with Redis("--min-replicas-to-write", "1") as redis:
+        nodes = form(redis.settings, count=1, ready="/live")
+        until(lambda: "listening" in nodes[0].log(), START_S, "it has started", nodes[0].log)
+        status, answer = nodes[0].publish("project:1", "n", 1)
+        assert (status, answer["error"]["code"]) == (503, "unavailable")
+        nodes[0].signal(signal.SIGTERM)
+        assert nodes[0].wait() == 0
 
 
 async def test_a_node_that_was_frozen_catches_up(redis, form, room):

@@ -266,7 +266,8 @@ impl Handle {
 }
 
 impl Intake {
-    /// Starts the thread. Returns when the node is registered, or Redis can't be reached: then it is as soon as it can.
+    /// Starts the thread. Returns when the node is registered, or Redis can't be reached or takes nothing: then it is as soon
+    /// as it can.
     pub fn start(self, config: &Config, service: Service) -> Result<Nodes, super::StartError> {
         let Intake { shared, calls, tasks } = self;
         let handle = Handle(shared);

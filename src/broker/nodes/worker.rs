@@ -544,8 +544,14 @@ impl Worker {
         self.is_beating = false;
         let beat = match answer.map(read_beat) {
             Ok(Some(beat)) => beat,
-            Ok(None) => return tracing::error!("the registry of nodes answered something else than it should"),
-            Err(error) => return self.failed(&error),
+            other => {
+                // Refused for now, as by a primary without its replicas: the hub does not wait for that to start.
+                self.started = None;
+                return match other {
+                    Err(error) => self.failed(&error),
+                    Ok(_) => tracing::error!("the registry of nodes answered something else than it should"),
+                };
+            }
         };
         let is_new = beat.was == Was::New;
         let events = self.members.beaten(beat, self.now_ms());
