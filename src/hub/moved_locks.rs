@@ -135,6 +135,15 @@ impl Core {
         };
     }
 
+    /// An event of a room tells that a lock has ended: should it have left this node, nobody has to look after it any more.
+    pub(super) fn left_has_ended(&mut self, room: &RoomName, field: &Arc<str>, token: u64) {
+        let left =
+            self.relaying.as_deref_mut().and_then(|relaying| relaying.left.get_mut(&(room.clone(), field.clone())));
+        if let Some(left) = left.filter(|left| left.token == token) {
+            left.fate = Fate::Known;
+        }
+    }
+
     /// Notes a lock that leaves.
     fn note_left(&mut self, room: &RoomName, field: &Arc<str>, left: Left) {
         let Some(relaying) = self.relaying.as_deref_mut() else { return };
@@ -186,8 +195,9 @@ impl Core {
             }
         }
         if self.ensure_lock(&room, &field).is_err() {
-            // There are too many; it ends at the broker by its time.
-            return self.lock_event(&room, "lock.expired", &field, token, &who, |_| {});
+            // There are too many. It is held through the node that it has left for as long as the session was told, and its
+            // end is told there.
+            return;
         }
         let held = Held { token, until_ms, expires_at_ms, ttl_ms, address: NOBODY, holder: who.clone() };
         let arrived = self.with_lock(&room, &field, |lock| lock.arrive(held));

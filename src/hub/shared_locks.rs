@@ -393,12 +393,18 @@ impl Core {
             return;
         }
         let Some(room) = self.rooms.get(id) else { return };
-        if room.home.as_deref().is_none_or(|home| home.locks().is_none()) {
+        let has_locks = room.home.as_deref().is_some_and(|home| home.locks().is_some());
+        let has_left = self.relaying.as_deref().is_some_and(|relaying| !relaying.left.is_empty());
+        if !has_locks && !has_left {
             return;
         }
         let room = room.name.clone();
         let Ok(told) = serde_json::from_slice::<FreedTold>(&event.data) else { return };
         let field: Arc<str> = told.field.into();
+        self.left_has_ended(&room, &field, told.token);
+        if !has_locks {
+            return;
+        }
         let now_ms = self.now.monotonic_us / 1000;
         let freed = self.with_lock(&room, &field, |lock| lock.free(Some(told.token), now_ms)).flatten();
         if let Some(held) = freed {

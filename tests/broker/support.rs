@@ -258,25 +258,35 @@ impl ProxyShared {
     }
 }
 
-/// What a server sent, without what was published in channels; messages of these tests come in one piece.
-fn without_messages(mut sent: &[u8]) -> Vec<u8> {
+/// What a server sent, without what was published in channels. A message that has not come to its end is left in `sent`.
+fn without_messages(sent: &mut Vec<u8>) -> Vec<u8> {
     const MESSAGE: &[u8] = b">3\r\n$7\r\nmessage\r\n";
-    let mut kept = Vec::new();
-    while let Some(at) = memchr::memmem::find(sent, MESSAGE) {
-        kept.extend_from_slice(&sent[..at]);
-        sent = &sent[at + MESSAGE.len()..];
-        for _ in ["channel", "message"] {
-            let end = memchr::memchr(b'\n', sent).expect("a length");
-            let length: usize = std::str::from_utf8(&sent[1..end - 1]).unwrap().parse().expect("a length");
-            sent = &sent[end + 1 + length + 2..];
-        }
+    let (mut kept, mut at) = (Vec::new(), 0);
+    while let Some(begins) = memchr::memmem::find(&sent[at..], MESSAGE) {
+        kept.extend_from_slice(&sent[at..at + begins]);
+        at += begins;
+        let texts = &sent[at + MESSAGE.len()..];
+        // The channel, and what was published there.
+        let Some(end) = text_end(texts).and_then(|end| Some(end + text_end(texts.get(end..)?)?)) else {
+            sent.drain(..at);
+            return kept;
+        };
+        at += MESSAGE.len() + end;
     }
-    kept.extend_from_slice(sent);
+    kept.extend_from_slice(&sent[at..]);
+    sent.clear();
     kept
 }
 
+/// Where a text ends that begins here.
+fn text_end(sent: &[u8]) -> Option<usize> {
+    let line = memchr::memchr(b'\n', sent)?;
+    let length: usize = std::str::from_utf8(&sent[1..line - 1]).ok()?.parse().ok()?;
+    Some(line + 1 + length + 2).filter(|end| *end <= sent.len())
+}
+
 fn pump(mut from: TcpStream, mut to: TcpStream, answers: Option<Arc<ProxyShared>>) {
-    let mut bytes = vec![0; 64 << 10];
+    let (mut bytes, mut unfinished) = (vec![0; 64 << 10], Vec::new());
     loop {
         let count = match from.read(&mut bytes) {
             Ok(0) | Err(_) => break,
@@ -285,8 +295,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, answers: Option<Arc<ProxyShared>
         let mut passed = &bytes[..count];
         let without;
         if let Some(shared) = &answers {
-            if shared.is_deaf.load(Ordering::SeqCst) {
-                without = without_messages(passed);
+            if shared.is_deaf.load(Ordering::SeqCst) || !unfinished.is_empty() {
+                unfinished.extend_from_slice(passed);
+                without = without_messages(&mut unfinished);
                 passed = &without;
             }
             let left = shared.answers_left.load(Ordering::SeqCst);

@@ -77,19 +77,23 @@ class Detour:
         except BaseException:
             self._take_away()
             raise
-        self.thread = threading.Thread(target=self._run)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def end(self) -> None:
         """From here on nothing is disturbed; what is held back comes now."""
-        run("tc", "qdisc", "delete", "dev", self.link, "ingress")
+        self._turn_back()
         self._is_ending = True
         self.thread.join()
-        self._take_away()
+        os.close(self.device)
 
-    def _take_away(self) -> None:
+    def _turn_back(self) -> None:
+        """It may have gone with its link."""
         with contextlib.suppress(OSError):
             run("tc", "qdisc", "delete", "dev", self.link, "ingress")
+
+    def _take_away(self) -> None:
+        self._turn_back()
         # The device goes with the last that has it open.
         os.close(self.device)
 
@@ -100,6 +104,7 @@ class Detour:
             if readable:
                 self._take()
             self._pass_on(time.monotonic())
+        self._take()
         self._pass_on(float("inf"))
 
     def _take(self) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -87,11 +88,11 @@ async def refused(hub: Hub, room: str, data: object) -> dict:
 
 
 async def accepted(hub: Hub, room: str, data: object) -> dict:
-    """Over HTTP, tried again for as long as the hub can't reach Redis."""
-    answers = []
+    """Over HTTP, tried again for as long as the hub can't reach Redis. One that is in doubt is not published twice."""
+    answers, key = [], secrets.token_hex(8)
 
     def is_published() -> bool:
-        answers.append(hub.publish(room, "n", data))
+        answers.append(hub.publish(room, "n", data, key=key))
         assert answers[-1][0] in (200, 503), answers[-1]
         return answers[-1][0] == 200
 

@@ -118,13 +118,16 @@ async def test_a_node_that_is_parted_from_redis_catches_up_and_the_others_do_not
     ids=["late", "lossy", "out of order"],
 )
 async def test_a_bad_network_delays_and_loses_nothing(spread, room, how):
-    spread.net.disturb(SERVER, how)
-    detour = spread.net.detours.get(SERVER)
-    if not how.reorder:
-        started = time.monotonic()
-        spread.redis.call("PING")
-        assert time.monotonic() - started >= (how.delay_ms - how.jitter_ms) / 1000
     async with one_on_each(spread, room) as readers:
+        try:
+            spread.net.disturb(SERVER, how)
+        except OSError as error:
+            pytest.skip(f"this machine has neither netem nor a TAP device: {error}")
+        detour = spread.net.detours.get(SERVER)
+        if not how.reorder:
+            started = time.monotonic()
+            spread.redis.call("PING")
+            assert time.monotonic() - started >= (how.delay_ms - how.jitter_ms) / 1000
         # What is in doubt is published again under its key: each once, in an order that all see.
         await asyncio.gather(*[asyncio.to_thread(publish_all, spread, number, room, 20) for number in range(NODES)])
         spread.net.calm(SERVER)

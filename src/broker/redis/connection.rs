@@ -190,8 +190,10 @@ impl Target {
 
     /// Connects, and hears what is pushed in `inbox`.
     pub async fn connect(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
-        // Each of several steps has the timeout of its own; all together have it as well.
-        match tokio::time::timeout(self.timeout, self.connect_all(scripts, inbox)).await {
+        // Each of several steps has the timeout of its own; all together have it as well, but for a cluster, in which one
+        // that is there and silent makes several steps take theirs.
+        let timeout = if self.is_cluster() { 2 * self.timeout } else { self.timeout };
+        match tokio::time::timeout(timeout, self.connect_all(scripts, inbox)).await {
             Ok(connected) => connected,
             Err(_) => Err(LinkError::Timeout),
         }
@@ -400,9 +402,9 @@ impl Target {
 
     /// How long one step of connecting to a cluster may take. The library tries all servers that are configured, and then
     /// all that these tell of: with one that is there and silent among them, both take as long as they may, and there must be
-    /// time for the rest.
+    /// time for the rest. A step is all from looking a name up to the first answer, over TLS as well.
     fn cluster_step(&self) -> Duration {
-        self.timeout / 4
+        self.timeout / 2
     }
 
     async fn cluster(&self, inbox: Arc<Inbox>) -> Result<ClusterConnection, RedisError> {

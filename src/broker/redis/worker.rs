@@ -563,7 +563,8 @@ impl Worker {
     }
 
     fn canary_failed(&mut self, at: usize, error: &RedisError, may_hear: bool) {
-        if !may_hear && error.is_timeout() {
+        let is_cluster = self.servers.get(at).is_some_and(|server| server.target.is_cluster());
+        if !may_hear && is_cluster && error.is_timeout() {
             self.is_deaf(at);
         } else {
             self.failed(at, error);

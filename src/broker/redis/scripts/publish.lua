@@ -5,7 +5,8 @@
 -- KEYS  1    PREFIX:{ROOM}:meta        hash: epoch, seq and id of the last event, from (the first number not cleared)
 --       2    PREFIX:{ROOM}:log         stream: one entry per call; its id is the number of its last event, -0
 --       3    PREFIX:{ROOM}:run:RUN     only where NUMBER is given: what RUN submitted last
---       ...  PREFIX:{ROOM}:key:KEY     one for each event that has a key, in the events' order
+--       ...  PREFIX:{ROOM}:key:KEY     one for each event that has a key, in the events' order; a hub's own events have
+--                                      PREFIX:{ROOM}:hub:KEY
 -- ARGV  1    the channel, PREFIX:{ROOM}:events
 --       2    PUBLISH, or SPUBLISH in a cluster
 --       3    the epoch that the log gets should nobody know the room: a number below 2^64, drawn at random
