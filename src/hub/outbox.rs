@@ -391,24 +391,40 @@ impl Outbox {
     }
 
     fn next_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
-        let mut joined = std::mem::take(&mut self.answers);
-        if joined.is_empty() {
-            let first = self.pop_event()?;
-            let joins = self.front_event_bytes().is_some_and(|next| first.len() + next <= JOIN_BYTES_MAX);
-            if !joins {
-                // One chunk alone goes as it is, shared.
-                return Some(first);
-            }
-            joined = first.to_vec();
+        let answers = std::mem::take(&mut self.answers);
+        if !answers.is_empty() {
+            let alone = self.bytes_to_join(answers.len()) == 0;
+            return Some(memory.share(if alone { answers } else { self.join(&answers) }));
         }
-        while let Some(next) = self.front_event_bytes() {
-            if joined.len() + next > JOIN_BYTES_MAX {
-                break;
-            }
+        let first = self.pop_event()?;
+        let joins = self.front_event_bytes().is_some_and(|next| first.len() + next <= JOIN_BYTES_MAX);
+        // One chunk alone goes as it is, shared.
+        if joins { Some(memory.share(self.join(&first))) } else { Some(first) }
+    }
+
+    /// Bytes and the events at the front, as many as are joined, in one piece: grown, it would be copied again and again, and
+    /// hold up to twice the memory. By itself, since mostly there is nothing to be joined.
+    #[inline(never)]
+    fn join(&mut self, first: &[u8]) -> Vec<u8> {
+        let mut joined = Vec::with_capacity(first.len() + self.bytes_to_join(first.len()));
+        joined.extend_from_slice(first);
+        while self.front_event_bytes().is_some_and(|next| joined.len() + next <= JOIN_BYTES_MAX) {
             let Some(chunk) = self.pop_event() else { break };
             joined.extend_from_slice(&chunk);
         }
-        Some(memory.share(joined))
+        joined
+    }
+
+    /// Bytes of the events at the front that are to be joined with so many.
+    fn bytes_to_join(&self, bytes: usize) -> usize {
+        let mut all = bytes;
+        for chunk in self.waiting() {
+            if all + chunk.len() > JOIN_BYTES_MAX {
+                break;
+            }
+            all += chunk.len();
+        }
+        all - bytes
     }
 
     fn front_event_bytes(&self) -> Option<usize> {
@@ -514,6 +530,25 @@ mod tests {
         assert_eq!(outbox.bytes(), 10);
         assert_eq!(drain(&mut outbox), [b"answer abc".to_vec()]);
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_joined_chunk_takes_no_more_memory_than_its_bytes() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        let mut take = |answer: &[u8], chunks: usize| {
+            outbox.answers().extend_from_slice(answer);
+            for _ in 0..chunks {
+                assert_eq!(outbox.push_events(&Bytes::from_static(&[b'a'; 1000]), ORDINARY, 1 << 20), Ok(()));
+            }
+            let chunk = outbox.take_chunk(&memory);
+            outbox.sent();
+            (chunk.as_ref().map(Bytes::len), memory.bytes())
+        };
+        assert_eq!(take(b"", 3), (Some(3000), 3000));
+        assert_eq!(take(b"answer: ", 33), (Some(33_008), 33_008));
+        assert_eq!(take(b"", 70), (Some(65_000), 65_000), "up to what is joined at most");
+        assert_eq!(take(b"", 0), (Some(5000), 5000));
     }
 
     #[test]
