@@ -1,6 +1,9 @@
 //! Sentinels and clusters.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ringhub::broker::redis::primaries::slot_of;
 
 use super::support::{Node, Redis, config, eventually, program};
 
@@ -243,6 +246,65 @@ fn a_frozen_server_of_a_cluster_holds_up_none_of_the_others() {
         two.until("and comes", |node| node.room(name).tags().last() == Some(&1));
         assert_eq!(two.room(name).gaps, 1, "{name}");
     }
+}
+
+/// More than may be on their way at a time, to one server of several or to all of them.
+#[test]
+fn many_rooms_of_a_frozen_server_of_a_cluster_hold_up_none_of_the_others() {
+    const ROOMS: usize = 5000;
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let Some(program) = program() else { return };
+    let cluster = Cluster::start(&program);
+    let more = "mode = \"cluster\"\ntimeout_ms = 3000";
+    let mut node = Node::with(&config(&cluster.url(), more)).unwrap_or_else(|error| panic!("{error}"));
+    let of_third = |name: &String| slot_of(name.as_bytes()) >= 16_384 / 3 * 2 + 1;
+    let frozen: Vec<String> = (0..).map(|room| format!("doc:{room}")).filter(of_third).take(ROOMS).collect();
+    let well = (0..).map(|room| format!("doc:{room}")).find(|name| !of_third(name)).expect("there are many");
+    node.publish(&well, [0]).expect("its server is well");
+    node.publish(&frozen[0], [0]).expect("so is its");
+    let third = &cluster.primaries[2];
+    third.freeze();
+
+    // Half are asked for, half are published to.
+    let pending: Vec<u64> = frozen[..ROOMS / 2].iter().map(|name| node.submit(name, [1])).collect();
+    frozen[ROOMS / 2..].iter().for_each(|name| node.ask(name));
+    let mut of_well = |node: &mut Node, tag: u64| {
+        let begun = Instant::now();
+        node.publish(&well, [tag]).expect("its server is well");
+        assert!(begun.elapsed() < TIMEOUT / 3, "{:?}", begun.elapsed());
+    };
+    for tag in 1..20 {
+        of_well(&mut node, tag);
+    }
+    for number in pending {
+        node.answer(number).expect_err("nobody takes it");
+    }
+    node.until("it is known to fail", |node| node.figures.primaries_failing.value() == 1);
+    // When the connection to it ends, the link is made anew.
+    node.until("the link is another", |node| node.figures.reconnects.value() == 1);
+
+    // From here on what is for the server is refused at once, and nobody else is held up.
+    let begun = Instant::now();
+    let mut tag = 20;
+    while begun.elapsed() < 2 * TIMEOUT {
+        tag += 1;
+        let asked = Instant::now();
+        let tried: Vec<u64> = frozen[..100].iter().map(|name| node.submit(name, [tag])).collect();
+        of_well(&mut node, tag);
+        node.until("all are refused", |node| tried.iter().all(|number| node.answers.contains_key(number)));
+        assert!(asked.elapsed() < TIMEOUT / 3, "{:?}", asked.elapsed());
+        node.wait(Duration::from_millis(50));
+    }
+    node.until("all who asked for a room are told", |node| {
+        frozen[ROOMS / 2..].iter().all(|name| node.rooms.get(name).is_some_and(|room| room.refused > 0))
+    });
+
+    third.thaw();
+    node.until("it works again", |node| node.figures.primaries_failing.value() == 0);
+    node.until("all of its rooms are followed", |node| {
+        frozen[ROOMS / 2..].iter().all(|name| node.rooms[name].followed > 0)
+    });
+    frozen[..100].iter().for_each(|name| drop(node.publish(name, [3]).expect("its server is well")));
 }
 
 #[test]

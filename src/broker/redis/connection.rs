@@ -16,12 +16,13 @@ use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value, cmd,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    PushInfo, RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value, cmd,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use super::primaries::{Address, slot_of};
 use super::scripts::{Call, Scripts};
 use crate::config::{Config, RedisMode, RedisUrl};
 
@@ -230,6 +231,24 @@ impl Target {
         Ok(connections)
     }
 
+    /// Whether a server of the cluster answers, over a connection of its own.
+    pub async fn try_server(&self, address: &Address) -> Result<(), RedisError> {
+        let url = self.urls.first().map_or("", RedisUrl::as_str).into_connection_info()?;
+        let (host, port) = (address.host.clone(), address.port);
+        let address = match url.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        let info = address.into_connection_info()?.set_redis_settings(self.settings(0));
+        let client = self.client(info.set_tcp_settings(tcp_settings(self.timeout)))?;
+        let step = self.cluster_step();
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(step)).set_response_timeout(Some(step));
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        Connection::Server(connection).command(cmd("PING")).await.map(drop)
+    }
+
     /// A server must be one that takes events, and it is told the scripts.
     async fn prepare(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
         match connection.command(cmd("ROLE")).await {
@@ -310,7 +329,7 @@ impl Target {
 
     fn client(&self, info: ConnectionInfo) -> Result<Client, RedisError> {
         match &self.certificates {
-            Some(_) if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) => {
+            Some(_) if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => {
                 Client::build_with_tls(info, self.tls_certificates())
             }
             _ => Client::open(info),
@@ -478,6 +497,19 @@ impl Connection {
         redis::from_redis_value(answer).map_err(RedisError::from)
     }
 
+    /// Which primary of a cluster has which slots, as one of them knows it.
+    pub async fn cluster_slots(&self) -> Result<Value, RedisError> {
+        let mut slots = cmd("CLUSTER");
+        slots.arg("SLOTS");
+        match self {
+            Connection::Server(_) => self.command(slots).await,
+            Connection::Cluster(connection) => {
+                let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+                connection.clone().route_command(slots, routing).await?.extract_error()
+            }
+        }
+    }
+
     /// Subscribes to channels.
     pub async fn subscribe(&self, channels: &[String]) -> Result<(), RedisError> {
         match self {
@@ -525,18 +557,6 @@ fn without_script(error: RedisError) -> RedisError {
     });
     let told = line.and_then(|line| redis::parse_redis_value(line.as_bytes()).and_then(Value::extract_error).err());
     told.unwrap_or(error)
-}
-
-/// The slot of a key in a cluster: CRC-16 (XMODEM) of what is in its first braces.
-fn slot_of(key: &[u8]) -> u16 {
-    let tagged = memchr::memchr(b'{', key).and_then(|open| {
-        let rest = key.get(open + 1..)?;
-        memchr::memchr(b'}', rest).filter(|close| *close > 0).map(|close| &rest[..close])
-    });
-    let crc = tagged.unwrap_or(key).iter().fold(0u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 })
-    });
-    crc % 16_384
 }
 
 /// What a connection pushes, until the broker takes it: bounded in bytes. Of what is beyond, only the channels are kept.
@@ -590,16 +610,6 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_has_the_slot_that_redis_gives_it() {
-        // As CLUSTER KEYSLOT tells.
-        assert_eq!(slot_of(b"123456789"), 12_739);
-        assert_eq!(slot_of(b"foo"), 12_182);
-        assert_eq!(slot_of(b"app:{foo}:log"), 12_182);
-        assert_eq!(slot_of(b"{}foo"), slot_of(b"{}foo"));
-        assert_ne!(slot_of(b"{}foo"), slot_of(b"foo"));
-    }
 
     #[test]
     fn what_a_script_was_refused_is_known_whichever_version_says_it() {

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod encoding;
 pub mod locks;
 pub mod placement;
+pub mod primaries;
 pub mod request;
 pub mod scripts;
 pub mod server;

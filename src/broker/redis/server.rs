@@ -8,6 +8,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use super::canaries::Canaries;
 use super::connection::{Connections, Inbox, LinkError, Target};
 use super::encoding;
+use super::primaries::{Lanes, Primaries, Primary};
 use super::submissions::{NO_LINK, Outcome, Submissions};
 use crate::hub::name::RoomName;
 use crate::wire::codes::ErrorCode;
@@ -19,6 +20,12 @@ const WAIT_MAX_MS: u64 = 5000;
 
 /// A link that was there for this long was a good one.
 const LASTING_MS: u64 = 500;
+
+/// Channels whose subscription is on its way to a primary, or whose end is.
+const SUBSCRIPTIONS_MAX: usize = 2048;
+
+/// Reads on their way to a primary. What comes meanwhile waits for them, so that this bounds it.
+const READS_MAX: usize = 512;
 
 /// Channels that are tried in a cluster: enough for each of its servers to have one, with near certainty.
 const CANARIES_OF_CLUSTER: usize = 32;
@@ -35,18 +42,16 @@ pub struct Server {
     pub generation: u64,
     /// Events for it.
     pub submissions: Submissions,
-    /// Rooms whose channels are to be subscribed to.
-    pub to_subscribe: VecDeque<RoomName>,
+    /// Its primaries, where it is a cluster.
+    pub primaries: Primaries,
+    /// Rooms whose channels are subscribed to.
+    pub subscribing: Lanes,
     /// Rooms that are not wanted any more.
-    pub to_unsubscribe: VecDeque<RoomName>,
-    /// Rooms that are to be read.
-    pub to_read: VecDeque<RoomName>,
+    pub unsubscribing: Lanes,
+    /// Rooms that are read.
+    pub reading: Lanes,
     /// Rooms that are read or subscribed to again at a time, after a refusal.
     pub retries: VecDeque<(u64, RoomName)>,
-    /// Reads on their way.
-    pub reads: usize,
-    /// Rooms whose subscription, or its end, is on its way.
-    pub subscriptions: usize,
     attempts: u32,
     /// When its last link was made.
     pub up_ms: u64,
@@ -86,12 +91,11 @@ impl Server {
             link: Link::Down { retry_ms: 0 },
             generation: 0,
             submissions,
-            to_subscribe: VecDeque::new(),
-            to_unsubscribe: VecDeque::new(),
-            to_read: VecDeque::new(),
+            primaries: Primaries::new(),
+            subscribing: Lanes::new(SUBSCRIPTIONS_MAX),
+            unsubscribing: Lanes::new(SUBSCRIPTIONS_MAX),
+            reading: Lanes::new(READS_MAX),
             retries: VecDeque::new(),
-            reads: 0,
-            subscriptions: 0,
             attempts: 0,
             up_ms: 0,
             was_up: false,
@@ -121,6 +125,11 @@ impl Server {
         may
     }
 
+    /// What a command at a primary came to.
+    pub fn saw(&mut self, primary: Primary, error: Option<&RedisError>) {
+        self.primaries.saw(primary, error.is_none_or(|error| meaning(error) == Meaning::Refused));
+    }
+
     /// There is a link. Whether it was there before, and was lost.
     pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
         self.up_ms = now_ms;
@@ -140,11 +149,11 @@ impl Server {
         self.attempts = self.attempts.saturating_add(1);
         self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
         self.generation += 1;
-        for queue in [&mut self.to_subscribe, &mut self.to_unsubscribe, &mut self.to_read] {
-            queue.clear();
+        for lanes in [&mut self.subscribing, &mut self.unsubscribing, &mut self.reading] {
+            lanes.clear();
         }
         self.retries.clear();
-        (self.reads, self.subscriptions) = (0, 0);
+        self.primaries.link_down();
     }
 }
 

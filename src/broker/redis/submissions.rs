@@ -4,7 +4,8 @@
 //! push ─► waiting of a room ─► next: all of them as one call ─► sent ─► answered
 //!               │                                                 │
 //!               │ no link for buffer_ms: refused                  ├ the link broke: sent again, the same call
-//!               └                                                 └ no answer within timeout_ms: IN_DOUBT
+//!               │ or its primary fails: likewise                  └ no answer within timeout_ms: IN_DOUBT
+//!               └
 //! ```
 //!
 //! A room has one call on its way at a time. That keeps its order, and under load makes one call of all that came
@@ -15,6 +16,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::encoding;
+use super::primaries::{Lanes, Primaries, Primary};
 use super::request::{Publish, Request};
 use crate::hub::brokered::{IN_DOUBT, Numbers, Submission};
 use crate::hub::name::{RoomName, ShardId};
@@ -25,7 +27,7 @@ use crate::wire::native::Refused;
 const CALL_EVENTS_MAX: usize = 1000;
 const CALL_BYTES_MAX: usize = 256 << 10;
 
-/// Calls on their way at a time.
+/// Calls on their way to a primary at a time.
 const CALLS_MAX: usize = 1024;
 
 /// Why a submission is refused while there is no link.
@@ -50,14 +52,12 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Submissions {
     rooms: HashMap<RoomName, Room>,
-    /// Rooms with something to send and nothing on its way, each once.
-    ready: VecDeque<RoomName>,
+    /// Rooms with something to send and nothing on its way, each once; and those whose call is on its way.
+    ready: Lanes,
     /// Bytes of each shard.
     bytes: Vec<usize>,
     bounds: Bounds,
     is_up: bool,
-    /// Calls on their way.
-    sent: usize,
     next_serial: u64,
     /// When something has to be looked at: the rooms by the times of their oldest.
     due: BTreeMap<(u64, u64), RoomName>,
@@ -95,9 +95,16 @@ struct Call {
     request: Request,
     first_sent_ms: u64,
     sent: Option<Sent>,
-    is_on_its_way: bool,
+    /// Where it is on its way to.
+    on_its_way_to: Option<Primary>,
     /// It may have been carried out, so that a refusal can't say that it was not.
     is_doubtful: bool,
+}
+
+impl Call {
+    fn is_on_its_way(&self) -> bool {
+        self.on_its_way_to.is_some()
+    }
 }
 
 /// When a call was sent that is answered.
@@ -169,11 +176,10 @@ impl Submissions {
     pub fn new(shards: u16, bounds: Bounds) -> Submissions {
         Submissions {
             rooms: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: Lanes::new(CALLS_MAX),
             bytes: vec![0; usize::from(shards)],
             bounds,
             is_up: false,
-            sent: 0,
             next_serial: 0,
             due: BTreeMap::new(),
             next_due: 0,
@@ -186,20 +192,40 @@ impl Submissions {
     }
 
     /// Takes a submission, or tells why not.
-    pub fn push(&mut self, shard: ShardId, submission: Box<Submission>, now_ms: u64, answers: &mut Vec<Answer>) {
+    pub fn push(
+        &mut self,
+        shard: ShardId,
+        submission: Box<Submission>,
+        primaries: &Primaries,
+        now_ms: u64,
+        answers: &mut Vec<Answer>,
+    ) {
         let bytes = submission.events.iter().map(encoding::event_bytes).sum();
         let room = submission.room.clone();
-        self.wait(room, Waiting { shard, what: What::Submit(submission), bytes, since_ms: now_ms }, answers);
+        let waiting = Waiting { shard, what: What::Submit(submission), bytes, since_ms: now_ms };
+        self.wait(room, waiting, primaries, answers);
     }
 
     /// Takes a wish to empty a room's log, which keeps its place among the submissions.
-    pub fn clear(&mut self, shard: ShardId, room: RoomName, number: u64, now_ms: u64, answers: &mut Vec<Answer>) {
+    pub fn clear(
+        &mut self,
+        shard: ShardId,
+        room: RoomName,
+        number: u64,
+        primaries: &Primaries,
+        now_ms: u64,
+        answers: &mut Vec<Answer>,
+    ) {
         let bytes = size_of::<Waiting>();
-        self.wait(room, Waiting { shard, what: What::Clear { number }, bytes, since_ms: now_ms }, answers);
+        let waiting = Waiting { shard, what: What::Clear { number }, bytes, since_ms: now_ms };
+        self.wait(room, waiting, primaries, answers);
     }
 
-    fn wait(&mut self, name: RoomName, waiting: Waiting, answers: &mut Vec<Answer>) {
-        if !self.is_up && self.bounds.buffer_ms == 0 {
+    fn wait(&mut self, name: RoomName, waiting: Waiting, primaries: &Primaries, answers: &mut Vec<Answer>) {
+        let primary = primaries.of(name.as_str());
+        // Without a link, or where the room's primary does not answer, only what may be buffered waits.
+        let can_be_sent = self.is_up && !primaries.fails(primary);
+        if !can_be_sent && self.bounds.buffer_ms == 0 {
             answers.push(waiting.refused(name, NO_LINK));
             return;
         }
@@ -214,7 +240,7 @@ impl Submissions {
         room.waiting.push_back(waiting);
         if room.call.is_none() && !room.is_ready {
             room.is_ready = true;
-            self.ready.push_back(name.clone());
+            self.ready.push(primary, name.clone());
         }
         self.set_due(&name);
     }
@@ -225,16 +251,16 @@ impl Submissions {
     }
 
     /// There is no link any more. What was on its way has to be sent again.
-    pub fn link_down(&mut self, now_ms: u64, answers: &mut Vec<Answer>) {
+    pub fn link_down(&mut self, primaries: &Primaries, now_ms: u64, answers: &mut Vec<Answer>) {
         self.is_up = false;
         let on_their_way: Vec<RoomName> = self
             .rooms
             .iter()
-            .filter(|(_, room)| room.call.as_ref().is_some_and(|call| call.is_on_its_way))
+            .filter(|(_, room)| room.call.as_ref().is_some_and(Call::is_on_its_way))
             .map(|(name, _)| name.clone())
             .collect();
         for name in &on_their_way {
-            self.put_back(name, true);
+            self.put_back(name, true, primaries);
         }
         let waiting: Vec<RoomName> =
             self.rooms.iter().filter(|(_, room)| !room.waiting.is_empty()).map(|(name, _)| name.clone()).collect();
@@ -243,24 +269,23 @@ impl Submissions {
         }
     }
 
-    fn put_back(&mut self, name: &RoomName, is_doubtful: bool) {
+    fn put_back(&mut self, name: &RoomName, is_doubtful: bool, primaries: &Primaries) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let Some(call) = &mut room.call else { return };
         call.is_doubtful |= is_doubtful;
-        if call.is_on_its_way {
-            call.is_on_its_way = false;
-            self.sent -= 1;
+        if let Some(primary) = call.on_its_way_to.take() {
+            self.ready.done(primary, 1);
         }
         if !room.is_ready {
             room.is_ready = true;
-            self.ready.push_back(name.clone());
+            self.ready.push(primaries.of(name.as_str()), name.clone());
         }
     }
 
     /// What is to be sent next.
-    pub fn next(&mut self, now_ms: u64, now_us: u64) -> Option<(RoomName, u64, Request)> {
-        while self.is_up && self.sent < CALLS_MAX {
-            let name = self.ready.pop_front()?;
+    pub fn next(&mut self, primaries: &Primaries, now_ms: u64, now_us: u64) -> Option<(RoomName, u64, Request)> {
+        while self.is_up {
+            let (primary, name) = self.ready.pop(primaries)?;
             let Some(room) = self.rooms.get_mut(&name) else { continue };
             room.is_ready = false;
             if room.call.is_none() {
@@ -268,10 +293,10 @@ impl Submissions {
                 self.next_serial += 1;
             }
             let Some(call) = &mut room.call else { continue };
-            call.is_on_its_way = true;
+            call.on_its_way_to = Some(primary);
             call.sent = Some(Sent { at_us: now_us, is_again: call.sent.is_some() });
             let (serial, request) = (call.serial, call.request.clone());
-            self.sent += 1;
+            self.ready.sent(primary, 1);
             self.set_due(&name);
             return Some((name, serial, request));
         }
@@ -284,30 +309,38 @@ impl Submissions {
         name: &RoomName,
         serial: u64,
         outcome: Outcome,
+        primaries: &mut Primaries,
         answers: &mut Vec<Answer>,
     ) -> Option<Sent> {
         let room = self.rooms.get_mut(name)?;
-        let call = room.call.as_ref().filter(|call| call.serial == serial && call.is_on_its_way)?;
-        let sent = call.sent;
-        match outcome {
-            Outcome::Unknown => self.put_back(name, true),
-            Outcome::NotYet => self.put_back(name, false),
-            Outcome::Done(numbers) => self.finish(name, Ok(Done::Numbers(numbers)), answers),
-            Outcome::Cleared(count) => self.finish(name, Ok(Done::Cleared(count)), answers),
-            Outcome::Refused(refused) => {
-                let refused = if call.is_doubtful { DOUBTFUL } else { refused };
-                self.finish(name, Err(refused), answers);
+        let call = room.call.as_ref().filter(|call| call.serial == serial)?;
+        let (primary, sent) = (call.on_its_way_to?, call.sent);
+        primaries.saw(primary, !matches!(outcome, Outcome::Unknown | Outcome::NotYet));
+        let outcome = match outcome {
+            Outcome::Unknown | Outcome::NotYet => {
+                self.put_back(name, matches!(outcome, Outcome::Unknown), primaries);
+                return sent;
             }
-            Outcome::Unsafe => self.finish(name, Err(DOUBTFUL), answers),
-        }
+            Outcome::Done(numbers) => Ok(Done::Numbers(numbers)),
+            Outcome::Cleared(count) => Ok(Done::Cleared(count)),
+            Outcome::Refused(refused) => Err(if call.is_doubtful { DOUBTFUL } else { refused }),
+            Outcome::Unsafe => Err(DOUBTFUL),
+        };
+        self.finish(name, outcome, primaries, answers);
         sent
     }
 
-    fn finish(&mut self, name: &RoomName, outcome: Result<Done, Refused>, answers: &mut Vec<Answer>) {
+    fn finish(
+        &mut self,
+        name: &RoomName,
+        outcome: Result<Done, Refused>,
+        primaries: &Primaries,
+        answers: &mut Vec<Answer>,
+    ) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let Some(call) = room.call.take() else { return };
-        if call.is_on_its_way {
-            self.sent -= 1;
+        if let Some(primary) = call.on_its_way_to {
+            self.ready.done(primary, 1);
         }
         let mut from = 0;
         for part in call.parts {
@@ -327,13 +360,13 @@ impl Submissions {
         }
         if !room.waiting.is_empty() && !room.is_ready {
             room.is_ready = true;
-            self.ready.push_back(name.clone());
+            self.ready.push(primaries.of(name.as_str()), name.clone());
         }
         self.set_due(name);
     }
 
     /// Gives up what has waited too long.
-    pub fn expire(&mut self, now_ms: u64, answers: &mut Vec<Answer>) {
+    pub fn expire(&mut self, primaries: &mut Primaries, now_ms: u64, answers: &mut Vec<Answer>) {
         while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now_ms) {
             let name = entry.remove();
             let Some(room) = self.rooms.get_mut(&name) else { continue };
@@ -341,8 +374,11 @@ impl Submissions {
             if let Some(call) = &room.call
                 && call.first_sent_ms + self.bounds.timeout_ms <= now_ms
             {
-                let refused = if call.is_on_its_way || call.is_doubtful { DOUBTFUL } else { NO_LINK };
-                self.finish(&name, Err(refused), answers);
+                let refused = if call.is_on_its_way() || call.is_doubtful { DOUBTFUL } else { NO_LINK };
+                if let Some(primary) = call.on_its_way_to {
+                    primaries.saw(primary, false);
+                }
+                self.finish(&name, Err(refused), primaries, answers);
             }
             self.refuse_waiting(&name, now_ms, answers);
             self.set_due(&name);
@@ -428,7 +464,7 @@ impl Room {
             request,
             first_sent_ms: now_ms,
             sent: None,
-            is_on_its_way: false,
+            on_its_way_to: None,
             is_doubtful: false,
         };
         let mut publish = match self.waiting.front().map(|first| &first.what)? {
@@ -485,7 +521,13 @@ mod tests {
 
     fn push(submissions: &mut Submissions, name: &str, number: u64, now_ms: u64) -> Vec<Answer> {
         let mut answers = Vec::new();
-        submissions.push(ShardId(0), submission(name, number, vec![event(number)]), now_ms, &mut answers);
+        submissions.push(
+            ShardId(0),
+            submission(name, number, vec![event(number)]),
+            &Primaries::new(),
+            now_ms,
+            &mut answers,
+        );
         answers
     }
 
@@ -510,7 +552,7 @@ mod tests {
 
     /// The next call: its room, serial, number and count of events.
     fn next(submissions: &mut Submissions, now_ms: u64) -> Option<(RoomName, u64, u64, usize)> {
-        submissions.next(now_ms, 0).map(|(name, serial, request)| match request {
+        submissions.next(&Primaries::new(), now_ms, 0).map(|(name, serial, request)| match request {
             Request::Publish(publish) => (name, serial, publish.number, publish.events()),
             Request::Clear => (name, serial, 0, 0),
         })
@@ -525,11 +567,11 @@ mod tests {
                 assert_eq!(next(&mut submissions, 0), Some((room("doc:1"), 0, 1, 1)));
             }
         }
-        assert_eq!(submissions.next(0, 0), None, "one at a time");
+        assert_eq!(submissions.next(&Primaries::new(), 0, 0), None, "one at a time");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut Primaries::new(), &mut answers);
         assert_eq!(next(&mut submissions, 1), Some((room("doc:1"), 1, 4, 3)));
-        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut answers);
+        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut Primaries::new(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(11)), (2, Ok(12)), (3, Ok(13)), (4, Ok(14))]);
         assert_eq!(submissions.pending_bytes(), 0);
         assert!(submissions.rooms.is_empty() && submissions.due.is_empty());
@@ -549,8 +591,8 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let keyed = BrokeredEvent { key: Some(EventKey::OfHub("k".into())), ..event(3) };
         let events = vec![event(1), event(2), keyed.clone(), event(4)];
-        submissions.push(ShardId(0), submission("doc:1", 1, events), 0, &mut Vec::new());
-        let (_, _, request) = submissions.next(0, 0).expect("something waits");
+        submissions.push(ShardId(0), submission("doc:1", 1, events), &Primaries::new(), 0, &mut Vec::new());
+        let (_, _, request) = submissions.next(&Primaries::new(), 0, 0).expect("something waits");
         let Request::Publish(request) = request else { panic!("events") };
         let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_ref(), chunk.last_id));
         assert_eq!(
@@ -565,14 +607,14 @@ mod tests {
         let mut answers = Vec::new();
         let many = (0..700).map(event).collect::<Vec<_>>();
         for number in 1..=2 {
-            submissions.push(ShardId(0), submission("doc:1", number, many.clone()), 0, &mut answers);
+            submissions.push(ShardId(0), submission("doc:1", number, many.clone()), &Primaries::new(), 0, &mut answers);
         }
         let large = BrokeredEvent { data: vec![b'1'; 2 * CALL_BYTES_MAX].into(), ..event(1) };
-        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), 0, &mut answers);
+        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), &Primaries::new(), 0, &mut answers);
         for (number, events) in [(1, 700), (2, 700), (3, 1)] {
             let (name, serial, last, count) = next(&mut submissions, 0).expect("something waits");
             assert_eq!((last, count), (number, events));
-            submissions.answered(&name, serial, done(1, events as u64), &mut answers);
+            submissions.answered(&name, serial, done(1, events as u64), &mut Primaries::new(), &mut answers);
         }
     }
 
@@ -580,18 +622,18 @@ mod tests {
     fn a_broken_link_has_the_same_call_sent_again_and_the_rest_refused() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        let sent = submissions.next(0, 0).expect("something waits");
+        let sent = submissions.next(&Primaries::new(), 0, 0).expect("something waits");
         push(&mut submissions, "doc:1", 2, 1);
         let mut answers = Vec::new();
-        submissions.link_down(5, &mut answers);
+        submissions.link_down(&Primaries::new(), 5, &mut answers);
         assert_eq!(outcomes(&answers), [(2, Err("no link"))], "it was never sent");
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 6)), [(3, Err("no link"))]);
-        assert_eq!(submissions.next(7, 0), None);
+        assert_eq!(submissions.next(&Primaries::new(), 7, 0), None);
         submissions.link_up();
         push(&mut submissions, "doc:1", 4, 8);
-        assert_eq!(submissions.next(8, 0), Some(sent), "nothing is added to it");
+        assert_eq!(submissions.next(&Primaries::new(), 8, 0), Some(sent), "nothing is added to it");
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(1))]);
         assert_eq!(next(&mut submissions, 9).map(|next| next.2), Some(4));
     }
@@ -600,15 +642,15 @@ mod tests {
     fn a_call_without_an_answer_in_time_is_in_doubt_and_its_answer_means_nothing_any_more() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(10, 0).expect("something waits");
+        submissions.next(&Primaries::new(), 10, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.expire(2009, &mut answers);
+        submissions.expire(&mut Primaries::new(), 2009, &mut answers);
         assert_eq!(answers, []);
         assert_eq!(submissions.next_due_ms(), Some(2010));
-        submissions.expire(2010, &mut answers);
+        submissions.expire(&mut Primaries::new(), 2010, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt"))]);
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
         assert_eq!(answers, []);
         push(&mut submissions, "doc:1", 2, 2011);
         assert_eq!(next(&mut submissions, 2011).map(|next| next.2), Some(2));
@@ -619,15 +661,15 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let refused = || Outcome::Refused(Refused::new(ErrorCode::Unavailable, "out of memory"));
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(0, 0).expect("something waits");
+        submissions.next(&Primaries::new(), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.link_down(1, &mut answers);
+        submissions.link_down(&Primaries::new(), 1, &mut answers);
         submissions.link_up();
-        submissions.next(2, 0).expect("again");
-        submissions.answered(&room("doc:1"), 0, refused(), &mut answers);
+        submissions.next(&Primaries::new(), 2, 0).expect("again");
+        submissions.answered(&room("doc:1"), 0, refused(), &mut Primaries::new(), &mut answers);
         push(&mut submissions, "doc:1", 2, 3);
-        submissions.next(3, 0).expect("something waits");
-        submissions.answered(&room("doc:1"), 1, refused(), &mut answers);
+        submissions.next(&Primaries::new(), 3, 0).expect("something waits");
+        submissions.answered(&room("doc:1"), 1, refused(), &mut Primaries::new(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt")), (2, Err("refused"))]);
     }
 
@@ -635,11 +677,11 @@ mod tests {
     fn what_was_certainly_not_carried_out_is_refused_as_such_when_its_time_is_over() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(0, 0).expect("something waits");
+        submissions.next(&Primaries::new(), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut answers);
-        submissions.link_down(1, &mut answers);
-        submissions.expire(2000, &mut answers);
+        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut Primaries::new(), &mut answers);
+        submissions.link_down(&Primaries::new(), 1, &mut answers);
+        submissions.expire(&mut Primaries::new(), 2000, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
     }
 
@@ -648,12 +690,12 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let mut answers = Vec::new();
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.clear(ShardId(0), room("doc:1"), 77, 0, &mut answers);
+        submissions.clear(ShardId(0), room("doc:1"), 77, &Primaries::new(), 0, &mut answers);
         push(&mut submissions, "doc:1", 2, 0);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(1));
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.3), Some(0));
-        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut answers);
+        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut Primaries::new(), &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(2));
         assert_eq!(outcomes(&answers), [(1, Ok(1)), (77, Ok(9))]);
     }
@@ -663,9 +705,9 @@ mod tests {
         let mut submissions = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
         let mut answers = push(&mut submissions, "doc:1", 1, 0);
         answers.extend(push(&mut submissions, "doc:1", 2, 300));
-        submissions.expire(499, &mut answers);
+        submissions.expire(&mut Primaries::new(), 499, &mut answers);
         assert_eq!(answers, []);
-        submissions.expire(500, &mut answers);
+        submissions.expire(&mut Primaries::new(), 500, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
         submissions.link_up();
         assert_eq!(next(&mut submissions, 600).map(|next| next.2), Some(2));
@@ -677,5 +719,39 @@ mod tests {
         assert_eq!(push(&mut submissions, "doc:1", 1, 0), []);
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 2, 0)), []);
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 0)), [(3, Err("too much"))]);
+    }
+
+    #[test]
+    fn to_a_primary_that_fails_nothing_is_sent_and_what_is_not_buffered_is_refused_at_once() {
+        let slots = redis::parse_redis_value(b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$1\r\nh\r\n:1\r\n").expect("a value");
+        let mut primaries = Primaries::new();
+        assert!(primaries.learn(&slots));
+        let mut submissions = up(BOUNDS);
+        let push = |submissions: &mut Submissions, primaries: &Primaries, number: u64| {
+            let mut answers = Vec::new();
+            let submission = submission(&format!("doc:{number}"), number, vec![event(number)]);
+            submissions.push(ShardId(0), submission, primaries, 2000, &mut answers);
+            outcomes(&answers).iter().map(|(_, told)| told.expect_err("none is taken").to_owned()).collect::<Vec<_>>()
+        };
+        let mut answers = Vec::new();
+        assert!(push(&mut submissions, &primaries, 0).is_empty() && push(&mut submissions, &primaries, 1).is_empty());
+        assert!(submissions.next(&primaries, 2000, 0).is_some());
+        let (name, serial, _) = submissions.next(&primaries, 2000, 0).expect("another");
+        submissions.answered(&name, serial, Outcome::Unknown, &mut primaries, &mut answers);
+        assert!(primaries.failing() == 1 && answers.is_empty());
+        assert_eq!(submissions.next(&primaries, 2000, 0), None, "it is not sent again yet");
+        assert_eq!(push(&mut submissions, &primaries, 2), ["no link"]);
+        let mut buffering = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
+        buffering.link_up();
+        assert!(push(&mut buffering, &primaries, 2).is_empty());
+        assert_eq!(buffering.next(&primaries, 2000, 0), None);
+
+        let one = primaries.of("doc:1");
+        primaries.tried(one, true);
+        assert_eq!(submissions.next(&primaries, 2001, 0).map(|next| (next.0, next.1)), Some((name, serial)));
+        assert!(buffering.next(&primaries, 2001, 0).is_some());
+        submissions.expire(&mut primaries, 4000, &mut answers);
+        assert_eq!(outcomes(&answers), [(0, Err("in doubt")), (1, Err("in doubt"))]);
+        assert!(primaries.fails(one));
     }
 }

@@ -12,7 +12,7 @@
 //! All that is decided is decided here, on one thread; commands are tasks of the same thread that report what came of them.
 //! Larger than others, because all of this is one state: what a link's end means for rooms, reads and shards is told once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +22,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::canaries::{CANARY_MS, Round};
-use super::connection::{Connections, Inbox, LinkError};
+use super::connection::{Connection, Connections, Inbox, LinkError};
 use super::encoding::{self, Reader};
 use super::locks;
 use super::placement;
+use super::primaries::Primary;
 use super::request::Request;
 use super::scripts::Scripts;
 use super::server::{self, Link, Meaning, Server};
@@ -41,10 +42,6 @@ use crate::wire::native::Refused;
 const BATCHES_PER_TURN: usize = 64;
 /// Channels that one command subscribes to.
 const SUBSCRIBE_MAX: usize = 256;
-/// Channels whose subscription, or its end, is on its way to a server.
-const SUBSCRIPTIONS_MAX: usize = 8 * SUBSCRIBE_MAX;
-/// Reads on their way to a server. What comes meanwhile waits for them, so that this bounds it.
-const READS_MAX: usize = 512;
 /// Bytes of what a server pushed that wait for the next turn.
 const INBOX_BYTES_MAX: usize = 32 << 20;
 /// How long after a link was made clients are believed that say to have seen events which the log does not have.
@@ -100,7 +97,7 @@ struct Room {
     /// None where it is not wanted any more.
     tracker: Option<Tracker>,
     subscription: Subscription,
-    /// It waits in `to_read`.
+    /// It waits to be read.
     is_queued: bool,
     /// Its home waits for an answer.
     is_asked: bool,
@@ -132,13 +129,15 @@ enum What {
     Connected(Box<Result<Connections, LinkError>>, Arc<Inbox>),
     Published { room: RoomName, serial: u64, events: usize, answer: Result<Value, RedisError>, replicas: Option<i64> },
     Cleared { room: RoomName, serial: u64, answer: Result<Value, RedisError> },
-    Subscribed { rooms: Vec<RoomName>, error: Option<RedisError> },
-    Unsubscribed { rooms: Vec<RoomName>, error: Option<RedisError> },
-    Read { room: RoomName, ticket: u64, answer: Result<Value, RedisError> },
-    Renewed { room: RoomName, answer: Result<Value, RedisError> },
-    Locked { shard: ShardId, number: u64, answer: Result<Value, RedisError> },
-    Canary { at: usize, error: Option<RedisError> },
-    Listening { at: usize, error: Option<RedisError> },
+    Subscribed { rooms: Vec<RoomName>, primary: Primary, error: Option<RedisError> },
+    Unsubscribed { rooms: Vec<RoomName>, primary: Primary, error: Option<RedisError> },
+    Read { room: RoomName, primary: Primary, ticket: u64, answer: Result<Value, RedisError> },
+    Renewed { room: RoomName, primary: Primary, answer: Result<Value, RedisError> },
+    Locked { shard: ShardId, number: u64, primary: Primary, answer: Result<Value, RedisError> },
+    Learned(Result<Value, RedisError>),
+    Tried { primary: Primary, answers: bool },
+    Canary { at: usize, primary: Primary, error: Option<RedisError> },
+    Listening { at: usize, primary: Primary, error: Option<RedisError> },
 }
 
 impl Worker {
@@ -259,13 +258,13 @@ impl Worker {
     fn next_wait(&self) -> Duration {
         let now_ms = self.now_ms();
         let times = self.servers.iter().flat_map(|server| {
-            let of_link = match &server.link {
-                Link::Down { retry_ms } => Some(*retry_ms),
-                Link::Connecting => None,
-                Link::Up(up) => Some(up.canaries.next_ms(self.bounds.deaf_ms())),
+            let (of_link, of_primaries) = match &server.link {
+                Link::Down { retry_ms } => (Some(*retry_ms), None),
+                Link::Connecting => (None, None),
+                Link::Up(up) => (Some(up.canaries.next_ms(self.bounds.deaf_ms())), server.primaries.next_ms()),
             };
             let of_retries = server.retries.front().map(|(at_ms, _)| *at_ms);
-            [of_link, of_retries, server.submissions.next_due_ms()]
+            [of_link, of_retries, server.submissions.next_due_ms(), of_primaries]
         });
         let next_ms = times.flatten().min().unwrap_or(now_ms + CANARY_MS).min(now_ms + CANARY_MS);
         // A timer of this runtime has a resolution of a millisecond: what is due now is due in the next one.
@@ -281,7 +280,7 @@ impl Worker {
                 self.figures.submissions.add(1);
                 let at = self.server_of(submission.room.as_str());
                 if let Some(server) = self.servers.get_mut(at) {
-                    server.submissions.push(shard, submission, now_ms, &mut self.answers);
+                    server.submissions.push(shard, submission, &server.primaries, now_ms, &mut self.answers);
                 }
             }
             ToBroker::Lock(call) => self.lock(shard, *call),
@@ -290,7 +289,7 @@ impl Worker {
             ToBroker::Clear { room, number } => {
                 let at = self.server_of(room.as_str());
                 if let Some(server) = self.servers.get_mut(at) {
-                    server.submissions.clear(shard, room, number, now_ms, &mut self.answers);
+                    server.submissions.clear(shard, room, number, &server.primaries, now_ms, &mut self.answers);
                 }
             }
         }
@@ -303,8 +302,13 @@ impl Worker {
         let Some(connection) = self.connections(at).map(|connections| connections.publish.clone()) else {
             return self.tell(shard, FromBroker::Locked { number, outcome: Err(NO_LINK) }, 0);
         };
+        let primaries = self.servers.get(at).map(|server| &server.primaries);
+        let primary = primaries.map(|primaries| primaries.of(room.as_str())).unwrap_or_default();
+        if primaries.is_some_and(|primaries| primaries.fails(primary)) {
+            return self.tell(shard, FromBroker::Locked { number, outcome: Err(NO_LINK) }, 0);
+        }
         let call = self.scripts.lock(&room, &field, node, &action);
-        self.spawn(at, async move { What::Locked { shard, number, answer: connection.call(&call).await } });
+        self.spawn(at, async move { What::Locked { shard, number, primary, answer: connection.call(&call).await } });
     }
 
     fn server_of(&self, room: &str) -> usize {
@@ -343,6 +347,10 @@ impl Worker {
         }
         room.is_asked = true;
         room.want(server);
+        if server.primaries.fails(server.primaries.of(name.as_str())) {
+            // Likewise.
+            self.refuse_follow(&name, NO_LINK);
+        }
     }
 
     fn leave(&mut self, name: &RoomName) {
@@ -353,7 +361,7 @@ impl Worker {
             Subscription::None => drop(self.rooms.remove(name.as_str())),
             Subscription::Active => {
                 if let Some(server) = self.servers.get_mut(room.server) {
-                    server.to_unsubscribe.push_back(name.clone());
+                    server.unsubscribing.push(server.primaries.of(name.as_str()), name.clone());
                 }
             }
             // What is on its way decides when it is there.
@@ -490,14 +498,16 @@ impl Worker {
 
     fn report(&mut self, report: Report) {
         let Report { server: at, generation, what } = report;
-        if let What::Locked { shard, number, answer } = what {
+        if let What::Locked { shard, number, primary, answer } = what {
             // Answered whatever became of the link: somebody waits.
             let error = answer.as_ref().err().cloned();
             let outcome = answer.map_err(|error| server::refusal(&error)).and_then(locks::locked);
             self.tell(shard, FromBroker::Locked { number, outcome }, 0);
-            let is_current = self.servers.get(at).is_some_and(|server| server.generation == generation);
-            if let Some(error) = error.filter(|_| is_current) {
-                self.failed(at, &error);
+            if let Some(server) = self.servers.get_mut(at).filter(|server| server.generation == generation) {
+                server.saw(primary, error.as_ref());
+                if let Some(error) = error {
+                    self.failed(at, &error);
+                }
             }
             return;
         }
@@ -529,31 +539,45 @@ impl Worker {
                 let (outcome, error) = server::cleared(answer);
                 self.answered(at, &room, serial, outcome, error);
             }
-            What::Subscribed { rooms, error } => {
-                server.subscriptions = server.subscriptions.saturating_sub(rooms.len());
+            What::Subscribed { rooms, primary, error } => {
+                server.subscribing.done(primary, rooms.len());
+                server.saw(primary, error.as_ref());
                 self.subscribed(at, &rooms, error);
             }
-            What::Unsubscribed { rooms, error } => {
-                server.subscriptions = server.subscriptions.saturating_sub(rooms.len());
+            What::Unsubscribed { rooms, primary, error } => {
+                server.unsubscribing.done(primary, rooms.len());
+                server.saw(primary, error.as_ref());
                 self.unsubscribed(at, &rooms, error);
             }
-            What::Read { room, ticket, answer } => {
-                server.reads = server.reads.saturating_sub(1);
+            What::Read { room, primary, ticket, answer } => {
+                server.reading.done(primary, 1);
+                server.saw(primary, answer.as_ref().err());
                 self.was_read(at, &room, ticket, answer);
             }
-            What::Renewed { room, answer } => {
-                server.reads = server.reads.saturating_sub(1);
+            What::Renewed { room, primary, answer } => {
+                server.reading.done(primary, 1);
+                server.saw(primary, answer.as_ref().err());
                 self.was_renewed(at, &room, answer);
             }
+            // Where it was not to be had, it is asked again, and what is known holds until then.
+            What::Learned(slots) => {
+                let is_known = slots.as_ref().is_ok_and(|slots| server.primaries.learn(slots));
+                if !is_known {
+                    tracing::debug!(server = %server.name, ?slots, "the cluster did not tell who has which slots");
+                }
+            }
             What::Locked { .. } => {}
-            What::Canary { at: canary, error } => {
+            What::Tried { primary, answers } => server.primaries.tried(primary, answers),
+            What::Canary { at: canary, primary, error } => {
+                server.saw(primary, error.as_ref());
                 if let Some(error) = error {
                     // Should it be so of all servers of a cluster, the library has come to a halt.
                     let may_hear = server.up().is_none_or(|up| up.canaries.refused(canary));
                     self.canary_failed(at, &error, may_hear);
                 }
             }
-            What::Listening { at: canary, error } => {
+            What::Listening { at: canary, primary, error } => {
+                server.saw(primary, error.as_ref());
                 let may_hear = server.up().is_none_or(|up| up.canaries.listens(canary, error.is_none()));
                 if let Some(error) = error {
                     self.canary_failed(at, &error, may_hear);
@@ -574,7 +598,8 @@ impl Worker {
     fn answered(&mut self, at: usize, room: &RoomName, serial: u64, outcome: Outcome, error: Option<RedisError>) {
         let now_ms = self.now_ms();
         if let Some(server) = self.servers.get_mut(at)
-            && let Some(sent) = server.submissions.answered(room, serial, outcome, &mut self.answers)
+            && let Some(sent) =
+                server.submissions.answered(room, serial, outcome, &mut server.primaries, &mut self.answers)
         {
             self.figures.round_trip.add(sent.elapsed_us(self.start.elapsed().as_micros() as u64));
             if sent.is_again {
@@ -601,7 +626,8 @@ impl Worker {
             Meaning::Refused => false,
             // The others of the cluster may be well; what concerns the slots of one is tried again by the library.
             Meaning::NotNow => !server.target.is_cluster(),
-            Meaning::Broken => !(server.target.is_cluster() && error.is_timeout()),
+            Meaning::Broken if server.target.is_cluster() => !error.is_timeout() && server.primaries.all_fail(),
+            Meaning::Broken => true,
         };
         if is_of_link {
             self.end_link(at, &error.clone().into());
@@ -626,7 +652,7 @@ impl Worker {
             room.subscription = Subscription::Active;
             match &room.tracker {
                 Some(_) => room.want(server),
-                None => server.to_unsubscribe.push_back(name.clone()),
+                None => server.unsubscribing.push(server.primaries.of(name.as_str()), name.clone()),
             }
         }
         if let Some(error) = error {
@@ -787,7 +813,7 @@ impl Worker {
         let was_up = server.is_up();
         server::complain(&server.name, error, was_up || server.generation == 0);
         server.set_down(now_ms);
-        server.submissions.link_down(now_ms, &mut self.answers);
+        server.submissions.link_down(&server.primaries, now_ms, &mut self.answers);
         let mut refused = Vec::new();
         self.rooms.retain(|_, room| {
             if room.server != at {
@@ -811,7 +837,7 @@ impl Worker {
     fn look_at_times(&mut self, at: usize, now_ms: u64) {
         let deaf_ms = self.bounds.deaf_ms();
         let Some(server) = self.servers.get_mut(at) else { return };
-        server.submissions.expire(now_ms, &mut self.answers);
+        server.submissions.expire(&mut server.primaries, now_ms, &mut self.answers);
         while let Some((_, name)) = server.retries.pop_front_if(|(at_ms, _)| *at_ms <= now_ms) {
             if let Some(room) = self.rooms.get_mut(name.as_str()).filter(|room| room.tracker.is_some()) {
                 room.is_queued = false;
@@ -823,23 +849,52 @@ impl Worker {
             Link::Down { .. } | Link::Connecting => {}
             Link::Up(up) if up.canaries.is_deaf(now_ms, deaf_ms) => self.is_deaf(at),
             Link::Up(up) => {
-                let Some(Round { listen, say }) = up.canaries.due(now_ms) else { return };
-                let follow = up.connections.follow.clone();
-                for canary in listen {
-                    let (follow, channels) = (follow.clone(), [self.scripts.canary_channel(canary)]);
-                    self.spawn(at, async move {
-                        What::Listening { at: canary, error: follow.subscribe(&channels).await.err() }
-                    });
+                if let Some(round) = up.canaries.due(now_ms) {
+                    self.send_canaries(at, &round);
                 }
-                for canary in say {
-                    let (follow, command) = (follow.clone(), self.scripts.canary(canary));
-                    self.spawn(
-                        at,
-                        async move { What::Canary { at: canary, error: follow.command(command).await.err() } },
-                    );
-                }
+                self.look_at_primaries(at, now_ms);
             }
         }
+    }
+
+    /// Has the primaries of a cluster known, and those tried that fail.
+    fn look_at_primaries(&mut self, at: usize, now_ms: u64) {
+        let Some(server) = self.servers.get_mut(at).filter(|server| server.target.is_cluster()) else { return };
+        for (primary, fails) in server.primaries.news() {
+            if fails {
+                tracing::error!(%primary, "a server of the cluster does not answer: publishes to its rooms are refused");
+            } else {
+                tracing::warn!(%primary, "a server of the cluster answers again");
+            }
+        }
+        let to_try = server.primaries.to_try(now_ms);
+        let learns = server.primaries.learns(now_ms);
+        let target = server.target.clone();
+        if !to_try.is_empty() {
+            self.refuse_of_failing(at);
+        }
+        for (primary, address) in to_try {
+            let target = target.clone();
+            self.spawn(at, async move {
+                let tried = target.try_server(&address).await;
+                if let Err(error) = &tried {
+                    tracing::debug!(primary = %address, %error, "a server of the cluster was tried");
+                }
+                What::Tried { primary, answers: tried.is_ok() }
+            });
+        }
+        if learns && let Some(connection) = self.connections(at).map(|connections| connections.follow.clone()) {
+            self.spawn(at, async move { What::Learned(connection.cluster_slots().await) });
+        }
+    }
+
+    /// Tells those who asked for rooms of primaries that fail. They are followed as soon as they can be.
+    fn refuse_of_failing(&mut self, at: usize) {
+        let Some(primaries) = self.servers.get(at).map(|server| &server.primaries) else { return };
+        let waits =
+            |room: &&Room| room.server == at && room.is_asked && primaries.fails(primaries.of(room.name.as_str()));
+        let waiting: Vec<RoomName> = self.rooms.values().filter(waits).map(|room| room.name.clone()).collect();
+        waiting.iter().for_each(|name| self.refuse_follow(name, NO_LINK));
     }
 
     // Commands.
@@ -863,11 +918,47 @@ impl Worker {
         }
     }
 
+    /// Has canaries listened to and sent; not at primaries that fail, unless all do: then it has to be known whether
+    /// anything is heard.
+    fn send_canaries(&mut self, at: usize, round: &Round) {
+        let Some(server) = self.servers.get_mut(at) else { return };
+        let Link::Up(up) = &mut server.link else { return };
+        let follow = up.connections.follow.clone();
+        let says =
+            round.listen.iter().map(|canary| (*canary, false)).chain(round.say.iter().map(|canary| (*canary, true)));
+        let mut all: Vec<(usize, bool, Primary)> = says
+            .map(|(canary, says)| (canary, says, server.primaries.of_key(&self.scripts.canary_channel(canary))))
+            .collect();
+        if !all.iter().all(|(.., primary)| server.primaries.fails(*primary)) {
+            all.retain(|(canary, says, primary)| {
+                let fails = server.primaries.fails(*primary);
+                // The others tell whether anything is heard.
+                if fails && *says {
+                    up.canaries.refused(*canary);
+                } else if fails {
+                    up.canaries.listens(*canary, false);
+                }
+                !fails
+            });
+        }
+        for (canary, says, primary) in all {
+            let (follow, command) = (follow.clone(), self.scripts.canary(canary));
+            let channels = [self.scripts.canary_channel(canary)];
+            self.spawn(at, async move {
+                if says {
+                    What::Canary { at: canary, primary, error: follow.command(command).await.err() }
+                } else {
+                    What::Listening { at: canary, primary, error: follow.subscribe(&channels).await.err() }
+                }
+            });
+        }
+    }
+
     fn send_calls(&mut self, at: usize, now_ms: u64) {
         let Some(connection) = self.connections(at).map(|connections| connections.publish.clone()) else { return };
         let now_us = self.start.elapsed().as_micros() as u64;
         while let Some((room, serial, request)) =
-            self.servers.get_mut(at).and_then(|server| server.submissions.next(now_ms, now_us))
+            self.servers.get_mut(at).and_then(|server| server.submissions.next(&server.primaries, now_ms, now_us))
         {
             let connection = connection.clone();
             match request {
@@ -903,18 +994,16 @@ impl Worker {
         let Some(connection) = self.connections(at).map(|connections| connections.follow.clone()) else { return };
         loop {
             let Some(server) = self.servers.get_mut(at) else { return };
-            if server.subscriptions >= SUBSCRIPTIONS_MAX {
-                return;
-            }
             // In a cluster each goes by itself: those of a server that is gone must not hold up the others.
             let at_once = if server.target.is_cluster() { 1 } else { SUBSCRIBE_MAX };
-            let mut rooms = Vec::new();
+            let (mut rooms, mut primary) = (Vec::new(), Primary::default());
             while rooms.len() < at_once
-                && let Some(name) = server.to_subscribe.pop_front()
+                && let Some((of, name)) = server.subscribing.pop(&server.primaries)
             {
                 let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
                 if room.tracker.is_some() {
                     rooms.push(name);
+                    primary = of;
                 } else {
                     self.rooms.remove(name.as_str());
                 }
@@ -922,39 +1011,41 @@ impl Worker {
             let is_ending = rooms.is_empty();
             while is_ending
                 && rooms.len() < at_once
-                && let Some(name) = server.to_unsubscribe.pop_front()
+                && let Some((of, name)) = server.unsubscribing.pop(&server.primaries)
             {
                 let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
                 if room.tracker.is_none() && room.subscription == Subscription::Active {
                     room.subscription = Subscription::Ending;
                     rooms.push(name);
+                    primary = of;
                 }
             }
             if rooms.is_empty() {
                 return;
             }
-            server.subscriptions += rooms.len();
+            let lanes = if is_ending { &mut server.unsubscribing } else { &mut server.subscribing };
+            lanes.sent(primary, rooms.len());
             let channels: Vec<String> = rooms.iter().map(|room| self.scripts.channel(room.as_str())).collect();
             let connection = connection.clone();
             self.spawn(at, async move {
                 if is_ending {
-                    What::Unsubscribed { rooms, error: connection.unsubscribe(&channels).await.err() }
+                    What::Unsubscribed { error: connection.unsubscribe(&channels).await.err(), rooms, primary }
                 } else {
-                    What::Subscribed { rooms, error: connection.subscribe(&channels).await.err() }
+                    What::Subscribed { error: connection.subscribe(&channels).await.err(), rooms, primary }
                 }
             });
         }
     }
 
     fn send_reads(&mut self, at: usize) {
-        let mut postponed = VecDeque::new();
-        while let Some(server) = self.servers.get_mut(at).filter(|server| server.is_up() && server.reads < READS_MAX) {
-            let Some(name) = server.to_read.pop_front() else { break };
+        let mut postponed = Vec::new();
+        while let Some(server) = self.servers.get_mut(at).filter(|server| server.is_up()) {
+            let Some((primary, name)) = server.reading.pop(&server.primaries) else { break };
             let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
             // Read when its shard has taken what waits for it.
             let backlog = self.backlogs.get(usize::from(room.shard.0)).map_or(0, |backlog| backlog.bytes);
             if backlog > self.bounds.backlog_bytes_max / 2 {
-                postponed.push_back(name);
+                postponed.push((primary, name));
                 continue;
             }
             room.is_queued = false;
@@ -965,36 +1056,39 @@ impl Worker {
             }
         }
         if let Some(server) = self.servers.get_mut(at) {
-            server.to_read.extend(postponed);
+            postponed.into_iter().for_each(|(primary, name)| server.reading.push(primary, name));
         }
     }
 
     fn read(&mut self, at: usize, room: RoomName, wanted: Wanted) {
-        let Some(connection) = self.connections(at).map(|connections| connections.follow.clone()) else { return };
-        if let Some(server) = self.servers.get_mut(at) {
-            server.reads += 1;
-        }
+        let Some((connection, primary)) = self.reads(at, &room) else { return };
         self.figures.reads.add(1);
         let epoch = wanted.epoch.unwrap_or_else(|| fastrand::u64(..));
         let call = self.scripts.read(&room, &wanted, epoch);
         self.spawn(at, async move {
             let answer = connection.call(&call).await;
-            What::Read { room, ticket: wanted.ticket, answer }
+            What::Read { room, primary, ticket: wanted.ticket, answer }
         });
     }
 
     fn renew(&mut self, at: usize, room: RoomName, old: u64) {
-        let Some(connection) = self.connections(at).map(|connections| connections.follow.clone()) else { return };
-        if let Some(server) = self.servers.get_mut(at) {
-            server.reads += 1;
-        }
+        let Some((connection, primary)) = self.reads(at, &room) else { return };
         self.figures.renewed.add(1);
         tracing::warn!(room = room.as_str(), "a room's log has lost its end: it gets another epoch");
         let call = self.scripts.renew(&room, old, fastrand::u64(..));
         self.spawn(at, async move {
             let answer = connection.call(&call).await;
-            What::Renewed { room, answer }
+            What::Renewed { room, primary, answer }
         });
+    }
+
+    /// Counts another read of a room: over what, and at whom.
+    fn reads(&mut self, at: usize, room: &RoomName) -> Option<(Connection, Primary)> {
+        let connection = self.connections(at)?.follow.clone();
+        let server = self.servers.get_mut(at)?;
+        let primary = server.primaries.of(room.as_str());
+        server.reading.sent(primary, 1);
+        Some((connection, primary))
     }
 
     // What shards are told.
@@ -1059,10 +1153,9 @@ impl Worker {
     fn count(&mut self) {
         let up = self.servers.iter().filter(|server| server.is_up()).count();
         self.figures.servers_up.set(up as u64);
+        self.figures.primaries_failing.set(self.servers.iter().map(|server| server.primaries.failing() as u64).sum());
         self.figures.rooms.set(self.rooms.len() as u64);
-        self.figures
-            .rooms_behind
-            .set(self.servers.iter().map(|server| (server.to_read.len() + server.reads) as u64).sum());
+        self.figures.rooms_behind.set(self.servers.iter().map(|server| server.reading.len() as u64).sum());
         self.figures
             .pending_bytes
             .set(self.servers.iter().map(|server| server.submissions.pending_bytes() as u64).sum());
@@ -1079,12 +1172,12 @@ impl Room {
         match self.subscription {
             Subscription::None => {
                 self.subscription = Subscription::Asked;
-                server.to_subscribe.push_back(self.name.clone());
+                server.subscribing.push(server.primaries.of(self.name.as_str()), self.name.clone());
             }
             Subscription::Active => {
                 if !self.is_queued && self.tracker.as_ref().is_some_and(Tracker::is_behind) {
                     self.is_queued = true;
-                    server.to_read.push_back(self.name.clone());
+                    server.reading.push(server.primaries.of(self.name.as_str()), self.name.clone());
                 }
             }
             // It is looked at when that is done.
