@@ -140,7 +140,7 @@ impl Core {
     fn ask_shards(&mut self, id: RoomId, room: &RoomName) {
         let home_shard = self.me();
         let Some(home) = self.home_mut(id) else { return };
-        let shards: Vec<_> = home.shards_with_members().collect();
+        let shards: Vec<_> = home.members.shards().collect();
         if let Some(presence) = home.presence_mut() {
             presence.begin(shards.len());
         }
