@@ -59,7 +59,7 @@ impl Core {
             durable.pending = durable.pending.saturating_sub(1);
             // Keys of events that came since are still good.
             if durable.given < log_from {
-                home.keys = None;
+                home.forget_all_keys();
             }
         }
         let (events, before) = (home.log.events(), home.log.bytes());

@@ -475,13 +475,13 @@ impl Core {
         }
         self.tell_left();
         let id = self.rooms.ensure(room);
-        let (ids, shards, rules, journaling) = (&mut self.ids, self.shards, &self.rules, &self.journaling);
+        let (ids, rules, journaling) = (&mut self.ids, &self.rules, &self.journaling);
         let relaying = &mut self.relaying;
         if let Some(room) = self.rooms.get_mut(id) {
             let Room { name, home, .. } = room;
             home.get_or_insert_with(|| {
                 let place = rules.place(name.as_str());
-                let mut home = Box::new(Home::new(ids.epoch(), shards, place));
+                let mut home = Box::new(Home::new(ids.epoch(), place));
                 let ack = journaling.as_ref().and_then(|_| rules.durable(place));
                 if let Some(ack) = ack {
                     home.rare().durable = Some(Box::new(Durable::new(ack)));
@@ -517,7 +517,7 @@ impl Core {
 
     fn admit(&mut self, room: &RoomName, address: Address, claim: JoinClaim) -> Result<RoomId, JoinRefused> {
         let id = self.ensure_home(room).ok_or(JoinRefused::Rooms)?;
-        let (mut taken_over, unix_ms) = (None, self.now.unix_ms);
+        let (mut taken_over, unix_ms, shards) = (None, self.now.unix_ms, self.shards);
         let Some(home) = self.home_mut(id) else { return Err(JoinRefused::Rooms) };
         match claim {
             JoinClaim::None | JoinClaim::Given { .. } => {}
@@ -530,9 +530,7 @@ impl Core {
             }
         }
         let (rules, was_vacant) = (home.rules, home.members_total() == 0);
-        if let Some(count) = home.members.get_mut(usize::from(address.shard.0)) {
-            *count += 1;
-        }
+        home.members.add(address.shard, shards);
         if was_vacant && self.rules.tells_occupancy(rules) {
             self.occupancy.push((room.clone(), true));
         }
@@ -548,11 +546,9 @@ impl Core {
     fn leave(&mut self, room: &RoomName, address: Address) {
         let Some(id) = self.rooms.find(room) else { return };
         let mut vacated = None;
-        if let Some(home) = self.home_mut(id)
-            && let Some(count) = home.members.get_mut(usize::from(address.shard.0))
-        {
-            debug_assert!(*count > 0, "a membership of {room:?} ended that was not counted");
-            *count = count.saturating_sub(1);
+        if let Some(home) = self.home_mut(id) {
+            let was_counted = home.members.remove(address.shard);
+            debug_assert!(was_counted, "a membership of {room:?} ended that was not counted");
             vacated = (home.members_total() == 0).then_some(home.rules);
         }
         if vacated.is_some_and(|rules| self.rules.tells_occupancy(rules)) {

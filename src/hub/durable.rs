@@ -22,7 +22,7 @@ use foldhash::fast::FixedState;
 use super::batch::Batch;
 use super::clear::Clearing;
 use super::core::Core;
-use super::keys::{KEY_AGE_MS, Keys};
+use super::keys::KEY_AGE_MS;
 use super::message::{OVERLOADED, Publish, Published, ReplyTo};
 use super::publish::BATCH_BYTES_MAX;
 use super::rooms::{Home, RoomId};
@@ -126,7 +126,7 @@ impl Core {
         let name = self.hasher.room(&room);
         let place = self.rules.place(&room);
         let Some(ack) = self.rules.durable(place) else { return };
-        let mut home = Box::new(Home::new(epoch, self.shards, place));
+        let mut home = Box::new(Home::new(epoch, place));
         home.seq = seq;
         let held_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
         home.rare().durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
@@ -135,8 +135,7 @@ impl Core {
             for (at, key) in &stored.keys {
                 let until_ms = stored.unix_ms.saturating_add(KEY_AGE_MS);
                 if let Some(published) = stored.published(*at, epoch).filter(|_| until_ms > self.now.unix_ms) {
-                    let keys = home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch)));
-                    keys.remember(key, published, stored.unix_ms);
+                    home.keys_from(epoch).remember(key, published, stored.unix_ms);
                 }
             }
             if let Some(batch) = stored.restore(name.clone(), &self.memory) {
@@ -179,7 +178,7 @@ impl Core {
         let now_ms = self.now.unix_ms;
         let Publish { room, kind, data, key, exclude, received_us, reply } = publish;
         if let Some(key) = &key
-            && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
+            && let Some(keys) = self.home_mut(id).and_then(Home::keys_mut)
             && let Some(published) = keys.find(key, now_ms)
         {
             self.figures.duplicates += 1;
@@ -208,7 +207,7 @@ impl Core {
         // The log outlives this run, and so must be what tells its keys apart.
         let hash = key.as_ref().map_or(0, |key| FixedState::with_seed(epoch).hash_one(key) | 1);
         if let Some(key) = &key {
-            home.keys.get_or_insert_with(|| Box::new(Keys::new(epoch))).remember(key, published, now_ms);
+            home.keys_from(epoch).remember(key, published, now_ms);
         }
         let durable = home.durable_mut().ok_or(OVERLOADED)?;
         durable.waiting.push(Waiting { reply, published, key });
@@ -363,10 +362,7 @@ impl Core {
         durable.given = acknowledged;
         durable.pending = 0;
         let waiting = std::mem::take(&mut durable.waiting);
-        if let Some(keys) = &mut home.keys {
-            keys.forget_after(home.seq);
-        }
-        home.keys.take_if(|keys| keys.is_empty());
+        home.forget_keys(|keys| keys.forget_after(acknowledged));
         if let Some(open) = home.open.take() {
             let lost = Arc::new(open.seal(room.name.clone(), &self.memory, self.now.unix_ms));
             self.unsealed.retain(|one| *one != id);

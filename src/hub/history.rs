@@ -155,7 +155,7 @@ impl Core {
         }
         let (events, bytes) = (home.log.events(), home.log.bytes());
         home.log.clear();
-        home.keys = None;
+        home.forget_all_keys();
         self.log_bytes = self.log_bytes.saturating_sub(bytes);
         self.rooms.forget_if_idle(id);
         responder.resolve(Ok(events as u64));
@@ -228,12 +228,7 @@ impl Core {
             let before = home.log.bytes();
             home.log.trim(bounds, now_ms);
             let freed = before - home.log.bytes();
-            if home.keys.as_mut().is_some_and(|keys| {
-                keys.forget_old(now_ms);
-                keys.is_empty()
-            }) {
-                home.keys = None;
-            }
+            home.forget_keys(|keys| keys.forget_old(now_ms));
             self.log_bytes = self.log_bytes.saturating_sub(freed);
             self.sweep_durable(id, freed);
             self.rooms.forget_if_idle(id);

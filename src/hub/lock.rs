@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::batch::Address;
 use crate::auth::Identity;
 use crate::ring::Now;
+use crate::session::SessionId;
 
 /// Refusals after which a lock is reserved for a session.
 pub const REFUSALS_MIN: u8 = 3;
@@ -29,7 +30,7 @@ pub struct Holder {
     /// The connection that took or renewed it last.
     pub client_id: Arc<str>,
     /// The session, whose it is.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whom that acts for.
     pub identity: Arc<Identity>,
 }

@@ -21,6 +21,7 @@ use super::name::RoomName;
 use super::presence::Turn;
 use super::reply::Responder;
 use crate::ring::Now;
+use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
 use crate::wire::json::{write_string, write_u64};
@@ -115,7 +116,7 @@ pub struct LockTold {
     /// The connection that asked.
     pub address: Address,
     /// The session it asked for.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// The number that its connection knew when it asked.
     pub known: Option<u64>,
     /// The command's id.
@@ -584,7 +585,8 @@ mod tests {
 
     /// What a session is answered, whose connection has the session's number.
     fn ask(core: &mut Core, session: u32, room: &str, field: &str, action: LockAction, now: Now) -> LockOutcome {
-        let who = Holder { client_id: "c".into(), session_id: session.to_string().into(), identity: identity() };
+        let who =
+            Holder { client_id: "c".into(), session_id: session.to_string().as_str().into(), identity: identity() };
         let asked = LockAsked {
             room: core.hasher().room(room),
             field: field.into(),

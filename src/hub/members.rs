@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::delta::Bases;
 use super::selection::Selection;
 use crate::ring::ConnKey;
@@ -20,9 +18,23 @@ const HOLES_MIN: u32 = 32;
 /// Which of a room's lists: 0 for those who get everything, else a group's id.
 pub type ListId = u32;
 
+const EVERYTHING: ListId = 0;
+
 /// A room's members on one shard.
+///
+/// Most rooms are those of one session or one user and have a single member here, which wants everything: that takes no
+/// memory of its own. A room that had more once keeps its lists until all of them are gone.
+#[derive(Debug)]
+pub enum Members {
+    /// Nobody, or one who wants everything.
+    Sole(Option<ConnKey>),
+    /// All others.
+    Listed(Box<Lists>),
+}
+
+/// The members of a room that has, or had, more than one.
 #[derive(Debug, Default)]
-pub struct Members {
+pub struct Lists {
     everything: List,
     /// Most rooms have no member with a filter, and none that is parked.
     groups: Option<Box<Groups>>,
@@ -33,7 +45,7 @@ type Parked = (ConnKey, Option<Arc<Selection>>);
 
 #[derive(Debug, Default)]
 struct List {
-    conns: SmallVec<[ConnKey; 2]>,
+    conns: Vec<ConnKey>,
     holes: u32,
 }
 
@@ -101,13 +113,19 @@ impl List {
     }
 }
 
+impl Default for Members {
+    fn default() -> Members {
+        Members::Sole(None)
+    }
+}
+
 impl Members {
     /// How many there are.
     pub fn len(&self) -> usize {
-        let groups = self.groups.as_ref().map_or(0, |groups| {
-            groups.parked.len() + groups.list.iter().map(|group| group.members.len()).sum::<usize>()
-        });
-        self.everything.len() + groups
+        match self {
+            Members::Sole(member) => usize::from(member.is_some()),
+            Members::Listed(lists) => lists.len(),
+        }
     }
 
     /// Whether there are none.
@@ -117,6 +135,149 @@ impl Members {
 
     /// Adds a connection that is not a member. False where that would need one group more than `groups_max`.
     pub fn add(&mut self, conn: ConnKey, selection: Option<Arc<Selection>>, groups_max: usize) -> bool {
+        match self {
+            Members::Sole(place @ None) if selection.is_none() => {
+                *place = Some(conn);
+                true
+            }
+            _ => self.listed().add(conn, selection, groups_max),
+        }
+    }
+
+    /// Removes a connection; `keep_places` while a fan-out is under way. False where it was no member.
+    pub fn remove(&mut self, conn: ConnKey, keep_places: bool) -> bool {
+        match self {
+            Members::Sole(member) if *member != Some(conn) => false,
+            // The fan-outs under way have noted its place, which a newcomer must not get.
+            Members::Sole(_) if keep_places => self.listed().remove(conn, keep_places),
+            Members::Sole(member) => member.take().is_some(),
+            Members::Listed(lists) => {
+                let removed = lists.remove(conn, keep_places);
+                self.let_go_of_lists();
+                removed
+            }
+        }
+    }
+
+    /// Takes a member out of the fan-out. Nothing happens where it is out already.
+    pub fn park(&mut self, conn: ConnKey, keep_places: bool) {
+        self.listed().park(conn, keep_places);
+    }
+
+    /// Puts a parked member back, behind the end that fan-outs under way have noted.
+    pub fn unpark(&mut self, conn: ConnKey, groups_max: usize) {
+        if let Members::Listed(lists) = self {
+            lists.unpark(conn, groups_max);
+        }
+    }
+
+    /// What a member wants; none for everything.
+    pub fn selection_of(&self, conn: ConnKey) -> Option<Arc<Selection>> {
+        self.lists()?.selection_of(conn)
+    }
+
+    /// What a parked member wants; none where it is not parked.
+    pub fn parked(&self, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
+        self.lists()?.parked(conn)
+    }
+
+    /// Where a member stands: which list, what it selects, which place. None where it is no member, or parked.
+    pub fn find(&self, conn: ConnKey) -> Option<(ListId, Option<&Arc<Selection>>, usize)> {
+        match self {
+            Members::Sole(member) => (*member == Some(conn)).then_some((EVERYTHING, None, 0)),
+            Members::Listed(lists) => lists.find(conn),
+        }
+    }
+
+    /// Closes the holes of a list in which they have become more than the members, as they may within a turn in which the
+    /// same members come and go again and again; says which list, and where its places have gone.
+    pub fn compact_sparse(&mut self) -> Option<(ListId, Vec<usize>)> {
+        match self {
+            Members::Sole(_) => None,
+            Members::Listed(lists) => lists.compact_sparse(),
+        }
+    }
+
+    /// Tidies up after the last fan-out.
+    pub fn close_holes(&mut self) {
+        if let Members::Listed(lists) = self {
+            lists.close_holes();
+            self.let_go_of_lists();
+        }
+    }
+
+    /// The places of a list, holes included.
+    pub fn list(&self, id: ListId) -> &[ConnKey] {
+        match self {
+            Members::Sole(member) if id == EVERYTHING => member.as_slice(),
+            Members::Sole(_) => &[],
+            Members::Listed(lists) => lists.list(id),
+        }
+    }
+
+    /// The lists with a selection.
+    pub fn groups(&self) -> impl Iterator<Item = (ListId, &Arc<Selection>, usize)> {
+        self.lists().into_iter().flat_map(Lists::groups)
+    }
+
+    /// A member wants events as changes, from here on.
+    pub fn want_deltas(&mut self) {
+        self.listed().want_deltas();
+    }
+
+    /// What events are to be compared with; none where no member wants them as changes.
+    pub fn bases(&mut self) -> Option<&mut Bases> {
+        match self {
+            Members::Sole(_) => None,
+            Members::Listed(lists) => lists.bases(),
+        }
+    }
+
+    /// Every member.
+    pub fn iter(&self) -> impl Iterator<Item = ConnKey> {
+        let (sole, lists) = match self {
+            Members::Sole(member) => (*member, None),
+            Members::Listed(lists) => (None, Some(lists)),
+        };
+        sole.into_iter().chain(lists.into_iter().flat_map(|lists| lists.iter()))
+    }
+
+    fn lists(&self) -> Option<&Lists> {
+        match self {
+            Members::Sole(_) => None,
+            Members::Listed(lists) => Some(lists),
+        }
+    }
+
+    /// The lists, made where there are none yet.
+    fn listed(&mut self) -> &mut Lists {
+        if let Members::Sole(member) = self {
+            let everything = List { conns: member.iter().copied().collect(), holes: 0 };
+            *self = Members::Listed(Box::new(Lists { everything, groups: None }));
+        }
+        match self {
+            Members::Listed(lists) => lists,
+            Members::Sole(_) => unreachable!("made above"),
+        }
+    }
+
+    /// Lets go of the memory when nobody is left and no place is kept.
+    fn let_go_of_lists(&mut self) {
+        if self.lists().is_some_and(|lists| lists.everything.conns.is_empty() && lists.groups.is_none()) {
+            *self = Members::default();
+        }
+    }
+}
+
+impl Lists {
+    fn len(&self) -> usize {
+        let groups = self.groups.as_ref().map_or(0, |groups| {
+            groups.parked.len() + groups.list.iter().map(|group| group.members.len()).sum::<usize>()
+        });
+        self.everything.len() + groups
+    }
+
+    fn add(&mut self, conn: ConnKey, selection: Option<Arc<Selection>>, groups_max: usize) -> bool {
         let Some(selection) = selection else {
             self.everything.conns.push(conn);
             return true;
@@ -136,8 +297,7 @@ impl Members {
         true
     }
 
-    /// Removes a connection; `keep_places` while a fan-out is under way. False where it was no member.
-    pub fn remove(&mut self, conn: ConnKey, keep_places: bool) -> bool {
+    fn remove(&mut self, conn: ConnKey, keep_places: bool) -> bool {
         if self.everything.remove(conn, keep_places) {
             return true;
         }
@@ -156,8 +316,7 @@ impl Members {
         removed
     }
 
-    /// Takes a member out of the fan-out. Nothing happens where it is out already.
-    pub fn park(&mut self, conn: ConnKey, keep_places: bool) {
+    fn park(&mut self, conn: ConnKey, keep_places: bool) {
         if self.everything.remove(conn, keep_places) {
             self.groups.get_or_insert_default().parked.push((conn, None));
             return;
@@ -172,8 +331,7 @@ impl Members {
         }
     }
 
-    /// Puts a parked member back, behind the end that fan-outs under way have noted.
-    pub fn unpark(&mut self, conn: ConnKey, groups_max: usize) {
+    fn unpark(&mut self, conn: ConnKey, groups_max: usize) {
         let Some(groups) = self.groups.as_mut() else { return };
         let Some(place) = groups.parked.iter().position(|(one, _)| *one == conn) else { return };
         let (conn, selection) = groups.parked.swap_remove(place);
@@ -183,23 +341,20 @@ impl Members {
         }
     }
 
-    /// What a member wants; none for everything.
-    pub fn selection_of(&self, conn: ConnKey) -> Option<Arc<Selection>> {
+    fn selection_of(&self, conn: ConnKey) -> Option<Arc<Selection>> {
         let groups = self.groups.as_ref()?;
         let group = groups.list.iter().find(|group| group.members.conns.contains(&conn));
         group.map(|group| group.selection.clone()).or_else(|| self.parked(conn).flatten())
     }
 
-    /// What a parked member wants; none where it is not parked.
-    pub fn parked(&self, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
+    fn parked(&self, conn: ConnKey) -> Option<Option<Arc<Selection>>> {
         let groups = self.groups.as_ref()?;
         groups.parked.iter().find(|(one, _)| *one == conn).map(|(_, selection)| selection.clone())
     }
 
-    /// Where a member stands: which list, what it selects, which place. None where it is no member, or parked.
-    pub fn find(&self, conn: ConnKey) -> Option<(ListId, Option<&Arc<Selection>>, usize)> {
+    fn find(&self, conn: ConnKey) -> Option<(ListId, Option<&Arc<Selection>>, usize)> {
         if let Some(place) = self.everything.conns.iter().position(|one| *one == conn) {
-            return Some((0, None, place));
+            return Some((EVERYTHING, None, place));
         }
         let groups = self.groups.as_ref()?;
         groups.list.iter().find_map(|group| {
@@ -208,18 +363,15 @@ impl Members {
         })
     }
 
-    /// Closes the holes of a list in which they have become more than the members, as they may within a turn in which the
-    /// same members come and go again and again; says which list, and where its places have gone.
-    pub fn compact_sparse(&mut self) -> Option<(ListId, Vec<usize>)> {
+    fn compact_sparse(&mut self) -> Option<(ListId, Vec<usize>)> {
         if self.everything.is_sparse() {
-            return Some((0, self.everything.compact()));
+            return Some((EVERYTHING, self.everything.compact()));
         }
         let group = self.groups.as_mut()?.list.iter_mut().find(|group| group.members.is_sparse())?;
         Some((group.id, group.members.compact()))
     }
 
-    /// Tidies up after the last fan-out.
-    pub fn close_holes(&mut self) {
+    fn close_holes(&mut self) {
         self.everything.close_holes();
         if let Some(groups) = self.groups.as_mut() {
             for group in &mut groups.list {
@@ -238,35 +390,30 @@ impl Members {
         }
     }
 
-    /// The places of a list, holes included.
-    pub fn list(&self, id: ListId) -> &[ConnKey] {
-        if id == 0 {
+    fn list(&self, id: ListId) -> &[ConnKey] {
+        if id == EVERYTHING {
             return &self.everything.conns;
         }
         let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
         groups.iter().find(|group| group.id == id).map_or(&[], |group| &group.members.conns)
     }
 
-    /// The lists with a selection.
-    pub fn groups(&self) -> impl Iterator<Item = (ListId, &Arc<Selection>, usize)> {
+    fn groups(&self) -> impl Iterator<Item = (ListId, &Arc<Selection>, usize)> {
         let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
         groups.iter().map(|group| (group.id, &group.selection, group.members.conns.len()))
     }
 
-    /// A member wants events as changes, from here on.
-    pub fn want_deltas(&mut self) {
+    fn want_deltas(&mut self) {
         self.groups.get_or_insert_default().bases.get_or_insert_default().keep();
     }
 
-    /// What events are to be compared with; none where no member wants them as changes.
-    pub fn bases(&mut self) -> Option<&mut Bases> {
+    fn bases(&mut self) -> Option<&mut Bases> {
         let groups = self.groups.as_mut()?;
         groups.bases.take_if(|bases| bases.are_unused());
         groups.bases.as_deref_mut()
     }
 
-    /// Every member.
-    pub fn iter(&self) -> impl Iterator<Item = ConnKey> {
+    fn iter(&self) -> impl Iterator<Item = ConnKey> {
         let groups = self.groups.as_ref().map_or(&[][..], |groups| &groups.list);
         let filtered = groups.iter().flat_map(|group| group.members.conns.iter());
         let parked = self.groups.as_ref().map_or(&[][..], |groups| &groups.parked);
@@ -320,6 +467,52 @@ mod tests {
         assert_eq!((list, moved[0], moved[50], moved[60], moved[98], moved[99], moved[100]), (0, 0, 0, 10, 48, 48, 49));
         assert_eq!(members.find(conn(60)).map(|(_, _, place)| place), Some(10));
         assert_eq!(members.list(0).len(), 49);
+    }
+
+    #[test]
+    fn a_sole_member_takes_no_memory_of_its_own_and_a_crowd_that_is_gone_neither() {
+        assert!(size_of::<Members>() <= 16);
+        let mut members = Members::default();
+        assert_eq!((members.list(0), members.find(conn(1))), (&[][..], None));
+        assert!(members.add(conn(1), None, 0));
+        assert!(matches!(members, Members::Sole(Some(_))));
+        assert_eq!((members.list(0), members.find(conn(1))), (&[conn(1)][..], Some((0, None, 0))));
+        assert!(!members.remove(conn(2), false));
+        assert!(members.add(conn(2), None, 0));
+        assert_eq!(members.list(0), [conn(1), conn(2)]);
+        assert_eq!(members.iter().collect::<Vec<_>>(), [conn(1), conn(2)]);
+        for slot in 1..=2 {
+            assert!(matches!(members, Members::Listed(_)));
+            assert!(members.remove(conn(slot), false));
+        }
+        assert!(matches!(members, Members::Sole(None)));
+    }
+
+    #[test]
+    fn the_place_of_a_sole_member_is_kept_while_a_fan_out_is_under_way() {
+        let mut members = Members::default();
+        assert!(members.add(conn(1), None, 0));
+        assert!(members.remove(conn(1), true));
+        assert!(members.add(conn(2), None, 0));
+        assert_eq!(members.list(0), [HOLE, conn(2)], "a newcomer stands behind the end that was noted");
+        assert_eq!(members.len(), 1);
+        assert!(members.remove(conn(2), true));
+        members.close_holes();
+        assert!(matches!(members, Members::Sole(None)));
+    }
+
+    #[test]
+    fn a_sole_member_that_is_parked_or_wants_a_selection_is_listed() {
+        let mut members = Members::default();
+        assert!(!members.add(conn(1), selection("a"), 0), "one group too many");
+        assert!(members.add(conn(1), None, 0));
+        members.park(conn(1), false);
+        assert_eq!((members.list(0), members.len(), members.parked(conn(1))), (&[][..], 1, Some(None)));
+        members.unpark(conn(1), 0);
+        assert_eq!(members.list(0), [conn(1)]);
+        assert!(members.remove(conn(1), false));
+        assert!(members.add(conn(1), selection("a"), 1));
+        assert_eq!((members.groups().count(), members.selection_of(conn(1))), (1, selection("a")));
     }
 
     #[test]

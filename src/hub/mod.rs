@@ -40,6 +40,7 @@ pub mod rules;
 pub mod schema;
 pub mod selection;
 pub mod session_home;
+pub mod shard_counts;
 pub mod shared_locks;
 pub mod stored;
 pub mod trace;

@@ -238,12 +238,12 @@ impl Core {
             self.send(holder.shard, Message::TakenOver { address: holder, room, successor: None });
             return;
         }
-        if !have_left && let Some(kept) = session.kept.as_mut().filter(|kept| !kept.locks.is_empty()) {
+        if !have_left && let Some(kept) = session.kept_mut().filter(|kept| !kept.locks.is_empty()) {
             let (locks, turn) = (std::mem::take(&mut kept.locks), session.turn);
             return self.yield_locks(asked, locks, turn);
         }
         let Some(mut session) = self.home_mut(id).and_then(|home| home.session.take()) else { return };
-        let mut kept = session.kept.take().map(|kept| *kept).unwrap_or_default();
+        let mut kept = session.take_kept().map(|kept| *kept).unwrap_or_default();
         let left = self.yielding.remove(&asked.room).map(|yielding| yielding.left);
         kept.locks = left.unwrap_or_default().into_iter().map(|left| left.lock).collect();
         self.moves_away(&asked.room, &session, &kept);
@@ -291,7 +291,7 @@ impl Core {
             let lock = arrived.lock.clone();
             self.send_home(&lock.room.clone(), Message::LockArrives(Box::new(arrived)));
             let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
-            match session.and_then(|session| session.kept.as_mut()) {
+            match session.and_then(|session| session.kept_mut()) {
                 Some(kept) => kept.locks.push(lock),
                 None => self.free_locks(vec![lock], Freed::SessionEnded),
             }
@@ -337,11 +337,10 @@ impl Core {
             session.turn = turn;
             Box::new(session)
         });
-        if let Some(earlier) = session.kept.take() {
+        if let Some(earlier) = session.take_kept() {
             kept.add_earlier(*earlier, rooms_max);
         }
-        session.kept = Some(Box::new(kept));
-        session.away_until_ms = away_until_ms;
+        session.keep(Some(Box::new(kept)), away_until_ms);
         for message in inbox.into_iter().rev() {
             session.put_back(message);
         }

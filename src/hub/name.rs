@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
 
@@ -38,6 +39,11 @@ impl NameHasher {
     /// A name that was checked before.
     pub fn room(&self, text: &str) -> RoomName {
         RoomName { text: text.into(), hash: self.hash(text) }
+    }
+
+    /// The room of a session.
+    pub fn session_room(&self, session_id: &SessionId) -> RoomName {
+        RoomName { text: session_id.room().clone(), hash: self.hash(&**session_id.room()) }
     }
 }
 

@@ -20,6 +20,7 @@ use super::batch::Address;
 use super::name::RoomName;
 use super::reply::Responder;
 use crate::auth::Identity;
+use crate::session::SessionId;
 use crate::wire::envelope::rfc3339;
 use crate::wire::json::{write_string, write_u64};
 use crate::wire::native::Reference;
@@ -77,7 +78,7 @@ pub struct Who {
     /// The connection's id.
     pub client_id: Arc<str>,
     /// The session's id.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whose it is.
     pub identity: Arc<Identity>,
     /// The connection's metadata.
@@ -174,7 +175,7 @@ pub struct Present {
     /// Whose it is.
     pub user_id: Box<str>,
     /// Its id.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Its connection's metadata.
     pub metadata: Map<String, Value>,
     /// Since when it is there, in milliseconds since 1970: when it joined, where the room's kind has `presence_events`;

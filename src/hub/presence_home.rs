@@ -1,6 +1,8 @@
 //! What a room's home does about presence: it takes in who comes and goes, tells the room's members where its kind wants
 //! that, forgets who stayed away for too long, and answers who is there.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::core::Core;
@@ -98,7 +100,7 @@ impl Core {
         let Some(tell) = tell else { return };
         if self.is_relaying() {
             // Another node may have the session there.
-            let (session, told) = (tell.who.session_id.clone(), tell.data());
+            let (session, told) = (Arc::from(&*tell.who.session_id), tell.data());
             return self.presence_out.push((room.clone(), session, Bytes::from(told), tell.presenting()));
         }
         let now = self.now;
@@ -140,7 +142,7 @@ impl Core {
     fn ask_shards(&mut self, id: RoomId, room: &RoomName) {
         let home_shard = self.me();
         let Some(home) = self.home_mut(id) else { return };
-        let shards: Vec<_> = home.shards_with_members().collect();
+        let shards: Vec<_> = home.members.shards().collect();
         if let Some(presence) = home.presence_mut() {
             presence.begin(shards.len());
         }
@@ -184,7 +186,6 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::super::batch::Address;
     use super::super::core::CoreLimits;

@@ -7,10 +7,9 @@ use bytes::Bytes;
 
 use super::batch::{Address, Batch};
 use super::core::Core;
-use super::keys::Keys;
 use super::message::{Message, OVERLOADED, Publish, Published, ReplyTo};
-use super::name::{RoomName, ShardId};
-use super::rooms::RoomId;
+use super::name::RoomName;
+use super::rooms::{Home, RoomId};
 use crate::ring::Now;
 use crate::wire::envelope::Event;
 use crate::wire::native::Refused;
@@ -92,7 +91,7 @@ impl Core {
             received_us => received_us,
         };
         if let Some(key) = key
-            && let Some(keys) = self.home_mut(id).and_then(|home| home.keys.as_mut())
+            && let Some(keys) = self.home_mut(id).and_then(Home::keys_mut)
             && let Some(published) = keys.find(key, now.unix_ms)
         {
             self.figures.duplicates += 1;
@@ -109,7 +108,7 @@ impl Core {
         let published = Published { id: stamp.id, seq, epoch, duplicate: false, delivered, queued, nodes: 0 };
         if let Some(key) = key {
             let seed = home.epoch;
-            home.keys.get_or_insert_with(|| Box::new(Keys::new(seed))).remember(key, published, now.unix_ms);
+            home.keys_from(seed).remember(key, published, now.unix_ms);
         }
         let rules = home.rules;
         self.recorder.published(&stamp.id, kind, room.hash(), seq, received_us, exclude);
@@ -180,11 +179,7 @@ impl Core {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
         let mut here = false;
-        for (shard, count) in home.members.iter().enumerate() {
-            let shard = ShardId(shard as u16);
-            if *count == 0 {
-                continue;
-            }
+        for shard in home.members.shards() {
             if shard == self.me {
                 here = true;
             } else if let Some(queue) = self.outgoing.get_mut(usize::from(shard.0)) {

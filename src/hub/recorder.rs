@@ -22,6 +22,7 @@ use super::batch::{Address, Batch};
 use super::name::RoomName;
 use super::selection::Selection;
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::ws::header_bytes;
 
@@ -289,7 +290,7 @@ pub struct Gone {
     /// Its id.
     pub client_id: Arc<str>,
     /// The session it held.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whom it acted for.
     pub user_id: Box<str>,
     /// When it was let in, in milliseconds of the monotonic clock.

@@ -407,7 +407,7 @@ impl Core {
         if !is_missing {
             return;
         }
-        let shards: Vec<_> = home.shards_with_members().collect();
+        let shards: Vec<_> = home.members.shards().collect();
         let room = room.name.clone();
         for shard in shards {
             self.send(shard, Message::Renewed { room: room.clone(), epoch, after_seq });

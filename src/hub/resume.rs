@@ -75,13 +75,14 @@ impl Core {
             let held = kept.map(|kept| kept.locks).unwrap_or_default();
             return self.free_locks(held, Freed::SessionEnded);
         };
+        let away_before_ms = session.away_until_ms();
         // What an earlier connection of it left behind and nobody asked for is still the session's.
-        let (mut kept, mut freed) = join_kept(kept, session.kept.take(), &limits);
+        let (mut kept, mut freed) = join_kept(kept, session.take_kept(), &limits);
         if !may_be_resumed {
             freed.extend(kept.take().map(|kept| kept.locks).unwrap_or_default());
         }
         if !leaves {
-            session.kept = kept;
+            session.keep(kept, away_before_ms);
         } else if session.leave(address, kept, away_until_ms) {
             self.away.push_back((away_until_ms, room.clone()));
         }
@@ -117,7 +118,7 @@ impl Core {
                 asked.turn = session.turn;
                 asked.withdrawn = session.identity.permissions.withdrawn().cloned();
                 // Where there is an old connection, that one knows what it had.
-                let kept = if old.is_none() { session.kept.take() } else { None };
+                let kept = if old.is_none() { session.take_kept() } else { None };
                 self.begin_handover(room.clone(), address, Begins::Resume);
                 if let Some(old) = old {
                     // Its shard passes on what it had and closes it.
@@ -142,7 +143,7 @@ impl Core {
     ) {
         let limits = self.limits;
         let session = self.rooms.find(room).and_then(|id| self.home_mut(id)).and_then(|home| home.session.as_mut());
-        let left = session.and_then(|session| session.kept.take());
+        let left = session.and_then(|session| session.take_kept());
         let (kept, freed) = join_kept(kept, left, &limits);
         self.free_locks(freed, Freed::SessionEnded);
         let outcome = Ok(kept.map(|kept| *kept).unwrap_or_default());
@@ -223,9 +224,9 @@ impl Core {
             let Some(session) = home.session.as_mut() else { continue };
             let is_over = session.is_over(now_ms);
             let mut kept = None;
-            if is_over || session.away_until_ms <= now_ms {
+            if is_over || session.away_until_ms() <= now_ms {
                 // Where it is not over it was taken over by its name, and what the old connection had was not asked for.
-                kept = session.kept.take();
+                kept = session.take_kept();
             }
             if is_over {
                 home.session = None;

@@ -1,7 +1,6 @@
 //! A shard's table of rooms: those it is home to, and those its connections are in.
 
 use hashbrown::HashTable;
-use smallvec::SmallVec;
 
 use super::batch::OpenBatch;
 use super::durable::Durable;
@@ -9,10 +8,11 @@ use super::keys::Keys;
 use super::locks::Locks;
 use super::log::Log;
 use super::members::Members;
-use super::name::{RoomName, ShardId};
+use super::name::RoomName;
 use super::presence::Presence;
 use super::relayed::Relayed;
 use super::session_home::SessionHome;
+use super::shard_counts::ShardCounts;
 use crate::ring::ConnKey;
 
 /// A room's place in its shard's table; valid as long as the room exists.
@@ -48,8 +48,8 @@ pub struct Home {
     pub seq: u64,
     /// Which life of the room's log this is.
     pub epoch: u64,
-    /// Members by shard, on shards from 0 on.
-    pub members: SmallVec<[u32; 2]>,
+    /// Members, by shard.
+    pub members: ShardCounts,
     /// Events of this turn, if there are any.
     pub open: Option<Box<OpenBatch>>,
     /// Events that are kept.
@@ -60,8 +60,6 @@ pub struct Home {
     pub log_is_fresh: bool,
     /// Until when it is kept for a stream that may come back, in seconds of the monotonic clock; 0 where there is none.
     pub lingers_until_s: u32,
-    /// Keys of events that were published lately.
-    pub keys: Option<Box<Keys>>,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
     /// What few rooms have.
@@ -71,6 +69,8 @@ pub struct Home {
 /// What few rooms have, so that the others spend one pointer on it.
 #[derive(Debug, Default)]
 pub struct Rare {
+    /// Keys of events that were published lately.
+    pub keys: Option<Box<Keys>>,
     /// Field locks, where some are held or waited for.
     pub locks: Option<Box<Locks>>,
     /// What is known of who is there.
@@ -105,17 +105,16 @@ impl Room {
 
 impl Home {
     /// A room that has had no event.
-    pub fn new(epoch: u64, shards: u16, rules: u16) -> Home {
+    pub fn new(epoch: u64, rules: u16) -> Home {
         Home {
             seq: 0,
             epoch,
-            members: SmallVec::from_elem(0, usize::from(shards)),
+            members: ShardCounts::default(),
             open: None,
             log: Log::default(),
             rules,
             log_is_fresh: false,
             lingers_until_s: 0,
-            keys: None,
             session: None,
             rare: None,
         }
@@ -129,10 +128,40 @@ impl Home {
     /// Lets go of the memory where there is nothing of what few rooms have.
     pub fn tidy(&mut self) {
         let is_empty = |rare: &Rare| {
-            rare.locks.is_none() && rare.presence.is_none() && rare.durable.is_none() && rare.relayed.is_none()
+            let (keys, locks, presence) = (rare.keys.is_none(), rare.locks.is_none(), rare.presence.is_none());
+            keys && locks && presence && rare.durable.is_none() && rare.relayed.is_none()
         };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;
+        }
+    }
+
+    /// Keys of events that were published lately, to be asked or forgotten.
+    pub fn keys_mut(&mut self) -> Option<&mut Keys> {
+        self.rare.as_mut()?.keys.as_deref_mut()
+    }
+
+    /// Keys of events that were published lately, to be added to. `seed` is what their hashes go by where there are none yet.
+    pub fn keys_from(&mut self, seed: u64) -> &mut Keys {
+        self.rare().keys.get_or_insert_with(|| Box::new(Keys::new(seed)))
+    }
+
+    /// Forgets the keys that `forget` takes out, and the memory of them where none is left.
+    pub fn forget_keys(&mut self, forget: impl FnOnce(&mut Keys)) {
+        let Some(rare) = self.rare.as_mut() else { return };
+        let Some(keys) = rare.keys.as_mut() else { return };
+        forget(keys);
+        if keys.is_empty() {
+            rare.keys = None;
+            self.tidy();
+        }
+    }
+
+    /// Forgets all keys.
+    pub fn forget_all_keys(&mut self) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.keys = None;
+            self.tidy();
         }
     }
 
@@ -185,7 +214,7 @@ impl Home {
     pub fn audience(&self) -> (u32, u32) {
         let delivered = self.members_total();
         // What goes to a session that is away waits in its log until it is resumed.
-        let away = self.session.as_ref().is_some_and(|session| session.live.is_none() && session.kept.is_some());
+        let away = self.session.as_ref().is_some_and(|session| session.live.is_none() && session.kept().is_some());
         (delivered, u32::from(away && delivered == 0))
     }
 
@@ -196,13 +225,7 @@ impl Home {
 
     /// Members on all shards.
     pub fn members_total(&self) -> u32 {
-        self.members.iter().sum()
-    }
-
-    /// The shards that have members.
-    pub fn shards_with_members(&self) -> impl Iterator<Item = ShardId> {
-        let shards = self.members.iter().enumerate().filter(|(_, count)| **count > 0);
-        shards.map(|(shard, _)| ShardId(shard as u16))
+        self.members.total()
     }
 
     /// Whether it has neither members nor history, and is kept only for those who may come back.
@@ -215,9 +238,9 @@ impl Home {
         self.lingers_until_s == 0
             && self.open.is_none()
             && self.relayed().map_or(self.log.is_empty(), |relayed| relayed.is_idle())
-            && self.keys.is_none()
+            && self.rare.as_ref().is_none_or(|rare| rare.keys.is_none())
             && self.locks().is_none()
-            && self.members.iter().all(|count| *count == 0)
+            && self.members_total() == 0
             && self.session.as_ref().is_none_or(|session| session.is_idle())
             && self.presence().is_none()
             && self.durable().is_none_or(|durable| durable.is_idle())
@@ -403,8 +426,8 @@ mod tests {
     #[test]
     fn a_room_of_one_silent_connection_is_small() {
         // Every connection has two of its own: its session's and, mostly, its user's.
-        assert!(size_of::<Option<Room>>() <= 88, "{}", size_of::<Option<Room>>());
-        assert!(size_of::<Home>() <= 88, "{}", size_of::<Home>());
-        assert!(size_of::<SessionHome>() <= 72, "{}", size_of::<SessionHome>());
+        assert!(size_of::<Option<Room>>() <= 64, "{}", size_of::<Option<Room>>());
+        assert!(size_of::<Home>() <= 72, "{}", size_of::<Home>());
+        assert!(size_of::<SessionHome>() <= 56, "{}", size_of::<SessionHome>());
     }
 }

@@ -28,11 +28,18 @@ pub struct SessionHome {
     pub turn: Turn,
     /// What proves that a client had it before.
     pub token: ResumeToken,
+    /// What waits for it. Most sessions have a connection and no messages for the backend, and spend one pointer on it.
+    waits: Option<Box<Waits>>,
+}
+
+/// What waits for the next connection of a session, and for the backend.
+#[derive(Debug, Default)]
+struct Waits {
     /// What it had when its connection went, for as long as it can be resumed.
-    pub kept: Option<Box<Kept>>,
+    kept: Option<Box<Kept>>,
     /// Until when what is left of it is kept, in milliseconds of the monotonic clock.
-    pub away_until_ms: u64,
-    /// Most sessions have neither messages nor anybody who waits for one.
+    away_until_ms: u64,
+    /// Most sessions have neither messages for the backend nor calls of it that wait for one.
     inbox: Option<Box<Inbox>>,
 }
 
@@ -43,10 +50,16 @@ struct Inbox {
     waiting: VecDeque<Responder<Bytes>>,
 }
 
+impl Waits {
+    fn is_empty(&self) -> bool {
+        self.kept.is_none() && self.inbox.is_none()
+    }
+}
+
 impl SessionHome {
     /// A session that a user begins.
     pub fn new(identity: Arc<Identity>, token: ResumeToken) -> SessionHome {
-        SessionHome { identity, live: None, turn: Turn::default(), token, kept: None, away_until_ms: 0, inbox: None }
+        SessionHome { identity, live: None, turn: Turn::default(), token, waits: None }
     }
 
     /// A connection takes it up; which one held it before.
@@ -59,7 +72,7 @@ impl SessionHome {
 
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
-        self.live.is_none() && self.inbox.is_none() && self.kept.is_none()
+        self.live.is_none() && self.waits.as_ref().is_none_or(|waits| waits.is_empty())
     }
 
     /// A connection that held it is gone; `kept` is all that is left of it. True where that waits until then. Where another
@@ -72,14 +85,42 @@ impl SessionHome {
         if !held_it && kept.is_none() {
             return false;
         }
-        self.kept = kept;
-        self.away_until_ms = away_until_ms;
-        self.kept.is_some() || self.inbox.is_some()
+        self.keep(kept, away_until_ms);
+        self.waits.as_ref().is_some_and(|waits| !waits.is_empty())
+    }
+
+    /// What its connection had is kept until then.
+    pub fn keep(&mut self, kept: Option<Box<Kept>>, away_until_ms: u64) {
+        let waits = self.waits.get_or_insert_default();
+        (waits.kept, waits.away_until_ms) = (kept, away_until_ms);
+        self.tidy();
+    }
+
+    /// What is kept of it.
+    pub fn kept(&self) -> Option<&Kept> {
+        self.waits.as_ref()?.kept.as_deref()
+    }
+
+    /// What is kept of it, to be changed.
+    pub fn kept_mut(&mut self) -> Option<&mut Kept> {
+        self.waits.as_mut()?.kept.as_deref_mut()
+    }
+
+    /// Takes out what is kept of it.
+    pub fn take_kept(&mut self) -> Option<Box<Kept>> {
+        let kept = self.waits.as_mut()?.kept.take();
+        self.tidy();
+        kept
+    }
+
+    /// Until when what is left of it is kept, in milliseconds of the monotonic clock.
+    pub fn away_until_ms(&self) -> u64 {
+        self.waits.as_ref().map_or(0, |waits| waits.away_until_ms)
     }
 
     /// Whether nobody came back in time.
     pub fn is_over(&self, now_ms: u64) -> bool {
-        self.live.is_none() && self.away_until_ms <= now_ms
+        self.live.is_none() && self.away_until_ms() <= now_ms
     }
 
     /// Whether it can be resumed by someone with that user id and token, compared in time that tells nothing of it.
@@ -90,7 +131,7 @@ impl SessionHome {
 
     /// Puts a client's message into the inbox, or hands it to someone who waits for one. False where the inbox is full.
     pub fn deposit(&mut self, mut message: Bytes, inbox_max: usize) -> bool {
-        let inbox = self.inbox.get_or_insert_default();
+        let inbox = self.waits.get_or_insert_default().inbox.get_or_insert_default();
         while let Some(waiting) = inbox.waiting.pop_front() {
             match waiting.try_resolve(Ok(message)) {
                 Ok(()) => {
@@ -115,7 +156,7 @@ impl SessionHome {
 
     /// Puts a message back in front of those that wait, or hands it to someone who waits for one.
     pub fn put_back(&mut self, mut message: Bytes) {
-        let inbox = self.inbox.get_or_insert_default();
+        let inbox = self.waits.get_or_insert_default().inbox.get_or_insert_default();
         while let Some(waiting) = inbox.waiting.pop_front() {
             match waiting.try_resolve(Ok(message)) {
                 Err(Ok(given_back)) => message = given_back,
@@ -128,7 +169,7 @@ impl SessionHome {
 
     /// Answers with the next message, now or when there is one. False where too many wait already.
     pub fn collect(&mut self, responder: Responder<Bytes>, waiting_max: usize) -> bool {
-        let inbox = self.inbox.get_or_insert_default();
+        let inbox = self.waits.get_or_insert_default().inbox.get_or_insert_default();
         inbox.waiting.retain(|waiting| !waiting.is_abandoned());
         let taken = match inbox.messages.pop_front() {
             Some(message) => {
@@ -150,14 +191,18 @@ impl SessionHome {
     }
 
     fn tidy(&mut self) {
-        if self.inbox.as_ref().is_some_and(|inbox| inbox.messages.is_empty() && inbox.waiting.is_empty()) {
-            self.inbox = None;
+        let Some(waits) = self.waits.as_mut() else { return };
+        waits.inbox.take_if(|inbox| inbox.messages.is_empty() && inbox.waiting.is_empty());
+        // Of a session without a connection it is still to be known until when it is kept.
+        if self.live.is_some() && waits.is_empty() {
+            self.waits = None;
         }
     }
 
     /// Takes all messages out. Whoever waits for one is told that there is no such session any more.
     pub fn take_inbox(&mut self) -> Vec<Bytes> {
-        let Some(Inbox { messages, waiting, .. }) = self.inbox.take().map(|inbox| *inbox) else { return Vec::new() };
+        let inbox = self.waits.as_mut().and_then(|waits| waits.inbox.take());
+        let Some(Inbox { messages, waiting, .. }) = inbox.map(|inbox| *inbox) else { return Vec::new() };
         for one in waiting {
             one.resolve(Err(HubError::new(ErrorCode::NotFound, "the session is at another node now")));
         }
@@ -166,14 +211,16 @@ impl SessionHome {
 
     /// Messages that wait.
     pub fn inbox_len(&self) -> usize {
-        self.inbox.as_ref().map_or(0, |inbox| inbox.messages.len())
+        self.waits.as_ref().and_then(|waits| waits.inbox.as_ref()).map_or(0, |inbox| inbox.messages.len())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::name::ShardId;
     use super::super::reply::pending;
     use super::*;
+    use crate::ring::ConnKey;
 
     fn session() -> SessionHome {
         SessionHome::new(Arc::new(Identity::anonymous("alice".to_owned())), [0; 16])
@@ -191,6 +238,31 @@ mod tests {
             assert_eq!(answer.wait().expect("answered"), expected.as_bytes());
         }
         assert!(session.is_idle());
+    }
+
+    #[test]
+    fn what_waits_takes_memory_only_while_it_does() {
+        let (mut session, address) =
+            (session(), Address { shard: ShardId(0), conn: ConnKey { slot: 1, generation: 0 } });
+        assert_eq!(session.take_up(address, 0), None);
+        assert!(session.deposit(Bytes::from_static(b"1"), 1));
+        let (responder, _answer) = pending();
+        assert!(session.collect(responder, 1));
+        assert!(session.waits.is_none());
+        assert!(session.leave(address, Some(Box::default()), 5));
+        assert!(session.kept().is_some() && !session.is_over(4) && session.is_over(5));
+        assert_eq!(session.take_up(address, 0), None);
+        assert!(session.take_kept().is_some());
+        assert!(session.waits.is_none());
+    }
+
+    #[test]
+    fn a_session_without_a_connection_is_kept_until_its_time_even_if_nothing_waits() {
+        let (mut session, address) =
+            (session(), Address { shard: ShardId(0), conn: ConnKey { slot: 1, generation: 0 } });
+        session.take_up(address, 0);
+        assert!(!session.leave(address, None, 5), "nothing waits");
+        assert!(session.is_idle() && !session.is_over(4) && session.is_over(5));
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Core {
                     }
                     Ok(None) => {
                         let holder = owner(&asked.who);
-                        let session = asked.who.session_id.clone();
+                        let session = Arc::from(&*asked.who.session_id);
                         (SharedLock::Acquire { ttl_ms, session, holder, turn }, ttl_ms)
                     }
                     Err(outcome) => {
@@ -434,5 +434,5 @@ fn owner(who: &Holder) -> LockOwner {
 fn holder(owner: LockOwner) -> Holder {
     let LockOwner { client_id, session_id, user_id } = owner;
     let identity = Arc::new(Identity::anonymous(user_id.into()));
-    Holder { client_id: client_id.into(), session_id: session_id.into(), identity }
+    Holder { client_id: client_id.into(), session_id: (&*session_id).into(), identity }
 }

@@ -8,6 +8,7 @@ pub mod handler;
 pub mod handshake;
 pub mod heartbeat;
 pub mod limits;
+mod session_id;
 pub mod socketio;
 pub mod stream;
 
@@ -20,6 +21,8 @@ use crate::config::{Config, KindConfig};
 use crate::ring::Now;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
+pub use session_id::SessionId;
+
 use limits::{BadMessages, TokenBucket};
 
 /// A client that was let in.
@@ -28,7 +31,7 @@ pub struct Session {
     /// This connection's id.
     pub client_id: Arc<str>,
     /// The session it holds.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whom it acts for.
     pub identity: Arc<Identity>,
     metadata: Option<Box<Map<String, Value>>>,
@@ -69,7 +72,7 @@ impl Session {
     /// A session as it begins.
     pub fn new(
         client_id: Arc<str>,
-        session_id: Arc<str>,
+        session_id: SessionId,
         identity: Arc<Identity>,
         config: &Config,
         now: Now,

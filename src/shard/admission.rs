@@ -19,9 +19,9 @@ use crate::hub::outbox::Protocol;
 use crate::hub::presence::Turn;
 use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
-use crate::session::Session;
 use crate::session::handshake::{Admit, Endpoint};
 use crate::session::heartbeat::Heartbeat;
+use crate::session::{Session, SessionId};
 use crate::wire::envelope;
 use crate::wire::refusal::Refusal;
 use crate::wire::upgrade::switching_protocols;
@@ -93,9 +93,9 @@ impl State {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
         };
-        let session_id: Arc<str> = match &admit.session_id {
+        let session_id: SessionId = match &admit.session_id {
             Some(session_id) => session_id.as_ref().into(),
-            None => self.core.ids().short().into(),
+            None => self.core.ids().short().as_str().into(),
         };
         let user_id: Arc<str> = admit.identity.user_id.as_str().into();
         // An id that was drawn is held by nobody else.
@@ -214,7 +214,7 @@ impl State {
         (self.entropy.0)(&mut token);
         let mut joins = vec![
             (hasher.room(&format!("user:{}", identity.user_id)), JoinClaim::None),
-            (hasher.room(&format!("session:{}", admission.session_id)), JoinClaim::Session { identity, token }),
+            (hasher.session_room(&admission.session_id), JoinClaim::Session { identity, token }),
             (hasher.room("global"), JoinClaim::None),
         ];
         for room in admission.more_rooms() {

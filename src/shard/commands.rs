@@ -303,8 +303,8 @@ impl State {
         let data = Bytes::copy_from_slice(data);
         let is_told = self.report_message(conn, &data);
         let Some(client) = self.client_mut(conn) else { return Ok(()) };
-        let room = format!("session:{}", client.session.session_id);
-        let room = self.core.hasher().room(&room);
+        let session_id = client.session.session_id.clone();
+        let room = self.core.hasher().session_room(&session_id);
         let address = self.address(conn);
         let reply = ReplyTo::Client { address, ticket: Ticket::Deposit(reference) };
         let deposit = Box::new(Deposit { room: room.clone(), data, is_told, reply });

@@ -23,10 +23,10 @@ use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
 use crate::hub::selection::Selection;
 use crate::ring::{ConnKey, Socket};
-use crate::session::Session;
 use crate::session::handshake::Admit;
 use crate::session::heartbeat::Heartbeat;
 use crate::session::socketio::{Space, Spaces, Visit};
+use crate::session::{Session, SessionId};
 use crate::wire::native::{Reference, Since};
 use crate::wire::refusal::Refusal;
 use crate::wire::ws::Decoder;
@@ -121,7 +121,7 @@ pub struct Admission {
     /// The id it is to have.
     pub client_id: Arc<str>,
     /// The session it is to have.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// The client's address, if it counts against that address's limits.
     pub peer: Option<IpAddr>,
     /// Answers that are still to come.

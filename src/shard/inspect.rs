@@ -135,7 +135,7 @@ impl State {
         let Some((home, session)) = home.and_then(|home| Some((home, home.session.as_deref()?))) else {
             return responder.resolve(Err(missing.into()));
         };
-        let kept = session.kept.as_ref().filter(|_| session.live.is_none());
+        let kept = session.kept().filter(|_| session.live.is_none());
         let own = kept.and_then(|kept| kept.rooms.iter().find(|one| one.room == *room));
         let given = match own.map(|own| &own.from) {
             Some(Since::Seq { seq, .. }) => (*seq).max(home.log.first_seq().unwrap_or(home.seq + 1) - 1),
@@ -150,7 +150,7 @@ impl State {
             client_id: None,
             queued,
             inbox: session.inbox_len(),
-            metadata: session.kept.as_ref().map(|kept| kept.metadata.clone()).unwrap_or_default(),
+            metadata: session.kept().map(|kept| kept.metadata.clone()).unwrap_or_default(),
         };
         if session.live.is_none() {
             return responder.resolve(Ok(view));

@@ -391,8 +391,8 @@ impl State {
             self.core.refuse_direct(direct);
             return;
         };
-        let room = format!("session:{}", client.session.session_id);
-        let room = self.core.hasher().room(&room);
+        let session_id = client.session.session_id.clone();
+        let room = self.core.hasher().session_room(&session_id);
         let Direct { kind, data, reply, .. } = direct;
         let received_us = self.now.monotonic_us;
         self.core.route_publish(Publish { room, kind, data, key: None, exclude: None, received_us, reply });

@@ -23,6 +23,7 @@ use crate::hub::name::RoomName;
 use crate::hub::presence::{Asker, MEMBERS_LISTED_MAX, RoomPresence};
 use crate::hub::reply::{HubError, Responder};
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
 use crate::wire::native::{Reference, Refused};
@@ -193,19 +194,19 @@ impl State {
     pub(super) fn name_sought(
         &mut self,
         conn: ConnKey,
-        session_id: &str,
+        session_id: &SessionId,
         identity: &Arc<Identity>,
         found: Result<Option<Bytes>, Refused>,
     ) {
         let refused = found.as_ref().err().cloned();
         if let Some(moved) = found.ok().flatten().and_then(|text| self.read_moved(&text)) {
             // Also where the connection has gone: it can be resumed here.
-            let (room, identity) = (self.core.hasher().room(&format!("session:{session_id}")), identity.clone());
+            let (room, identity) = (self.core.hasher().session_room(session_id), identity.clone());
             self.core.send_home(&room.clone(), Message::InstallSession { room, identity, moved: Box::new(moved) });
         }
         let phase = self.connections.get_mut(conn).map(|connection| &mut connection.phase);
         if let Some(Phase::Admission(admission)) = phase
-            && *admission.session_id == *session_id
+            && admission.session_id == *session_id
         {
             if refused.is_some() {
                 admission.refused.get_or_insert(Refusal::forbidden("this session is another user's"));

@@ -72,7 +72,7 @@ impl State {
         }
         if let Some((client_id, session_id)) = names {
             if claims.session {
-                let room = self.core.hasher().room(&format!("session:{session_id}"));
+                let room = self.core.hasher().session_room(&session_id);
                 self.core.send_home(&room.clone(), Message::ReleaseSession { room, address, kept });
             }
             if let Some(nodes) = self.nodes.as_ref().filter(|_| claims.cluster) {

@@ -22,6 +22,7 @@ use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::wire::native::{Refused, Since};
 use std::sync::Arc;
 use std::time::Instant;
@@ -104,7 +105,7 @@ pub enum Request {
         /// The connection.
         conn: ConnKey,
         /// The session.
-        session_id: Arc<str>,
+        session_id: SessionId,
         /// Whose it is.
         identity: Arc<Identity>,
         /// The session, as a node gave it away, or why it is not had.

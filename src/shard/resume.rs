@@ -1,7 +1,5 @@
 //! Sessions on the side of their connections: what is kept when one goes, and how another one takes it up.
 
-use std::sync::Arc;
-
 use serde_json::{Map, Value};
 
 use super::answers::write_room_error;
@@ -20,6 +18,7 @@ use crate::hub::recorder::What;
 use crate::hub::relayed::BEFORE_ALL;
 use crate::hub::rooms::{NO_EPOCH, RoomId};
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::session::socketio::Spaces;
 use crate::wire::codes::ErrorCode;
 use crate::wire::json::write_string;
@@ -251,7 +250,7 @@ impl State {
             self.presence_ended_all(conn, Change::Gone);
         }
         let Some(client) = self.client_mut(conn) else { return };
-        client.session.session_id = Arc::from(session_id);
+        client.session.session_id = SessionId::from(session_id);
         client.turn = turn;
         // It fitted the same bound before.
         if let Err(refused) = client.session.merge_metadata(metadata, &settings.config) {
@@ -265,9 +264,9 @@ impl State {
     }
 
     /// A connection holds another session from here on.
-    fn end_session(&mut self, conn: ConnKey, session_id: &str) {
+    fn end_session(&mut self, conn: ConnKey, session_id: &SessionId) {
         let address = self.address(conn);
-        let before = self.core.hasher().room(&format!("session:{session_id}"));
+        let before = self.core.hasher().session_room(session_id);
         if let Some(id) = self.core.rooms().find(&before) {
             self.leave_at_once(conn, &before, id);
         }

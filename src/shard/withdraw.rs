@@ -14,6 +14,7 @@ use crate::hub::name::RoomName;
 use crate::hub::presence::Change;
 use crate::hub::recorder::What;
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::wire::codes::{ErrorCode, close};
 use crate::wire::envelope;
 use crate::wire::json::write_string;
@@ -126,9 +127,9 @@ impl State {
         self.tell_session_home(conn, &session_id, withdrawn);
     }
 
-    fn tell_session_home(&mut self, conn: ConnKey, session_id: &str, withdrawn: Withdrawn) {
+    fn tell_session_home(&mut self, conn: ConnKey, session_id: &SessionId, withdrawn: Withdrawn) {
         let address = self.address(conn);
-        let room = self.core.hasher().room(&format!("session:{session_id}"));
+        let room = self.core.hasher().session_room(session_id);
         self.core.send_home(&room.clone(), Message::Withdrawn { room, address, withdrawn });
     }
 

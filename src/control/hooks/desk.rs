@@ -16,6 +16,7 @@ use crate::auth::{Added, Identity};
 use crate::control::telemetry::SpanContext;
 use crate::hub::name::ShardId;
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 use crate::wire::refusal::Refusal;
 
 /// What is asked about one client.
@@ -30,7 +31,7 @@ pub struct Question {
     /// The id it is to have.
     pub client_id: Arc<str>,
     /// The session it is to have.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// What it asked for.
     pub request: Box<RequestTold>,
     /// The admission's span, where it is traced.

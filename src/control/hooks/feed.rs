@@ -12,6 +12,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::auth::Identity;
 use crate::control::store::ConnectionReport;
 use crate::hub::name::RoomName;
+use crate::session::SessionId;
 
 /// Something that a backend may be told of.
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ pub struct MessageReport {
     /// The client.
     pub client_id: Arc<str>,
     /// Its session.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whose it is.
     pub identity: Arc<Identity>,
     /// The message's data: valid JSON.

@@ -11,6 +11,7 @@ use crossbeam::queue::ArrayQueue;
 use super::records::{AlertRecord, Sample};
 use crate::auth::Identity;
 use crate::ring::ConnKey;
+use crate::session::SessionId;
 
 /// Samples that may wait: half an hour of them.
 const SAMPLES_MAX: usize = 180;
@@ -71,7 +72,7 @@ pub struct ConnectionReport {
     /// Its client id.
     pub client_id: Arc<str>,
     /// Its session.
-    pub session_id: Arc<str>,
+    pub session_id: SessionId,
     /// Whose it is.
     pub identity: Arc<Identity>,
     /// Its end; none in the report of its beginning.
