@@ -375,8 +375,9 @@ fn every_section_of_the_test_script_is_a_function_of_it() {
 
 /// The commands of Redis that the broker uses, with the version that brought them or the form they are used in. Sharded
 /// publish/subscribe is for clusters, which have it from 7.0 on.
-const REDIS_COMMANDS: [(&str, (u8, u8)); 31] = [
+const REDIS_COMMANDS: [(&str, (u8, u8)); 32] = [
     ("CLIENT", (2, 6)),
+    ("CLUSTER", (3, 0)),
     ("DEL", (1, 0)),
     ("EVAL", (2, 6)),
     ("EVALSHA", (2, 6)),

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod brokered;
 pub mod canary;
+mod chunks;
 mod clear;
 pub mod core;
 pub mod delta;

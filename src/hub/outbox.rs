@@ -7,11 +7,11 @@
 //! A room's events all go in one lane, so that they keep their order.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use super::batch::FrameMemory;
+use super::chunks::Chunks;
 use crate::session::socketio::Spaces;
 use crate::wire::deflate;
 use crate::wire::extensions::{SERVER_WINDOW_BITS_MIN, WINDOW_BITS_MAX};
@@ -82,8 +82,8 @@ impl OutboxBounds {
 pub struct Outbox {
     answers: Vec<u8>,
     /// There only while something is in it.
-    urgent: Option<Box<Events>>,
-    events: Events,
+    urgent: Option<Box<Chunks>>,
+    events: Chunks,
     /// Of both lanes of events.
     events_bytes: usize,
     /// With the kernel, and how much of it counts as events.
@@ -123,15 +123,6 @@ impl Marks {
     fn set(&mut self, mark: u16, holds: bool) {
         self.0 = if holds { self.0 | mark } else { self.0 & !mark };
     }
-}
-
-#[derive(Debug, Default)]
-enum Events {
-    #[default]
-    None,
-    /// The usual case costs no allocation.
-    One(Bytes),
-    Many(VecDeque<Bytes>),
 }
 
 /// The outbox is full.
@@ -201,7 +192,7 @@ impl Outbox {
         self.events_bytes = 0;
         let urgent = self.urgent.as_deref_mut();
         for lane in urgent.into_iter().chain([&mut self.events]) {
-            let mut written = Events::None;
+            let mut written = Chunks::None;
             while let Some(chunk) = lane.pop() {
                 let mut bytes = Vec::new();
                 write(&chunk, &mut bytes);
@@ -334,7 +325,7 @@ impl Outbox {
     /// Forgets the events that wait, so that nothing but answers goes before a close frame.
     pub fn drop_events(&mut self) {
         self.urgent = None;
-        self.events = Events::None;
+        self.events = Chunks::None;
         self.events_bytes = 0;
         self.marks.set(Marks::IN_LINE, false);
     }
@@ -450,57 +441,6 @@ impl Outbox {
             self.marks.set(Marks::IN_LINE, false);
         }
         Some(chunk)
-    }
-}
-
-impl Events {
-    fn is_empty(&self) -> bool {
-        matches!(self, Events::None)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Bytes> {
-        let (one, many) = match self {
-            Events::None => (None, None),
-            Events::One(chunk) => (Some(chunk), None),
-            Events::Many(queue) => (None, Some(queue)),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-
-    fn push(&mut self, chunk: &Bytes) {
-        match self {
-            Events::None => *self = Events::One(chunk.clone()),
-            Events::Many(queue) => queue.push_back(chunk.clone()),
-            Events::One(_) => {
-                if let Events::One(first) = std::mem::take(self) {
-                    *self = Events::Many(VecDeque::from([first, chunk.clone()]));
-                }
-            }
-        }
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        match std::mem::take(self) {
-            Events::None => None,
-            Events::One(chunk) => Some(chunk),
-            Events::Many(mut queue) => {
-                let chunk = queue.pop_front();
-                match queue.len() {
-                    0 => {}
-                    1 => *self = queue.pop_front().map_or(Events::None, Events::One),
-                    _ => *self = Events::Many(queue),
-                }
-                chunk
-            }
-        }
-    }
-
-    fn front_bytes(&self) -> Option<usize> {
-        match self {
-            Events::None => None,
-            Events::One(chunk) => Some(chunk.len()),
-            Events::Many(queue) => queue.front().map(Bytes::len),
-        }
     }
 }
 

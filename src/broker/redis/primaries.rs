@@ -5,6 +5,7 @@
 //! has found that it answers. (The library holds up all of a link while it looks for a server that does not answer, which
 //! each command for it has it do.) What is no cluster is one server. Pure.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -30,10 +31,9 @@ pub struct Primary(u16);
 pub struct Primaries {
     /// Whose each slot is; empty while that is not known, when all are the first's.
     of_slot: Vec<Primary>,
-    /// The first stands for all that are not known, and does not fail. One that has gone keeps its place.
+    /// The first stands for all that are not known. One that has gone keeps its place. Those without slots don't fail.
     breakers: Vec<Breaker>,
     learned_ms: Option<u64>,
-    tried_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -42,8 +42,12 @@ struct Breaker {
     has_slots: bool,
     /// Something failed there, and nothing has worked since.
     is_open: bool,
-    was_told: bool,
+    /// It is being tried, or when to try it next.
     is_tried: bool,
+    try_ms: u64,
+    /// It was tried in vain, and that it fails was told.
+    is_certain: bool,
+    was_told: bool,
 }
 
 /// Where a primary listens.
@@ -61,12 +65,14 @@ impl fmt::Display for Address {
     }
 }
 
-impl Primaries {
+impl Default for Primaries {
     /// One, which has all rooms.
-    pub fn new() -> Primaries {
-        Primaries { of_slot: Vec::new(), breakers: vec![Breaker::default()], learned_ms: None, tried_ms: 0 }
+    fn default() -> Primaries {
+        Primaries { of_slot: Vec::new(), breakers: vec![Breaker::default()], learned_ms: None }
     }
+}
 
+impl Primaries {
     /// The link is over. Over the next one those that fail are tried as well, before anything is sent there.
     pub fn link_down(&mut self) {
         self.breakers.iter_mut().for_each(|breaker| breaker.is_tried = false);
@@ -83,19 +89,15 @@ impl Primaries {
         is_due
     }
 
-    /// Those that fail and are to be tried; they are being tried from here on.
+    /// Those that fail and are to be tried, at once and then now and again; they are being tried from here on.
     pub fn to_try(&mut self, now_ms: u64) -> Vec<(Primary, Address)> {
-        if self.tried_ms + TRY_MS > now_ms {
-            return Vec::new();
-        }
-        self.tried_ms = now_ms;
         let failing = (0..).zip(&mut self.breakers).filter(|(_, breaker)| breaker.is_open && !breaker.is_tried);
-        failing
-            .map(|(place, breaker)| {
-                breaker.is_tried = true;
-                (Primary(place), breaker.address.clone())
-            })
-            .collect()
+        let due = failing.filter(|(_, breaker)| breaker.try_ms <= now_ms);
+        due.map(|(place, breaker)| {
+            (breaker.is_tried, breaker.try_ms) = (true, now_ms + TRY_MS);
+            (Primary(place), breaker.address.clone())
+        })
+        .collect()
     }
 
     /// One was tried.
@@ -103,12 +105,14 @@ impl Primaries {
         if let Some(breaker) = self.breakers.get_mut(usize::from(primary.0)) {
             breaker.is_tried = false;
             breaker.is_open &= !answers;
+            breaker.is_certain = breaker.is_open;
         }
     }
 
-    /// When there is something to be asked or tried, where one fails.
+    /// When one is to be tried.
     pub fn next_ms(&self) -> Option<u64> {
-        (self.failing() > 0).then_some(self.tried_ms + TRY_MS)
+        let waiting = self.breakers.iter().filter(|breaker| breaker.is_open && !breaker.is_tried);
+        waiting.map(|breaker| breaker.try_ms).min()
     }
 
     /// Takes an answer to CLUSTER SLOTS: ranges, each with its primary and then its replicas. False where it is none.
@@ -117,13 +121,18 @@ impl Primaries {
         self.of_slot = vec![Primary::default(); usize::from(SLOTS)];
         self.breakers.iter_mut().for_each(|breaker| breaker.has_slots = false);
         for (first, last, address) in ranges {
-            let primary = self.known(address);
+            // Where none is told that could be connected to, a primary could not be tried.
+            let Some(primary) = address.map(|address| self.known(address)) else { continue };
             if let Some(breaker) = self.breakers.get_mut(usize::from(primary.0)) {
                 breaker.has_slots = true;
             }
             if let Some(slots) = self.of_slot.get_mut(first..=last) {
                 slots.fill(primary);
             }
+        }
+        // Nothing is for one without slots any more, whatever becomes of it.
+        for breaker in self.breakers.iter_mut().filter(|breaker| !breaker.has_slots) {
+            (breaker.is_open, breaker.is_certain, breaker.was_told) = (false, false, false);
         }
         true
     }
@@ -153,8 +162,12 @@ impl Primaries {
 
     /// Something was answered there, or not.
     pub fn saw(&mut self, primary: Primary, was_answered: bool) {
-        if let Some(breaker) = self.breakers.get_mut(usize::from(primary.0)).filter(|_| primary != Primary::default()) {
-            breaker.is_open = !was_answered;
+        if let Some(breaker) = self.breakers.get_mut(usize::from(primary.0)).filter(|breaker| breaker.has_slots) {
+            if was_answered {
+                (breaker.is_open, breaker.is_certain) = (false, false);
+            } else if !breaker.is_open {
+                (breaker.is_open, breaker.try_ms) = (true, 0);
+            }
         }
     }
 
@@ -173,24 +186,30 @@ impl Primaries {
         self.breakers.iter().filter(|breaker| breaker.is_open).count()
     }
 
-    /// The addresses of those that fail since this was asked last, with true, and of those that do so no more.
+    /// The addresses of those that were found to fail since this was asked last, with true, and of those that do so no more.
     pub fn news(&mut self) -> impl Iterator<Item = (&Address, bool)> {
-        let told = self.breakers.iter_mut().filter(|breaker| breaker.was_told != breaker.is_open);
+        let told = self.breakers.iter_mut().filter(|breaker| breaker.was_told != breaker.is_certain);
         told.map(|breaker| {
-            breaker.was_told = breaker.is_open;
-            (&breaker.address, breaker.is_open)
+            breaker.was_told = breaker.is_certain;
+            (&breaker.address, breaker.is_certain)
         })
     }
 }
 
-/// First and last slot and the primary's address.
-fn ranges(slots: &Value) -> Option<Vec<(usize, usize, Address)>> {
+/// First and last slot and the primary's address, where one is told.
+fn ranges(slots: &Value) -> Option<Vec<(usize, usize, Option<Address>)>> {
     let Value::Array(ranges) = slots else { return None };
     let range = |range: &Value| {
         let Value::Array(parts) = range else { return None };
         let [Value::Int(first), Value::Int(last), Value::Array(primary), ..] = &parts[..] else { return None };
-        let (Value::BulkString(host), Value::Int(port)) = (primary.first()?, primary.get(1)?) else { return None };
-        let address = Address { host: String::from_utf8_lossy(host).into_owned(), port: u16::try_from(*port).ok()? };
+        let Value::Int(port) = primary.get(1)? else { return None };
+        let host = match primary.first()? {
+            Value::BulkString(host) => String::from_utf8_lossy(host),
+            _ => Cow::Borrowed(""),
+        };
+        let is_known = !["", "?", "0.0.0.0", "::"].contains(&&*host);
+        let port = u16::try_from(*port).ok()?;
+        let address = is_known.then(|| Address { host: host.into_owned(), port });
         Some((usize::try_from(*first).ok()?, usize::try_from(*last).ok()?, address))
     };
     ranges.iter().map(range).collect()
@@ -254,6 +273,12 @@ impl Lanes {
         })
     }
 
+    /// What waits is for who has it now.
+    pub fn rearrange(&mut self, primaries: &Primaries) {
+        let waiting: Vec<RoomName> = self.lanes.iter_mut().flat_map(|lane| lane.waiting.drain(..)).collect();
+        waiting.into_iter().for_each(|room| self.push(primaries.of(room.as_str()), room));
+    }
+
     /// So many more are on their way.
     pub fn sent(&mut self, primary: Primary, count: usize) {
         self.lane(primary).sent += count;
@@ -266,7 +291,7 @@ impl Lanes {
     }
 
     /// Those that wait or are on their way.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.lanes.iter().map(|lane| lane.waiting.len() + lane.sent).sum()
     }
 
@@ -293,7 +318,7 @@ mod tests {
 
     /// A cluster of two: `foo` is on the second, `bar` on the first.
     fn two() -> Primaries {
-        let mut primaries = Primaries::new();
+        let mut primaries = Primaries::default();
         assert!(primaries.learn(&slots(&[(0, 8191, "10.0.0.1", 6379), (8192, 16_383, "10.0.0.2", 6379)])));
         primaries
     }
@@ -310,7 +335,7 @@ mod tests {
 
     #[test]
     fn rooms_are_where_the_cluster_says() {
-        let mut primaries = Primaries::new();
+        let mut primaries = Primaries::default();
         assert_eq!(primaries.of("foo"), primaries.of("bar"), "nothing is known");
         primaries = two();
         assert_eq!((primaries.of("foo"), primaries.of("bar")), (Primary(2), Primary(1)));
@@ -333,23 +358,34 @@ mod tests {
         assert!(!primaries.learns(1000 + LEARN_MS - 1) && primaries.to_try(1000).is_empty());
         assert_eq!(primaries.next_ms(), None);
         primaries.saw(Primary(2), false);
-        assert_eq!(primaries.next_ms(), Some(1000 + TRY_MS));
         let second = Address { host: "10.0.0.2".to_owned(), port: 6379 };
-        assert!(primaries.to_try(999 + TRY_MS).is_empty(), "not more often than that");
-        assert_eq!(primaries.to_try(1000 + TRY_MS), [(Primary(2), second.clone())]);
+        assert_eq!(primaries.next_ms(), Some(0), "at once");
+        assert_eq!(primaries.to_try(1100), [(Primary(2), second.clone())]);
         assert!(primaries.learns(1000 + TRY_MS) && !primaries.learns(1001 + TRY_MS));
-        assert!(primaries.to_try(1000 + 2 * TRY_MS).is_empty(), "once at a time");
+        assert!(primaries.to_try(1100 + TRY_MS).is_empty() && primaries.next_ms().is_none(), "once at a time");
         primaries.tried(Primary(2), false);
-        assert_eq!(primaries.to_try(1000 + 3 * TRY_MS), [(Primary(2), second)]);
-        assert!(primaries.fails(Primary(2)));
-        primaries.tried(Primary(2), true);
-        assert!(!primaries.fails(Primary(2)));
+        assert_eq!(primaries.next_ms(), Some(1100 + TRY_MS));
+        assert_eq!(primaries.to_try(1100 + TRY_MS), [(Primary(2), second)]);
         primaries.saw(Primary(2), false);
-        assert_eq!(primaries.to_try(1000 + 4 * TRY_MS).len(), 1);
+        primaries.tried(Primary(2), false);
+        assert!(primaries.to_try(1101 + TRY_MS).is_empty(), "not more often because more fails");
+        assert_eq!(primaries.to_try(1100 + 2 * TRY_MS).len(), 1);
         primaries.link_down();
         assert!(primaries.fails(Primary(2)));
-        assert_eq!(primaries.to_try(1000 + 5 * TRY_MS).len(), 1, "what became of the try is not known any more");
-        assert!(primaries.learns(1000 + 4 * TRY_MS), "everything may be elsewhere");
+        assert_eq!(primaries.to_try(1100 + 3 * TRY_MS).len(), 1, "what became of the try is not known any more");
+        assert!(primaries.learns(1100), "everything may be elsewhere");
+        primaries.tried(Primary(2), true);
+        assert!(!primaries.fails(Primary(2)));
+    }
+
+    #[test]
+    fn a_primary_whose_address_is_not_told_does_not_fail() {
+        let mut primaries = Primaries::default();
+        for host in ["", "?", "0.0.0.0"] {
+            assert!(primaries.learn(&slots(&[(0, 8191, "10.0.0.1", 6379), (8192, 16_383, host, 6379)])));
+            primaries.saw(primaries.of("foo"), false);
+            assert_eq!((primaries.of("foo"), primaries.failing()), (Primary(0), 0), "{host}");
+        }
     }
 
     #[test]
@@ -364,15 +400,20 @@ mod tests {
         primaries.saw(Primary(2), false);
         assert!(primaries.fails(Primary(2)) && !primaries.fails(Primary(1)) && !primaries.all_fail());
         assert_eq!(primaries.failing(), 1);
+        assert!(news(&mut primaries).is_empty(), "it is not certain");
+        primaries.tried(Primary(2), false);
         assert_eq!(news(&mut primaries), [("10.0.0.2:6379".to_owned(), true)]);
         assert!(news(&mut primaries).is_empty());
         primaries.saw(Primary(2), true);
         assert_eq!(news(&mut primaries), [("10.0.0.2:6379".to_owned(), false)]);
         primaries.saw(Primary(1), false);
         primaries.saw(Primary(2), false);
-        assert!(primaries.all_fail() && Primaries::new().all_fail());
+        assert!(primaries.all_fail() && Primaries::default().all_fail());
         assert!(primaries.learn(&slots(&[(0, 8191, "10.0.0.3", 6379), (8192, 16_383, "10.0.0.2", 6379)])));
         assert!(!primaries.all_fail(), "the first has none any more");
+        assert_eq!(primaries.failing(), 1);
+        primaries.saw(Primary(1), false);
+        assert_eq!(primaries.failing(), 1, "what comes of it now is nothing to anybody");
         let mut primaries = two();
         primaries.saw(Primary(0), false);
         assert_eq!(primaries.failing(), 0, "where the server is not known it can't be tried");
@@ -404,9 +445,18 @@ mod tests {
         assert_eq!(send(&mut lanes, &primaries), [0, 98, 0]);
         primaries.saw(two, true);
         assert_eq!(send(&mut lanes, &primaries), [0, 0, 98]);
-        assert_eq!(lanes.len(), 100 + 100 + 2 + 2);
+        assert_eq!(lanes.count(), 100 + 100 + 2 + 2);
+        // One fails for good, and another gets its slots.
+        primaries.saw(two, false);
+        let moved = names.room("foo");
+        lanes.push(two, moved.clone());
+        assert_eq!(send(&mut lanes, &primaries), [0, 0, 0]);
+        assert!(primaries.learn(&slots(&[(0, 16_383, "10.0.0.1", 6379)])));
+        lanes.done(one, 100);
+        lanes.rearrange(&primaries);
+        assert_eq!(std::iter::from_fn(|| lanes.pop(&primaries)).last(), Some((one, moved)));
         lanes.done(two, 1000);
         lanes.clear();
-        assert_eq!(lanes.len(), 0);
+        assert_eq!(lanes.count(), 0);
     }
 }

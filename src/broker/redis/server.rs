@@ -91,7 +91,7 @@ impl Server {
             link: Link::Down { retry_ms: 0 },
             generation: 0,
             submissions,
-            primaries: Primaries::new(),
+            primaries: Primaries::default(),
             subscribing: Lanes::new(SUBSCRIPTIONS_MAX),
             unsubscribing: Lanes::new(SUBSCRIPTIONS_MAX),
             reading: Lanes::new(READS_MAX),
@@ -123,6 +123,18 @@ impl Server {
             self.said_ms = Some(now_ms);
         }
         may
+    }
+
+    /// Takes an answer to CLUSTER SLOTS. False where it is none.
+    pub fn learn(&mut self, slots: &Value) -> bool {
+        let is_known = self.primaries.learn(slots);
+        if is_known {
+            for lanes in [&mut self.subscribing, &mut self.unsubscribing, &mut self.reading] {
+                lanes.rearrange(&self.primaries);
+            }
+            self.submissions.rearrange(&self.primaries);
+        }
+        is_known
     }
 
     /// What a command at a primary came to.

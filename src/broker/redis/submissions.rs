@@ -11,7 +11,8 @@
 //! A room has one call on its way at a time. That keeps its order, and under load makes one call of all that came
 //! meanwhile. A call that is sent again is the same, with the same number: Redis knows whether it had it.
 //!
-//! Pure: times are milliseconds that are given.
+//! Pure: times are milliseconds that are given. Larger than most files, because all that can become of a submission is told
+//! once, in its order.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -282,6 +283,11 @@ impl Submissions {
         }
     }
 
+    /// Rooms may have gone to other primaries.
+    pub fn rearrange(&mut self, primaries: &Primaries) {
+        self.ready.rearrange(primaries);
+    }
+
     /// What is to be sent next.
     pub fn next(&mut self, primaries: &Primaries, now_ms: u64, now_us: u64) -> Option<(RoomName, u64, Request)> {
         while self.is_up {
@@ -292,7 +298,11 @@ impl Submissions {
                 room.call = room.next_call(self.next_serial, now_ms);
                 self.next_serial += 1;
             }
-            let Some(call) = &mut room.call else { continue };
+            let Some(call) = &mut room.call else {
+                // All that waited was given up.
+                self.set_due(&name);
+                continue;
+            };
             call.on_its_way_to = Some(primary);
             call.sent = Some(Sent { at_us: now_us, is_again: call.sent.is_some() });
             let (serial, request) = (call.serial, call.request.clone());
@@ -375,7 +385,9 @@ impl Submissions {
                 && call.first_sent_ms + self.bounds.timeout_ms <= now_ms
             {
                 let refused = if call.is_on_its_way() || call.is_doubtful { DOUBTFUL } else { NO_LINK };
-                if let Some(primary) = call.on_its_way_to {
+                // One that was sent again may have been answered soon.
+                let is_silent = call.sent.is_some_and(|sent| sent.at_us / 1000 + self.bounds.timeout_ms <= now_ms);
+                if let Some(primary) = call.on_its_way_to.filter(|_| is_silent) {
                     primaries.saw(primary, false);
                 }
                 self.finish(&name, Err(refused), primaries, answers);
@@ -524,7 +536,7 @@ mod tests {
         submissions.push(
             ShardId(0),
             submission(name, number, vec![event(number)]),
-            &Primaries::new(),
+            &Primaries::default(),
             now_ms,
             &mut answers,
         );
@@ -552,7 +564,7 @@ mod tests {
 
     /// The next call: its room, serial, number and count of events.
     fn next(submissions: &mut Submissions, now_ms: u64) -> Option<(RoomName, u64, u64, usize)> {
-        submissions.next(&Primaries::new(), now_ms, 0).map(|(name, serial, request)| match request {
+        submissions.next(&Primaries::default(), now_ms, 0).map(|(name, serial, request)| match request {
             Request::Publish(publish) => (name, serial, publish.number, publish.events()),
             Request::Clear => (name, serial, 0, 0),
         })
@@ -567,11 +579,11 @@ mod tests {
                 assert_eq!(next(&mut submissions, 0), Some((room("doc:1"), 0, 1, 1)));
             }
         }
-        assert_eq!(submissions.next(&Primaries::new(), 0, 0), None, "one at a time");
+        assert_eq!(submissions.next(&Primaries::default(), 0, 0), None, "one at a time");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut Primaries::default(), &mut answers);
         assert_eq!(next(&mut submissions, 1), Some((room("doc:1"), 1, 4, 3)));
-        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut Primaries::default(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(11)), (2, Ok(12)), (3, Ok(13)), (4, Ok(14))]);
         assert_eq!(submissions.pending_bytes(), 0);
         assert!(submissions.rooms.is_empty() && submissions.due.is_empty());
@@ -591,8 +603,8 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let keyed = BrokeredEvent { key: Some(EventKey::OfHub("k".into())), ..event(3) };
         let events = vec![event(1), event(2), keyed.clone(), event(4)];
-        submissions.push(ShardId(0), submission("doc:1", 1, events), &Primaries::new(), 0, &mut Vec::new());
-        let (_, _, request) = submissions.next(&Primaries::new(), 0, 0).expect("something waits");
+        submissions.push(ShardId(0), submission("doc:1", 1, events), &Primaries::default(), 0, &mut Vec::new());
+        let (_, _, request) = submissions.next(&Primaries::default(), 0, 0).expect("something waits");
         let Request::Publish(request) = request else { panic!("events") };
         let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_ref(), chunk.last_id));
         assert_eq!(
@@ -607,14 +619,20 @@ mod tests {
         let mut answers = Vec::new();
         let many = (0..700).map(event).collect::<Vec<_>>();
         for number in 1..=2 {
-            submissions.push(ShardId(0), submission("doc:1", number, many.clone()), &Primaries::new(), 0, &mut answers);
+            submissions.push(
+                ShardId(0),
+                submission("doc:1", number, many.clone()),
+                &Primaries::default(),
+                0,
+                &mut answers,
+            );
         }
         let large = BrokeredEvent { data: vec![b'1'; 2 * CALL_BYTES_MAX].into(), ..event(1) };
-        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), &Primaries::new(), 0, &mut answers);
+        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), &Primaries::default(), 0, &mut answers);
         for (number, events) in [(1, 700), (2, 700), (3, 1)] {
             let (name, serial, last, count) = next(&mut submissions, 0).expect("something waits");
             assert_eq!((last, count), (number, events));
-            submissions.answered(&name, serial, done(1, events as u64), &mut Primaries::new(), &mut answers);
+            submissions.answered(&name, serial, done(1, events as u64), &mut Primaries::default(), &mut answers);
         }
     }
 
@@ -622,18 +640,18 @@ mod tests {
     fn a_broken_link_has_the_same_call_sent_again_and_the_rest_refused() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        let sent = submissions.next(&Primaries::new(), 0, 0).expect("something waits");
+        let sent = submissions.next(&Primaries::default(), 0, 0).expect("something waits");
         push(&mut submissions, "doc:1", 2, 1);
         let mut answers = Vec::new();
-        submissions.link_down(&Primaries::new(), 5, &mut answers);
+        submissions.link_down(&Primaries::default(), 5, &mut answers);
         assert_eq!(outcomes(&answers), [(2, Err("no link"))], "it was never sent");
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 6)), [(3, Err("no link"))]);
-        assert_eq!(submissions.next(&Primaries::new(), 7, 0), None);
+        assert_eq!(submissions.next(&Primaries::default(), 7, 0), None);
         submissions.link_up();
         push(&mut submissions, "doc:1", 4, 8);
-        assert_eq!(submissions.next(&Primaries::new(), 8, 0), Some(sent), "nothing is added to it");
+        assert_eq!(submissions.next(&Primaries::default(), 8, 0), Some(sent), "nothing is added to it");
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(1))]);
         assert_eq!(next(&mut submissions, 9).map(|next| next.2), Some(4));
     }
@@ -642,15 +660,15 @@ mod tests {
     fn a_call_without_an_answer_in_time_is_in_doubt_and_its_answer_means_nothing_any_more() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::new(), 10, 0).expect("something waits");
+        submissions.next(&Primaries::default(), 10, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.expire(&mut Primaries::new(), 2009, &mut answers);
+        submissions.expire(&mut Primaries::default(), 2009, &mut answers);
         assert_eq!(answers, []);
         assert_eq!(submissions.next_due_ms(), Some(2010));
-        submissions.expire(&mut Primaries::new(), 2010, &mut answers);
+        submissions.expire(&mut Primaries::default(), 2010, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt"))]);
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
         assert_eq!(answers, []);
         push(&mut submissions, "doc:1", 2, 2011);
         assert_eq!(next(&mut submissions, 2011).map(|next| next.2), Some(2));
@@ -661,15 +679,15 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let refused = || Outcome::Refused(Refused::new(ErrorCode::Unavailable, "out of memory"));
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::new(), 0, 0).expect("something waits");
+        submissions.next(&Primaries::default(), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.link_down(&Primaries::new(), 1, &mut answers);
+        submissions.link_down(&Primaries::default(), 1, &mut answers);
         submissions.link_up();
-        submissions.next(&Primaries::new(), 2, 0).expect("again");
-        submissions.answered(&room("doc:1"), 0, refused(), &mut Primaries::new(), &mut answers);
+        submissions.next(&Primaries::default(), 2, 0).expect("again");
+        submissions.answered(&room("doc:1"), 0, refused(), &mut Primaries::default(), &mut answers);
         push(&mut submissions, "doc:1", 2, 3);
-        submissions.next(&Primaries::new(), 3, 0).expect("something waits");
-        submissions.answered(&room("doc:1"), 1, refused(), &mut Primaries::new(), &mut answers);
+        submissions.next(&Primaries::default(), 3, 0).expect("something waits");
+        submissions.answered(&room("doc:1"), 1, refused(), &mut Primaries::default(), &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt")), (2, Err("refused"))]);
     }
 
@@ -677,11 +695,11 @@ mod tests {
     fn what_was_certainly_not_carried_out_is_refused_as_such_when_its_time_is_over() {
         let mut submissions = up(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::new(), 0, 0).expect("something waits");
+        submissions.next(&Primaries::default(), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut Primaries::new(), &mut answers);
-        submissions.link_down(&Primaries::new(), 1, &mut answers);
-        submissions.expire(&mut Primaries::new(), 2000, &mut answers);
+        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut Primaries::default(), &mut answers);
+        submissions.link_down(&Primaries::default(), 1, &mut answers);
+        submissions.expire(&mut Primaries::default(), 2000, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
     }
 
@@ -690,12 +708,12 @@ mod tests {
         let mut submissions = up(BOUNDS);
         let mut answers = Vec::new();
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.clear(ShardId(0), room("doc:1"), 77, &Primaries::new(), 0, &mut answers);
+        submissions.clear(ShardId(0), room("doc:1"), 77, &Primaries::default(), 0, &mut answers);
         push(&mut submissions, "doc:1", 2, 0);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(1));
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.3), Some(0));
-        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut Primaries::new(), &mut answers);
+        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut Primaries::default(), &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(2));
         assert_eq!(outcomes(&answers), [(1, Ok(1)), (77, Ok(9))]);
     }
@@ -705,9 +723,9 @@ mod tests {
         let mut submissions = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
         let mut answers = push(&mut submissions, "doc:1", 1, 0);
         answers.extend(push(&mut submissions, "doc:1", 2, 300));
-        submissions.expire(&mut Primaries::new(), 499, &mut answers);
+        submissions.expire(&mut Primaries::default(), 499, &mut answers);
         assert_eq!(answers, []);
-        submissions.expire(&mut Primaries::new(), 500, &mut answers);
+        submissions.expire(&mut Primaries::default(), 500, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
         submissions.link_up();
         assert_eq!(next(&mut submissions, 600).map(|next| next.2), Some(2));
@@ -724,7 +742,7 @@ mod tests {
     #[test]
     fn to_a_primary_that_fails_nothing_is_sent_and_what_is_not_buffered_is_refused_at_once() {
         let slots = redis::parse_redis_value(b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$1\r\nh\r\n:1\r\n").expect("a value");
-        let mut primaries = Primaries::new();
+        let mut primaries = Primaries::default();
         assert!(primaries.learn(&slots));
         let mut submissions = up(BOUNDS);
         let push = |submissions: &mut Submissions, primaries: &Primaries, number: u64| {

@@ -552,16 +552,16 @@ impl Worker {
             What::Read { room, primary, ticket, answer } => {
                 server.reading.done(primary, 1);
                 server.saw(primary, answer.as_ref().err());
-                self.was_read(at, &room, ticket, answer);
+                self.was_read(at, primary, &room, ticket, answer);
             }
             What::Renewed { room, primary, answer } => {
                 server.reading.done(primary, 1);
                 server.saw(primary, answer.as_ref().err());
-                self.was_renewed(at, &room, answer);
+                self.was_renewed(at, primary, &room, answer);
             }
             // Where it was not to be had, it is asked again, and what is known holds until then.
             What::Learned(slots) => {
-                let is_known = slots.as_ref().is_ok_and(|slots| server.primaries.learn(slots));
+                let is_known = slots.as_ref().is_ok_and(|slots| server.learn(slots));
                 if !is_known {
                     tracing::debug!(server = %server.name, ?slots, "the cluster did not tell who has which slots");
                 }
@@ -588,10 +588,10 @@ impl Worker {
 
     fn canary_failed(&mut self, at: usize, error: &RedisError, may_hear: bool) {
         let is_cluster = self.servers.get(at).is_some_and(|server| server.target.is_cluster());
-        if !may_hear && is_cluster && error.is_timeout() {
-            self.is_deaf(at);
-        } else {
-            self.failed(at, error);
+        match server::meaning(error) {
+            Meaning::Broken if !may_hear && is_cluster && error.is_timeout() => self.is_deaf(at),
+            Meaning::Broken if !may_hear => self.end_link(at, &error.clone().into()),
+            _ => self.failed(at, error),
         }
     }
 
@@ -682,7 +682,14 @@ impl Worker {
         }
     }
 
-    fn was_read(&mut self, at: usize, name: &RoomName, ticket: u64, answer: Result<Value, RedisError>) {
+    fn was_read(
+        &mut self,
+        at: usize,
+        primary: Primary,
+        name: &RoomName,
+        ticket: u64,
+        answer: Result<Value, RedisError>,
+    ) {
         let page = answer.and_then(|value| self.page(value).ok_or_else(server::not_understood));
         let page = match page {
             Ok(page) => page,
@@ -703,9 +710,9 @@ impl Worker {
             Step::None => {}
             Step::Read => {
                 let wanted = tracker.next_read();
-                self.read(at, name.clone(), wanted);
+                self.read(at, primary, name.clone(), wanted);
             }
-            Step::Renew(old) => self.renew(at, name.clone(), old),
+            Step::Renew(old) => self.renew(at, primary, name.clone(), old),
         }
         self.tell_all(name, shard, told);
         self.queue_read(name.as_str());
@@ -737,7 +744,7 @@ impl Worker {
         }
     }
 
-    fn was_renewed(&mut self, at: usize, name: &RoomName, answer: Result<Value, RedisError>) {
+    fn was_renewed(&mut self, at: usize, primary: Primary, name: &RoomName, answer: Result<Value, RedisError>) {
         if let Err(error) = answer {
             self.read_failed(at, name, &error);
             return;
@@ -745,7 +752,7 @@ impl Worker {
         let Some(tracker) = self.rooms.get_mut(name.as_str()).and_then(|room| room.tracker.as_mut()) else { return };
         if tracker.renewed() {
             let wanted = tracker.next_read();
-            self.read(at, name.clone(), wanted);
+            self.read(at, primary, name.clone(), wanted);
         }
     }
 
@@ -1052,7 +1059,7 @@ impl Worker {
             let Some(tracker) = room.tracker.as_mut().filter(|tracker| tracker.is_behind()) else { continue };
             if room.subscription == Subscription::Active {
                 let wanted = tracker.begin();
-                self.read(at, name, wanted);
+                self.read(at, primary, name, wanted);
             }
         }
         if let Some(server) = self.servers.get_mut(at) {
@@ -1060,8 +1067,8 @@ impl Worker {
         }
     }
 
-    fn read(&mut self, at: usize, room: RoomName, wanted: Wanted) {
-        let Some((connection, primary)) = self.reads(at, &room) else { return };
+    fn read(&mut self, at: usize, primary: Primary, room: RoomName, wanted: Wanted) {
+        let Some(connection) = self.reads(at, primary) else { return };
         self.figures.reads.add(1);
         let epoch = wanted.epoch.unwrap_or_else(|| fastrand::u64(..));
         let call = self.scripts.read(&room, &wanted, epoch);
@@ -1071,8 +1078,8 @@ impl Worker {
         });
     }
 
-    fn renew(&mut self, at: usize, room: RoomName, old: u64) {
-        let Some((connection, primary)) = self.reads(at, &room) else { return };
+    fn renew(&mut self, at: usize, primary: Primary, room: RoomName, old: u64) {
+        let Some(connection) = self.reads(at, primary) else { return };
         self.figures.renewed.add(1);
         tracing::warn!(room = room.as_str(), "a room's log has lost its end: it gets another epoch");
         let call = self.scripts.renew(&room, old, fastrand::u64(..));
@@ -1082,13 +1089,11 @@ impl Worker {
         });
     }
 
-    /// Counts another read of a room: over what, and at whom.
-    fn reads(&mut self, at: usize, room: &RoomName) -> Option<(Connection, Primary)> {
+    /// Counts another read: over what.
+    fn reads(&mut self, at: usize, primary: Primary) -> Option<Connection> {
         let connection = self.connections(at)?.follow.clone();
-        let server = self.servers.get_mut(at)?;
-        let primary = server.primaries.of(room.as_str());
-        server.reading.sent(primary, 1);
-        Some((connection, primary))
+        self.servers.get_mut(at)?.reading.sent(primary, 1);
+        Some(connection)
     }
 
     // What shards are told.
@@ -1155,7 +1160,7 @@ impl Worker {
         self.figures.servers_up.set(up as u64);
         self.figures.primaries_failing.set(self.servers.iter().map(|server| server.primaries.failing() as u64).sum());
         self.figures.rooms.set(self.rooms.len() as u64);
-        self.figures.rooms_behind.set(self.servers.iter().map(|server| server.reading.len() as u64).sum());
+        self.figures.rooms_behind.set(self.servers.iter().map(|server| server.reading.count() as u64).sum());
         self.figures
             .pending_bytes
             .set(self.servers.iter().map(|server| server.submissions.pending_bytes() as u64).sum());
