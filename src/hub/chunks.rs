@@ -29,7 +29,7 @@ impl Chunks {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, chunk: &Bytes) {
         match self {
             Chunks::None => *self = Chunks::One(chunk.clone()),
@@ -42,7 +42,7 @@ impl Chunks {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         match std::mem::take(self) {
             Chunks::None => None,

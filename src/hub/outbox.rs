@@ -381,16 +381,22 @@ impl Outbox {
         self.sending_bytes = 0;
     }
 
+    #[inline]
     fn next_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
-        let answers = std::mem::take(&mut self.answers);
-        if !answers.is_empty() {
-            let alone = self.bytes_to_join(answers.len()) == 0;
-            return Some(memory.share(if alone { answers } else { self.join(&answers) }));
+        if !self.answers.is_empty() {
+            return Some(self.answers_chunk(memory));
         }
         let first = self.pop_event()?;
         let joins = self.front_event_bytes().is_some_and(|next| first.len() + next <= JOIN_BYTES_MAX);
         // One chunk alone goes as it is, shared.
         if joins { Some(memory.share(self.join(&first))) } else { Some(first) }
+    }
+
+    #[inline(never)]
+    fn answers_chunk(&mut self, memory: &FrameMemory) -> Bytes {
+        let answers = std::mem::take(&mut self.answers);
+        let joins = self.bytes_to_join(answers.len()) > 0;
+        memory.share(if joins { self.join(&answers) } else { answers })
     }
 
     /// Bytes and the events at the front, as many as are joined, in one piece: grown, it would be copied again and again, and
@@ -425,6 +431,8 @@ impl Outbox {
         }
     }
 
+    // Called by what runs for each delivery, and by `join`, for which it would be made a call.
+    #[inline(always)]
     fn pop_event(&mut self) -> Option<Bytes> {
         let chunk = match &mut self.urgent {
             None => self.events.pop()?,
