@@ -251,7 +251,8 @@ impl Batch {
         if chosen.len() == self.events.len() {
             return Some(self.clone());
         }
-        let mut bytes = Vec::new();
+        // In one piece: grown, it would be copied again and again, and hold up to twice the memory.
+        let mut bytes = Vec::with_capacity(chosen.iter().map(|event| (event.end - event.start) as usize).sum());
         let mut events = Vec::with_capacity(chosen.len());
         for event in chosen {
             let shift = event.start - bytes.len() as u32;
