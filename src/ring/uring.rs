@@ -188,23 +188,18 @@ impl Uring {
     fn sent(&mut self, token: Token, result: i32, completions: &mut Vec<Completion>) {
         self.sends -= 1;
         let conn = token.conn();
-        let Some(flight) = self.flights.current(conn) else {
+        let Some((socket, chunk)) = self.flights.sending(conn) else {
             self.flights.drop_orphan(token);
-            return;
-        };
-        let Some(chunk) = flight.sending.as_mut() else {
-            debug_assert!(false, "a send completed that was not under way");
             return;
         };
         let taken = usize::try_from(result).unwrap_or(0);
         if taken < chunk.len() && (taken > 0 || result == -libc::EINTR) {
             chunk.advance(taken);
             let (rest, bytes) = (chunk.as_ptr(), chunk.len());
-            let socket = flight.socket;
             self.arm_send(conn, socket, rest, bytes);
             return;
         }
-        flight.sending = None;
+        self.flights.sent(conn);
         // Nothing taken and no error either can only be a socket that takes no more.
         let error = if result > 0 { 0 } else { (-result).max(if result == 0 { libc::EPIPE } else { 0 }) };
         completions.push(Completion::Sent { conn, error });
@@ -337,12 +332,7 @@ impl Driver for Uring {
     fn send(&mut self, conn: ConnKey, socket: Socket, chunk: Bytes) {
         debug_assert!(!chunk.is_empty());
         let (start, bytes) = (chunk.as_ptr(), chunk.len());
-        let flight = self.flights.open(conn, socket);
-        debug_assert!(flight.sending.is_none(), "two sends at once");
-        if let Some(under_way) = flight.sending.replace(chunk) {
-            // A mistake of the caller must not free memory under the kernel.
-            std::mem::forget(under_way);
-        }
+        self.flights.send(conn, socket, chunk);
         self.arm_send(conn, socket, start, bytes);
     }
 
@@ -392,7 +382,7 @@ impl Driver for Uring {
     }
 
     fn sending(&mut self, conn: ConnKey) -> Option<Bytes> {
-        self.flights.current(conn)?.sending.clone()
+        self.flights.sending(conn).map(|(_, chunk)| chunk.clone())
     }
 
     fn peer(&self, socket: Socket) -> Peer {

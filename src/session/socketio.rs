@@ -117,7 +117,7 @@ pub struct Engine {
     assembler: Assembler,
 }
 
-const _: () = assert!(size_of::<Engine>() <= 48, "every idle connection has an engine");
+const _: () = assert!(size_of::<Engine>() <= 40, "every idle connection has an engine");
 
 /// What a client's message is.
 #[derive(Debug)]
@@ -190,7 +190,7 @@ impl Engine {
     /// An engine as it begins.
     pub fn new(now_ms: u64, terms: &Terms<'_>) -> Engine {
         Engine {
-            heartbeat: Heartbeat::new(now_ms, terms.ping_interval_ms),
+            heartbeat: Heartbeat::new(now_ms),
             connect_until_ms: now_ms.saturating_add(terms.connect_timeout_ms),
             asked: 0,
             open: 0,

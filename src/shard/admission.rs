@@ -340,7 +340,7 @@ impl State {
             let subprotocol = admit.subprotocol.map(|chosen| chosen.name);
             switching_protocols(&admit.key, subprotocol, deflate, out);
         }
-        let heartbeat = Heartbeat::new(now_ms, settings.config.heartbeat.interval_s * 1000);
+        let heartbeat = Heartbeat::new(now_ms);
         match admit.endpoint {
             Endpoint::Native | Endpoint::Events | Endpoint::SocketIo(_) => {
                 self.figures.subscriptions.add(rooms.len() as u64);
@@ -378,7 +378,6 @@ impl State {
                     acks: None,
                     opened_ms: now_ms,
                     is_succeeded: false,
-                    locks: None,
                     under_way,
                 };
                 connection.phase = Phase::Open(Box::new(client));

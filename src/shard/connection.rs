@@ -193,8 +193,6 @@ pub struct Client {
     pub opened_ms: u64,
     /// Whether another connection has taken up what it had.
     pub is_succeeded: bool,
-    /// The locks that its session holds; most of the time there are none.
-    pub locks: Option<Box<ClientLocks>>,
     /// Commands under way; most of the time there are none.
     pub under_way: Option<Box<UnderWay>>,
 }
@@ -231,6 +229,8 @@ pub struct UnderWay {
     pub spaces: Option<RoomSpaces>,
     /// The rooms of which it wants events as changes; likewise.
     pub deltas: DeltaRooms,
+    /// The locks that its session holds; likewise, until the last of them ends.
+    pub locks: Option<Box<ClientLocks>>,
 }
 
 /// A join or a leave that is under way.
@@ -293,7 +293,7 @@ pub enum LagWaits {
 
 impl UnderWay {
     fn is_idle(&self) -> bool {
-        let lasting = self.stream.is_some() || self.spaces.is_some() || !self.deltas.is_empty();
+        let lasting = self.stream.is_some() || self.spaces.is_some() || !self.deltas.is_empty() || self.locks.is_some();
         self.memberships.is_empty() && self.gathers.is_empty() && self.lags.is_empty() && !lasting
     }
 }
@@ -514,6 +514,6 @@ mod tests {
     #[test]
     fn an_idle_connection_is_small() {
         assert!(size_of::<Slot>() <= 176, "{}", size_of::<Slot>());
-        assert!(size_of::<Client>() <= 200, "{}", size_of::<Client>());
+        assert!(size_of::<Client>() <= 184, "{}", size_of::<Client>());
     }
 }

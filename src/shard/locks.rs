@@ -53,7 +53,7 @@ impl State {
             identity: client.session.identity.clone(),
         };
         let turn = client.turn;
-        let locks = client.locks.get_or_insert_default();
+        let locks = client.under_way().locks.get_or_insert_default();
         let known = locks.held.iter().position(|lock| lock.is_of(&name, field));
         let known_token = known.and_then(|place| locks.held.get(place)).map(|lock| lock.token);
         let outcome = match action {
@@ -91,7 +91,7 @@ impl State {
         };
         // The connection may hold another session by now, whose lock this is not.
         let is_its_own = client.session.session_id == session_id;
-        let locks = client.locks.get_or_insert_default();
+        let locks = client.under_way().locks.get_or_insert_default();
         if !matches!(outcome, LockOutcome::Forced { .. }) {
             locks.under_way = locks.under_way.saturating_sub(1);
         }
@@ -180,7 +180,7 @@ impl State {
     /// What a session can be resumed with, its locks among it. Those of a session that can't be resumed are freed.
     pub fn keep_with_locks(&mut self, conn: ConnKey) -> Option<Box<Kept>> {
         let mut kept = self.keep(conn);
-        let locks = self.client_mut(conn).and_then(|client| client.locks.as_mut());
+        let locks = self.client_mut(conn).and_then(Client::locks_mut);
         let held = locks.map(|locks| std::mem::take(&mut locks.held)).unwrap_or_default();
         match kept.as_mut() {
             Some(kept) => kept.locks = held,
@@ -191,7 +191,7 @@ impl State {
 
     /// Frees what a connection's session holds, because it takes another one up.
     pub fn free_locks_of(&mut self, conn: ConnKey) {
-        let locks = self.client_mut(conn).and_then(|client| client.locks.as_mut());
+        let locks = self.client_mut(conn).and_then(Client::locks_mut);
         let held = locks.map(|locks| std::mem::take(&mut locks.held)).unwrap_or_default();
         self.core.free_locks(held, Freed::SessionEnded);
     }
@@ -202,7 +202,7 @@ impl State {
         let Some(client) = self.client_mut(conn).filter(|_| !inherited.is_empty()) else {
             return self.core.free_locks(inherited, Freed::SessionEnded);
         };
-        let beyond = locks::merge(&mut client.locks.get_or_insert_default().held, inherited, locks_max);
+        let beyond = locks::merge(&mut client.under_way().locks.get_or_insert_default().held, inherited, locks_max);
         self.core.free_locks(beyond, Freed::SessionEnded);
         self.free_forbidden_locks(conn);
     }
@@ -212,11 +212,11 @@ impl State {
     pub fn free_forbidden_locks(&mut self, conn: ConnKey) {
         let settings = self.settings.clone();
         let Some(client) = self.client_mut(conn) else { return };
-        let Some(mut locks) = client.locks.take() else { return };
+        let Some(mut locks) = client.under_way.as_mut().and_then(|all| all.locks.take()) else { return };
         let is_allowed = |lock: &HeldLock| may_lock(client, &settings.config, lock.room.as_str()).is_ok();
         let (stay, freed) = std::mem::take(&mut locks.held).into_iter().partition(is_allowed);
         locks.held = stay;
-        client.locks = Some(locks);
+        client.under_way().locks = Some(locks);
         client.tidy_locks();
         self.core.free_locks(freed, Freed::Forbidden);
     }
@@ -224,7 +224,7 @@ impl State {
     /// The locks that a connection's session holds, as a JSON list.
     pub fn locks_text(&mut self, conn: ConnKey) -> Vec<u8> {
         let mut list = b"[".to_vec();
-        let locks = self.client_mut(conn).and_then(|client| client.locks.as_ref());
+        let locks = self.client_mut(conn).and_then(Client::locks_mut);
         for (place, lock) in locks.iter().flat_map(|locks| locks.held.iter()).enumerate() {
             if place > 0 {
                 list.push(b',');
@@ -262,10 +262,15 @@ impl ClientLocks {
 }
 
 impl Client {
+    fn locks_mut(&mut self) -> Option<&mut ClientLocks> {
+        self.under_way.as_mut()?.locks.as_deref_mut()
+    }
+
     /// Lets go of the memory when there are no locks any more.
     fn tidy_locks(&mut self) {
-        if self.locks.as_ref().is_some_and(|locks| locks.held.is_empty() && locks.under_way == 0) {
-            self.locks = None;
+        if self.locks_mut().is_some_and(|locks| locks.held.is_empty() && locks.under_way == 0) {
+            self.under_way().locks = None;
+            self.tidy();
         }
     }
 }
