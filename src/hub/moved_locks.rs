@@ -10,10 +10,13 @@
 //!
 //! What left may never arrive: the other node may have given up waiting for it. So the node that had it asks the broker now
 //! and then through which one it is held. Where it ends without having been held through another, its end is told here; by
-//! its number both can say so, and it is told once.
+//! its number both can say so, and it is told once. Until it is known what has become of it, it stays noted as this node's
+//! ([`Core::note_lock`]), so that its end is told as well should this node die meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+use hashbrown::hash_map::Entry;
 
 use super::batch::Address;
 use super::brokered::{Locked, SharedLock};
@@ -112,6 +115,7 @@ impl Core {
         }
         for (room, field, token, holder) in ended {
             self.lock_event(&room, "lock.expired", &field, token, &holder, |_| {});
+            self.note_lock(&room, &field, token, &holder, false);
         }
     }
 
@@ -124,7 +128,8 @@ impl Core {
         outcome: Result<Locked, Refused>,
     ) {
         let now_ms = self.now.monotonic_us / 1000;
-        let left = self.relaying.as_deref_mut().and_then(|relaying| relaying.left.get_mut(&(room, field)));
+        let name = (room, field);
+        let left = self.relaying.as_deref_mut().and_then(|relaying| relaying.left.get_mut(&name));
         let Some(left) = left.filter(|left| left.token == token) else { return };
         let Fate::Asked { wait_ms } = left.fate else { return };
         left.fate = match outcome {
@@ -133,15 +138,20 @@ impl Core {
             // The other node may be about to tell the broker, which takes an answer's time, or can't, which takes longer.
             Ok(_) | Err(_) => Fate::Unknown { look_ms: now_ms + wait_ms, wait_ms: (2 * wait_ms).min(LOOK_WAIT_MAX_MS) },
         };
+        if left.fate == Fate::Known {
+            let holder = left.holder.clone();
+            self.note_lock(&name.0, &name.1, token, &holder, false);
+        }
     }
 
     /// An event of a room tells that a lock has ended: should it have left this node, nobody has to look after it any more.
     pub(super) fn left_has_ended(&mut self, room: &RoomName, field: &Arc<str>, token: u64) {
         let left =
             self.relaying.as_deref_mut().and_then(|relaying| relaying.left.get_mut(&(room.clone(), field.clone())));
-        if let Some(left) = left.filter(|left| left.token == token) {
-            left.fate = Fate::Known;
-        }
+        let Some(left) = left.filter(|left| left.token == token && left.fate != Fate::Known) else { return };
+        left.fate = Fate::Known;
+        let holder = left.holder.clone();
+        self.note_lock(room, field, token, &holder, false);
     }
 
     /// Notes a lock that leaves.
@@ -151,6 +161,7 @@ impl Core {
         if let Some(Left { holder, token, .. }) = before.filter(|before| before.fate != Fate::Known) {
             // Another session could have the field after it, so it has ended.
             self.lock_event(room, "lock.expired", field, token, &holder, |_| {});
+            self.note_lock(room, field, token, &holder, false);
         }
     }
 
@@ -166,7 +177,6 @@ impl Core {
         let held = self.with_lock(room, field, |lock| lock.leave(*token)).flatten();
         let lock = held.map(|held| {
             self.locks.figures.held = self.locks.figures.held.saturating_sub(1);
-            self.note_lock(room, field, *token, &held.holder, false);
             let fate = Fate::Unknown { look_ms: self.now.monotonic_us / 1000 + LOOK_WAIT_MS, wait_ms: LOOK_WAIT_MS };
             let holder = held.holder.clone();
             self.note_left(room, field, Left { holder, token: *token, turn, until_ms: held.until_ms, fate });
@@ -185,14 +195,13 @@ impl Core {
         self.expire_locks();
         let LockArrived { lock, who, turn } = arrived;
         let HeldLock { room, field, token, until_ms, expires_at_ms, ttl_ms } = lock;
-        if let Some(relaying) = self.relaying.as_deref_mut() {
-            // It may have been here before: what becomes of it is seen to as of any other of this node again.
-            let is_back = |left: &Left| left.token == token;
-            if let hashbrown::hash_map::Entry::Occupied(entry) = relaying.left.entry((room.clone(), field.clone()))
-                && is_back(entry.get())
-            {
-                entry.remove();
-            }
+        // It may have been here before: what becomes of it is seen to as of any other of this node again.
+        let before = self.relaying.as_deref_mut().map(|relaying| relaying.left.entry((room.clone(), field.clone())));
+        if let Some(Entry::Occupied(entry)) = before
+            && entry.get().token == token
+        {
+            entry.remove();
+            self.note_lock(&room, &field, token, &who, false);
         }
         if self.ensure_lock(&room, &field).is_err() {
             // There are too many. It is held through the node that it has left for as long as the session was told, and its

@@ -57,6 +57,8 @@ pub(super) struct Relaying {
     unsaid: Vec<Unsaid>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
+    /// Locks of dead nodes, of which the broker could not be told.
+    pub(super) of_dead: Vec<(RoomName, NotedLock)>,
     /// Locks that came with their sessions from other nodes, of which the broker could not be told.
     pub(super) unmoved: Vec<Moved>,
     /// Locks that have left with their sessions: they may not be asked for again by what those left behind, and it is seen
@@ -139,6 +141,7 @@ impl Core {
             noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
+            of_dead: Vec::new(),
             unmoved: Vec::new(),
             left: HashMap::with_hasher(FixedState::with_seed(seed)),
             is_settling: false,

@@ -50,6 +50,8 @@ pub(super) enum LockWait {
     Looked { room: RoomName, field: Arc<str>, token: u64 },
     /// It has ended here.
     Freed(Unfreed),
+    /// A node has died that had it.
+    OfDead { room: RoomName, noted: NotedLock },
     /// An operator wants it freed, and nobody here has it.
     Forced { room: RoomName, field: Arc<str>, responder: Responder<bool> },
 }
@@ -62,8 +64,6 @@ pub(super) struct Unfreed {
     token: u64,
     /// When it would have ended anyway, in milliseconds of the monotonic clock.
     until_ms: u64,
-    /// The run of the node through which it was held.
-    node: u64,
 }
 
 /// A lock as other nodes have to know it to free it.
@@ -172,10 +172,9 @@ impl Core {
     pub(super) fn call_lock(&mut self, room: RoomName, field: Arc<str>, action: SharedLock, wait: LockWait) {
         let Some(relaying) = self.relaying.as_deref_mut() else { return };
         relaying.number += 1;
-        let (number, mut node) = (relaying.number, relaying.node);
-        if let LockWait::Freed(Unfreed { node: of, .. }) = &wait {
-            node = *of;
-        }
+        // A dead node's are freed as it would have.
+        let node = if let LockWait::OfDead { noted, .. } = &wait { noted.node } else { relaying.node };
+        let number = relaying.number;
         relaying.locks.insert(number, wait);
         relaying.out.push(ToBroker::Lock(Box::new(LockCall { room, field, number, node, action })));
     }
@@ -204,6 +203,7 @@ impl Core {
                     relaying.unfreed.push(unfreed);
                 }
             }
+            Some(LockWait::OfDead { room, noted }) => self.freed_of_dead(room, noted, outcome),
             Some(LockWait::Forced { room, field, responder }) => {
                 self.forced_elsewhere(&room, &field, outcome, responder)
             }
@@ -223,8 +223,8 @@ impl Core {
                     self.note_lock(&room, &field, token, &asked.who, true);
                 } else {
                     let until_ms = at.monotonic_us / 1000 + ttl_ms;
-                    let (room, field, node) = (room.clone(), field.clone(), self.run_of_node());
-                    self.free_shared(Unfreed { room, field, token, until_ms, node });
+                    let (room, field) = (room.clone(), field.clone());
+                    self.free_shared(Unfreed { room, field, token, until_ms });
                 }
                 granted
             }
@@ -320,13 +320,26 @@ impl Core {
         self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.noted_locks)).unwrap_or_default()
     }
 
-    /// A node has died that held this lock: members are told that it has ended, and anybody may have it.
-    pub fn free_of_dead(&mut self, room: &RoomName, noted: NotedLock) {
-        let NotedLock { field, token, owner, node } = noted;
-        let field: Arc<str> = field.into();
-        self.lock_event(room, "lock.expired", &field, token, &holder(owner), |_| {});
-        let until_ms = self.now.monotonic_us / 1000 + TTL_MAX_MS;
-        self.free_shared(Unfreed { room: room.clone(), field, token, until_ms, node });
+    /// A node has died that held this lock: anybody may have it, and members are told that it has ended, unless its session
+    /// has taken it along to another node.
+    pub fn free_of_dead(&mut self, room: RoomName, noted: NotedLock) {
+        let (field, action) = (noted.field.as_ref().into(), SharedLock::Free { token: Some(noted.token) });
+        self.call_lock(room.clone(), field, action, LockWait::OfDead { room, noted });
+    }
+
+    fn freed_of_dead(&mut self, room: RoomName, noted: NotedLock, outcome: Result<Locked, Refused>) {
+        match outcome {
+            Ok(Locked::Elsewhere) => {}
+            Ok(_) => {
+                let NotedLock { field, token, owner, .. } = noted;
+                self.lock_event(&room, "lock.expired", &field, token, &holder(owner), |_| {});
+            }
+            Err(_) => {
+                if let Some(relaying) = self.relaying.as_deref_mut() {
+                    relaying.of_dead.push((room, noted));
+                }
+            }
+        }
     }
 
     // ---- what ends ----
@@ -335,8 +348,8 @@ impl Core {
     pub(super) fn free_for_all_nodes(&mut self, room: &RoomName, field: &Arc<str>, held: &Held) {
         if self.is_relaying() {
             self.note_lock(room, field, held.token, &held.holder, false);
-            let (room, field, node) = (room.clone(), field.clone(), self.run_of_node());
-            self.free_shared(Unfreed { room, field, token: held.token, until_ms: held.until_ms, node });
+            let (room, field) = (room.clone(), field.clone());
+            self.free_shared(Unfreed { room, field, token: held.token, until_ms: held.until_ms });
         }
     }
 
@@ -353,6 +366,8 @@ impl Core {
         for unfreed in unfreed.into_iter().flatten().filter(|unfreed| unfreed.until_ms > now_ms) {
             self.free_shared(unfreed);
         }
+        let of_dead = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.of_dead));
+        of_dead.into_iter().flatten().for_each(|(room, noted)| self.free_of_dead(room, noted));
         let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
         unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
         self.look_after_left();

@@ -94,7 +94,7 @@ impl State {
                 }
             }
             // Looked at in every turn that there is.
-            Request::FreeOfDead { room, noted } => self.core.free_of_dead(&room, noted),
+            Request::FreeOfDead { room, noted } => self.core.free_of_dead(room, noted),
             Request::Look => {}
             Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::EngineOpen { head, origin, responder } => self.open_polled(&head, origin, responder),

@@ -23,9 +23,10 @@ use super::request::{ForDriver, Request};
 use super::state::{Action, Start, State};
 use super::variants::{self, Variants};
 use crate::control::{Adopted, ConnectionOrigin};
-use crate::hub::name::ShardId;
+use crate::hub::name::{RoomName, ShardId};
 use crate::hub::outbox::Lane;
 use crate::hub::recorder::What;
+use crate::hub::shared_locks::NotedLock;
 use crate::ring::{Completion, ConnKey, Driver, Peer, ReceiveEnd};
 use crate::wire::refusal::Refusal;
 
@@ -81,6 +82,12 @@ impl<D: Driver> Shard<D> {
         let State { engines, orphans, core, .. } = &self.state;
         let (clients, users, peers) = core.directory().len();
         LeftOver { engines: engines.len(), orphans: orphans.len(), clients, users, peers }
+    }
+
+    /// The locks that it holds for sessions (true), or not any more, since the last call; for tests, where no other nodes are
+    /// told of them.
+    pub fn noted_locks(&mut self) -> Vec<(RoomName, NotedLock, bool)> {
+        self.state.core.take_noted_locks()
     }
 
     /// Turns until a drain or stop is over.

@@ -4,12 +4,15 @@
 //! `RINGHUB_SEEDS=10000` runs more seeds; `RINGHUB_SEED=17` runs one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use ringhub::config::Config;
 use ringhub::hub::brokered::EventKey;
+use ringhub::hub::message::ReplyTo;
 use ringhub::ring::sim::Faults;
+use ringhub::shard::request::Request;
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -121,6 +124,34 @@ struct Run {
     gaps: usize,
     renewed: usize,
     keeps_logs: bool,
+}
+
+/// What was accepted for publishing is answered for before the node ends.
+#[test]
+fn a_draining_node_waits_for_what_the_broker_has_not_answered() {
+    let mut rng = Rng::with_seed(1);
+    let mut exchange = Exchange::new();
+    let link = exchange.add(Node::hasher_of(1), 2);
+    let mut nodes = [Node::with_links(1, 2, Faults::none(), config(), None, Some((link, 1000)))];
+    let room = nodes[0].room_at("project:", 1);
+    let (tell, told) = mpsc::channel();
+    let reply = ReplyTo::Handle(Box::new(move |outcome| tell.send(outcome).expect("somebody waits for it")));
+    nodes[0].publish_for(&room, "1", reply);
+    for shard in 0..2 {
+        nodes[0].request(shard, Request::Drain { over_ms: 0, spread_ms: 0 });
+    }
+    for _ in 0..20 {
+        nodes[0].turn();
+        nodes[0].world.advance(Duration::from_millis(100));
+    }
+    assert!(nodes[0].is_running(1), "the broker has not answered yet");
+    exchange::settle(&mut exchange, &mut nodes, &mut rng, || {});
+    for _ in 0..20 {
+        nodes[0].turn();
+        nodes[0].world.advance(Duration::from_millis(100));
+    }
+    assert!(!nodes[0].is_running(0) && !nodes[0].is_running(1));
+    assert_eq!(told.try_recv().expect("an answer").expect("it was published").seq, 1);
 }
 
 fn epoch_of(text: &Value) -> u64 {

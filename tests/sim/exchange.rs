@@ -316,7 +316,8 @@ impl Exchange {
                 _ => Locked::NotHeld,
             },
             SharedLock::Free { token } => match held {
-                Some((of, _, owner, by, _)) if token.is_none_or(|token| token == of && by == node) => {
+                Some((of, _, _, by, _)) if token.is_some_and(|token| token == of && by != node) => Locked::Elsewhere,
+                Some((of, _, owner, ..)) if token.is_none_or(|token| token == of) => {
                     self.locks.remove(&name);
                     Locked::Freed { token: of, owner }
                 }
@@ -426,11 +427,13 @@ pub fn turn(exchange: &mut Exchange, nodes: &mut [Node], rng: &mut Rng) -> bool 
 /// Turns until nothing happens any more; `looks` takes what has come.
 pub fn settle(exchange: &mut Exchange, nodes: &mut [Node], rng: &mut Rng, mut looks: impl FnMut()) {
     let has_work = |node: &Node| (0..node.shards() as u16).any(|shard| node.mesh.has_work(ShardId(shard)));
+    // One that has died has done what it ever will.
+    let is_gone = |node: &Node| (0..node.shards()).all(|shard| !node.is_running(shard));
     let mut quiet = 0;
     for _ in 0..100_000 {
         let did = turn(exchange, nodes, rng);
         looks();
-        let is_idle = nodes.iter().all(|node| node.world.is_idle() && !has_work(node));
+        let is_idle = nodes.iter().all(|node| is_gone(node) || (node.world.is_idle() && !has_work(node)));
         quiet = if did || !is_idle { 0 } else { quiet + 1 };
         if quiet > 8 {
             return;

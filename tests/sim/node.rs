@@ -13,6 +13,7 @@ use ringhub::control::store::Ledger;
 use ringhub::control::{Figures, ShardFigures, ShardTimes, Snapshot};
 use ringhub::hub::message::{Publish, ReplyTo};
 use ringhub::hub::name::{NameHasher, RoomName, ShardId};
+use ringhub::hub::shared_locks::NotedLock;
 use ringhub::hub::stored::StoredRoom;
 use ringhub::ring::Driver;
 use ringhub::ring::sim::{Faults, SimDriver, SimWorld};
@@ -158,6 +159,16 @@ impl Node {
         }
     }
 
+    /// It is gone from one moment to the next, as by kill -9.
+    pub fn die(&mut self) {
+        self.shards.fill_with(|| None);
+    }
+
+    /// The locks that its shards hold for sessions, or not any more, since the last call.
+    pub fn noted_locks(&mut self) -> Vec<(RoomName, NotedLock, bool)> {
+        self.shards.iter_mut().flatten().flat_map(|shard| shard.noted_locks()).collect()
+    }
+
     pub fn is_running(&self, shard: usize) -> bool {
         self.shards[shard].is_some()
     }
@@ -177,10 +188,15 @@ impl Node {
 
     /// Has a room's home publish an event of the type `x`; nobody is told what becomes of it.
     pub fn publish(&self, room: &str, data: impl Into<String>) {
+        self.publish_for(room, data, ReplyTo::Nobody);
+    }
+
+    /// Likewise, and says it to whom it is for.
+    pub fn publish_for(&self, room: &str, data: impl Into<String>, reply: ReplyTo) {
         let room = self.hasher.room(room);
         let home = usize::from(room.home(self.shards() as u16).0);
         let (data, key) = (Bytes::from(data.into()), None);
-        let (exclude, received_us, reply) = (None, 0, ReplyTo::Nobody);
+        let (exclude, received_us) = (None, 0);
         let publish = Publish { room, kind: "x".into(), data, key, exclude, received_us, reply };
         self.request(home, Request::Publish(Box::new(publish)));
     }

@@ -15,6 +15,7 @@ use fastrand::Rng;
 use ringhub::auth::Identity;
 use ringhub::hub::moved::{Moved, YieldAsked};
 use ringhub::hub::reply::{Pending, pending};
+use ringhub::hub::shared_locks::NotedLock;
 use ringhub::ring::ConnKey;
 use ringhub::ring::sim::Faults;
 use ringhub::shard::request::Request;
@@ -69,6 +70,12 @@ struct Moving {
 struct Run {
     rng: Rng,
     nodes: Vec<Node>,
+    /// Those that have not died.
+    alive: Vec<usize>,
+    /// What each has noted of the locks that it holds, by room and number: others free them should it die.
+    noted: Vec<BTreeMap<(String, u64), NotedLock>>,
+    /// Since when the link of each is up.
+    up_since_ms: Vec<u64>,
     exchange: Exchange,
     actors: Vec<Actor>,
     moving: Vec<Moving>,
@@ -101,9 +108,25 @@ impl Run {
             let link = exchange.add(Node::hasher_of(of_node), shards);
             Node::with_links(of_node, shards, faults, config.clone(), None, Some((link, 1000 + number)))
         });
-        let nodes = nodes.collect();
+        let nodes: Vec<Node> = nodes.collect();
+        let (alive, noted, up_since_ms) =
+            ((0..nodes.len()).collect(), vec![BTreeMap::new(); nodes.len()], vec![0; nodes.len()]);
         let (actors, moving, tokens) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Run { rng, nodes, exchange, actors, moving, tokens, is_lost: false, passed_ms: 0, acquired: 0, moved: 0 }
+        Run {
+            rng,
+            nodes,
+            alive,
+            noted,
+            up_since_ms,
+            exchange,
+            actors,
+            moving,
+            tokens,
+            is_lost: false,
+            passed_ms: 0,
+            acquired: 0,
+            moved: 0,
+        }
     }
 
     fn run(mut self) {
@@ -115,7 +138,7 @@ impl Run {
             self.look();
             self.nobody_holds_what_another_one_holds();
         }
-        (0..self.nodes.len()).for_each(|node| self.exchange.set_up(node, true));
+        self.alive.iter().for_each(|node| self.exchange.set_up(*node, true));
         self.settle();
         // Whoever could not be told that it is over has been told by now, or will not be.
         for _ in 0..8 {
@@ -167,14 +190,54 @@ impl Run {
 
     fn turn(&mut self) {
         exchange::turn(&mut self.exchange, &mut self.nodes, &mut self.rng);
+        self.note();
         self.actors.iter_mut().for_each(|actor| actor.client.poll());
         self.arrive();
+    }
+
+    fn note(&mut self) {
+        for (node, noted) in self.nodes.iter_mut().zip(&mut self.noted) {
+            for (room, lock, is_held) in node.noted_locks() {
+                let name = (room.as_str().to_owned(), lock.token);
+                if is_held {
+                    noted.insert(name, lock);
+                } else {
+                    noted.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn a_living_node(&mut self) -> usize {
+        self.alive[self.rng.usize(..self.alive.len())]
+    }
+
+    /// A node dies that has said all it had to say, so that nothing is lost with it but the sessions and what is on its way
+    /// with those; the others do for its locks what they do when its lease has ended.
+    fn die(&mut self, node: usize) {
+        if self.alive.len() < 2 || self.passed_ms < self.up_since_ms[node].saturating_add(2000) {
+            return;
+        }
+        self.settle();
+        self.look();
+        self.nodes[node].die();
+        self.exchange.set_up(node, false);
+        self.alive.retain(|one| *one != node);
+        self.actors.retain(|actor| actor.node != node);
+        self.moving.retain(|moving| moving.to != node);
+        for (name, lock) in std::mem::take(&mut self.noted[node]) {
+            let to = self.a_living_node();
+            let node = &self.nodes[to];
+            let room = node.hasher.room(&name.0);
+            let home = usize::from(room.home(node.shards() as u16).0);
+            node.request(home, Request::FreeOfDead { room, noted: lock });
+        }
     }
 
     /// A client's connection breaks, and it goes to another node, which asks this one for the session.
     fn leave_for_another_node(&mut self) {
         let place = self.rng.usize(..self.actors.len().max(1));
-        let to = self.rng.usize(..self.nodes.len());
+        let to = self.a_living_node();
         let is_there = |actor: &Actor| actor.resumes.is_none() && !actor.client.messages.is_empty() && actor.node != to;
         if !self.actors.get(place).is_some_and(is_there) {
             return;
@@ -231,6 +294,7 @@ impl Run {
         loop {
             let Run { exchange, nodes, rng, actors, .. } = self;
             exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
+            self.note();
             if self.moving.is_empty() {
                 return;
             }
@@ -249,7 +313,7 @@ impl Run {
     }
 
     fn act(&mut self) {
-        let node = self.rng.usize(..self.nodes.len());
+        let node = self.a_living_node();
         match self.rng.u8(..100) {
             0..=9 if self.actors.len() < ACTORS_MAX => {
                 let shard = self.rng.usize(..self.nodes[node].shards());
@@ -265,6 +329,7 @@ impl Run {
             65..=70 => {
                 let is_up = self.rng.u8(..3) > 0;
                 self.exchange.set_up(node, is_up);
+                self.up_since_ms[node] = if is_up { self.passed_ms } else { u64::MAX };
             }
             71 if self.rng.u8(..8) == 0 => {
                 self.exchange.lose_all();
@@ -275,6 +340,14 @@ impl Run {
                 self.pass(ms);
             }
             91..=95 => self.leave_for_another_node(),
+            96 => self.die(node),
+            97..=98 => {
+                let holds = self.actors.iter().find(|actor| actor.node == node && !actor.holds.is_empty());
+                if holds.is_some() {
+                    self.leave_for_another_node();
+                    self.die(node);
+                }
+            }
             _ => {}
         }
     }

@@ -345,6 +345,34 @@ fn a_member_that_wants_changes_can_always_make_the_events_of_them() {
     assert!(is_one || changes > 1000 && slow > 100, "{changes} changes came, {slow} times somebody fell behind");
 }
 
+/// What follows a join is held back until the answer for all of the rooms.
+#[test]
+fn who_joins_several_rooms_at_once_gets_their_events_as_changes() {
+    let mut node = Node::new(7, 2, Faults::none(), config());
+    let mut client = node.client(0, "");
+    let rooms = [node.room_at("quote:", 0), node.room_at("quote:", 1)];
+    for since in [json!(null), json!({"last": 2})] {
+        let before = (client.messages.len(), client.changes);
+        client.send("subscribe", json!({"rooms": rooms, "delta": true, "since": since}));
+        node.settle();
+        for number in 0..5 {
+            for room in &rooms {
+                node.publish(room, json!({"number": number, "text": "x".repeat(300)}).to_string());
+                node.settle();
+            }
+        }
+        client.poll();
+        let events = client.messages.iter().skip(before.0).filter(|message| message["seq"].is_u64());
+        let changes = client.changes - before.1;
+        // The first event of each room is whole; what is replayed is as well.
+        let whole = if since.is_null() { 2 } else { 2 + 2 * 2 };
+        assert_eq!((events.count(), changes), (10 + whole - 2, 8), "since {since}");
+        client.send("unsubscribe", json!({"rooms": rooms}));
+        node.settle();
+        client.poll();
+    }
+}
+
 #[test]
 fn only_who_asks_for_changes_gets_them_and_each_begins_with_a_whole_event() {
     let mut node = Node::new(7, 2, Faults::none(), config());

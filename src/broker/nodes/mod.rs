@@ -240,7 +240,7 @@ impl Handle {
     /// This node holds a lock for a session, or does not any more. Should it die, [`Service::lock`] of another one frees it.
     pub fn hold(&self, room: &str, noted: &NotedLock, is_held: bool) {
         let Ok(told) = serde_json::to_vec(noted) else { return };
-        let session = registered::of_lock(&noted.field);
+        let session = registered::of_lock(noted.token);
         let presenting = if is_held { Presenting::There } else { Presenting::Left };
         self.task(Task::Present { room: room.into(), session, told: told.into(), presenting });
     }

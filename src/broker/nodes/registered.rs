@@ -123,12 +123,13 @@ pub(super) fn field(room: &str, session: &str) -> Box<str> {
     format!("{room}{BETWEEN}{session}").into()
 }
 
-/// Stands before the name of a lock, in place of a session.
+/// Stands before the number of a lock, in place of a session.
 const LOCK: char = '\u{1}';
 
-/// What stands for a lock in place of a session.
-pub(super) fn of_lock(name: &str) -> Box<str> {
-    format!("{LOCK}{name}").into()
+/// What stands for a lock in place of a session: by its number, since a field may be locked anew, through another node as
+/// well, while it is not known yet what has become of a lock that has left with its session.
+pub(super) fn of_lock(token: u64) -> Box<str> {
+    format!("{LOCK}{token}").into()
 }
 
 /// Whether a field is of a lock.

@@ -135,7 +135,7 @@ enum What {
     Reclaimed { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
     Written { changes: Vec<Change>, answer: Result<Value, RedisError> },
     Served { to: u64, number: u64, outcome: Result<Vec<u8>, HubError> },
-    Freed { node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError> },
+    Freed { node: NodeInfo, outcome: Result<LeftBehind, RedisError> },
     LeftTold { node: NodeInfo },
     Nothing,
     Finished { run: u64, answer: Result<Value, RedisError> },
@@ -615,10 +615,9 @@ impl Worker {
         self.spawn(async move { What::Freed { node, outcome: free(&connection, &keys, run, &others).await } });
     }
 
-    fn freed(&mut self, node: NodeInfo, outcome: Result<Vec<(Box<str>, Bytes)>, RedisError>) {
+    fn freed(&mut self, node: NodeInfo, outcome: Result<LeftBehind, RedisError>) {
         match outcome {
-            Ok(absent) => {
-                let (locks, left): (Vec<_>, Vec<_>) = absent.into_iter().partition(|(field, _)| is_of_lock(field));
+            Ok(LeftBehind { locks, absent }) => {
                 for (field, told) in locks {
                     if let Ok(noted) = serde_json::from_slice(&told) {
                         (self.service.lock)(room_of(&field), noted);
@@ -627,7 +626,7 @@ impl Worker {
                 let presence = self.service.presence.clone();
                 self.spawn(async move {
                     // As many at a time as the way through the broker always has room for.
-                    for part in left.chunks(TOLD_AT_ONCE) {
+                    for part in absent.chunks(TOLD_AT_ONCE) {
                         let told = part.iter().map(|(field, told)| tell(&presence, room_of(field), told, false));
                         join_all(told).await;
                     }
@@ -862,13 +861,17 @@ async fn tell(presence: &TellPresence, room: &str, told: &Bytes, is_there: bool)
     tracing::warn!(room, is_there, "members were not told of presence: the broker takes nothing");
 }
 
-/// Frees the ids of a dead node, and gives who was present through it and is not through one of those that live.
-async fn free(
-    connection: &Connection,
-    keys: &Keys,
-    dead: u64,
-    living: &[u64],
-) -> Result<Vec<(Box<str>, Bytes)>, RedisError> {
+/// What a dead node had, by field of its hash.
+#[derive(Debug)]
+struct LeftBehind {
+    /// The locks that it had noted. Through which node one is held the broker knows.
+    locks: Vec<(Box<str>, Bytes)>,
+    /// Who was present through it and is not through one of those that live.
+    absent: Vec<(Box<str>, Bytes)>,
+}
+
+/// Frees the ids of a dead node, and gives what else it had.
+async fn free(connection: &Connection, keys: &Keys, dead: u64, living: &[u64]) -> Result<LeftBehind, RedisError> {
     let holder = run_text(dead).into_bytes();
     let mut ids: Vec<Box<str>> = Vec::new();
     for_each(connection, keys, &keys.clients(), |id, run| {
@@ -885,6 +888,7 @@ async fn free(
         present.push((field.into(), Bytes::copy_from_slice(told)));
     })
     .await?;
+    let (locks, present): (Vec<_>, Vec<_>) = present.into_iter().partition(|(field, _)| is_of_lock(field));
     let mut absent = Vec::new();
     for part in present.chunks(BATCH) {
         let mut is_elsewhere = vec![false; part.len()];
@@ -902,7 +906,7 @@ async fn free(
         }
         absent.extend(part.iter().zip(is_elsewhere).filter(|(_, elsewhere)| !elsewhere).map(|(one, _)| one.clone()));
     }
-    Ok(absent)
+    Ok(LeftBehind { locks, absent })
 }
 
 /// Calls a function for each field of a hash; for some twice, where the hash changes meanwhile.

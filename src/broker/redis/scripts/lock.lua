@@ -89,8 +89,11 @@ if action == 'look' then
   end
   return {'held', text(held[2] - now), held[4]}
 end
-if not held or (ARGV[5] ~= '' and (held[1] ~= ARGV[5] or (held[5] and held[5] ~= node))) then
+if not held or (ARGV[5] ~= '' and held[1] ~= ARGV[5]) then
   return {'none'}
+end
+if ARGV[5] ~= '' and held[5] and held[5] ~= node then
+  return {'elsewhere'}
 end
 redis.call('HDEL', locks, field)
 return {'freed', held[1], held[4]}
