@@ -26,7 +26,7 @@ use super::locks::{Freed, HeldLock, LockArrived, LockAsked, held_lock};
 use super::message::Message;
 use super::name::{RoomName, ShardId};
 use super::presence::Turn;
-use super::shared_locks::{CALLS_MAX, LockWait, TTL_MAX_MS};
+use super::shared_locks::{CALLS_MAX, LockWait, TTL_MAX_MS, Unfreed};
 use crate::ring::ConnKey;
 use crate::wire::native::Refused;
 
@@ -60,6 +60,13 @@ pub(super) struct Left {
     /// When it ends, should nobody have renewed it elsewhere, in milliseconds of the monotonic clock.
     until_ms: u64,
     fate: Fate,
+}
+
+impl Left {
+    /// Whether its end may have to be told here.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.fate != Fate::Known
+    }
 }
 
 /// What is known of a lock that has left.
@@ -195,6 +202,11 @@ impl Core {
         self.expire_locks();
         let LockArrived { lock, who, turn } = arrived;
         let HeldLock { room, field, token, until_ms, expires_at_ms, ttl_ms } = lock;
+        if self.ensure_lock(&room, &field).is_err() {
+            // There are too many. It is held through the node that it has left for as long as the session was told, and its
+            // end is told there, be that this one.
+            return;
+        }
         // It may have been here before: what becomes of it is seen to as of any other of this node again.
         let before = self.relaying.as_deref_mut().map(|relaying| relaying.left.entry((room.clone(), field.clone())));
         if let Some(Entry::Occupied(entry)) = before
@@ -202,11 +214,6 @@ impl Core {
         {
             entry.remove();
             self.note_lock(&room, &field, token, &who, false);
-        }
-        if self.ensure_lock(&room, &field).is_err() {
-            // There are too many. It is held through the node that it has left for as long as the session was told, and its
-            // end is told there.
-            return;
         }
         let held = Held { token, until_ms, expires_at_ms, ttl_ms, address: NOBODY, holder: who.clone() };
         let arrived = self.with_lock(&room, &field, |lock| lock.arrive(held));
@@ -241,9 +248,14 @@ impl Core {
         let now_ms = self.now.monotonic_us / 1000;
         let until_ms = self
             .with_lock(&room, &field, |lock| lock.held().filter(|held| held.token == token).map(|held| held.until_ms));
-        let Some(until_ms) = until_ms.flatten() else { return };
         let Some(relaying) = self.relaying.as_deref_mut() else { return };
         let name = (room, field);
+        // Where it has gone on, the next node tells of it. Where it has ended, the broker has to know it to be this node's
+        // before it frees it.
+        if until_ms.flatten().is_none() && relaying.left.get(&name).is_some_and(|left| left.token == token) {
+            return;
+        }
+        let until_ms = until_ms.flatten().unwrap_or(now_ms + 1);
         if relaying.locks.len() >= CALLS_MAX {
             let (room, field) = name;
             return relaying.unmoved.push(Moved { room, field, token, turn, is_awaited: false });
@@ -263,7 +275,16 @@ impl Core {
         let Moved { room, field, token, turn, is_awaited } = moved;
         match outcome {
             Ok(Locked::Renewed { owner }) => {
-                self.with_lock(&room, &field, |lock| lock.name_holder(token, &owner.client_id));
+                let has_left = self.relaying.as_deref().is_some_and(|relaying| {
+                    relaying.left.get(&(room.clone(), field.clone())).is_some_and(|left| left.token == token)
+                });
+                if self.token_of(&room, &field) == Some(token) {
+                    self.with_lock(&room, &field, |lock| lock.name_holder(token, &owner.client_id));
+                } else if !has_left {
+                    // It ended here before the broker knew of it.
+                    let until_ms = self.now.monotonic_us / 1000 + TTL_MAX_MS;
+                    self.free_shared(Unfreed { room: room.clone(), field: field.clone(), token, until_ms });
+                }
             }
             // It ended on the way. Its session is told when it does something with it.
             Ok(_) => self.end_lost(&room, &field, token),

@@ -368,6 +368,7 @@ impl Core {
         let known = home.seq;
         for (seq, event) in (first_seq..).zip(events) {
             if seq > known {
+                self.note_freed(id, &event);
                 self.append(id, event);
             }
         }
@@ -427,6 +428,7 @@ impl Core {
                 first_ms = unix_ms;
             }
             last_ms = unix_ms;
+            self.note_freed(id, &event);
             self.append(id, event);
         }
         self.stock(id, last_ms);

@@ -57,8 +57,6 @@ pub(super) struct Relaying {
     unsaid: Vec<Unsaid>,
     /// Locks that have ended here, of which the broker could not be told.
     pub(super) unfreed: Vec<Unfreed>,
-    /// Locks of dead nodes, of which the broker could not be told.
-    pub(super) of_dead: Vec<(RoomName, NotedLock)>,
     /// Locks that came with their sessions from other nodes, of which the broker could not be told.
     pub(super) unmoved: Vec<Moved>,
     /// Locks that have left with their sessions: they may not be asked for again by what those left behind, and it is seen
@@ -141,7 +139,6 @@ impl Core {
             noted_locks: Vec::new(),
             unsaid: Vec::new(),
             unfreed: Vec::new(),
-            of_dead: Vec::new(),
             unmoved: Vec::new(),
             left: HashMap::with_hasher(FixedState::with_seed(seed)),
             is_settling: false,
@@ -185,6 +182,18 @@ impl Core {
             let open = relaying.open.iter().flat_map(|open| &open.waiting);
             let pending = relaying.pending.values().flat_map(|pending| &pending.waiting);
             !relaying.clears.is_empty() || open.chain(pending).any(is_awaited)
+        })
+    }
+
+    /// Whether the broker has yet to hear something that this node will not say again should it end: what the hub itself tells
+    /// rooms, locks that have ended or come, and what became of those that have left.
+    pub fn owes_broker(&self) -> bool {
+        self.relaying.as_deref().is_some_and(|relaying| {
+            let open = relaying.open.iter().flat_map(|open| &open.waiting);
+            let pending = relaying.pending.values().flat_map(|pending| &pending.waiting);
+            let is_said = relaying.unsaid.is_empty() && !open.chain(pending).any(|waiting| waiting.own.is_some());
+            let is_told = relaying.locks.is_empty() && relaying.unfreed.is_empty() && relaying.unmoved.is_empty();
+            !is_said || !is_told || relaying.left.values().any(Left::is_unsettled)
         })
     }
 

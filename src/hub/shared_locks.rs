@@ -51,7 +51,7 @@ pub(super) enum LockWait {
     /// It has ended here.
     Freed(Unfreed),
     /// A node has died that had it.
-    OfDead { room: RoomName, noted: NotedLock },
+    OfDead { room: RoomName, noted: NotedLock, responder: Responder<()> },
     /// An operator wants it freed, and nobody here has it.
     Forced { room: RoomName, field: Arc<str>, responder: Responder<bool> },
 }
@@ -59,11 +59,11 @@ pub(super) enum LockWait {
 /// A lock that has ended here, and is not known to be free elsewhere.
 #[derive(Debug)]
 pub(super) struct Unfreed {
-    room: RoomName,
-    field: Arc<str>,
-    token: u64,
+    pub(super) room: RoomName,
+    pub(super) field: Arc<str>,
+    pub(super) token: u64,
     /// When it would have ended anyway, in milliseconds of the monotonic clock.
-    until_ms: u64,
+    pub(super) until_ms: u64,
 }
 
 /// A lock as other nodes have to know it to free it.
@@ -203,7 +203,9 @@ impl Core {
                     relaying.unfreed.push(unfreed);
                 }
             }
-            Some(LockWait::OfDead { room, noted }) => self.freed_of_dead(room, noted, outcome),
+            Some(LockWait::OfDead { room, noted, responder }) => {
+                responder.resolve(outcome.map(|locked| self.freed_of_dead(&room, noted, &locked)).map_err(Into::into));
+            }
             Some(LockWait::Forced { room, field, responder }) => {
                 self.forced_elsewhere(&room, &field, outcome, responder)
             }
@@ -321,24 +323,20 @@ impl Core {
     }
 
     /// A node has died that held this lock: anybody may have it, and members are told that it has ended, unless its session
-    /// has taken it along to another node.
-    pub fn free_of_dead(&mut self, room: RoomName, noted: NotedLock) {
+    /// has taken it along to another node. Whoever asks for it asks again where the broker can't be reached.
+    pub fn free_of_dead(&mut self, room: RoomName, noted: NotedLock, responder: Responder<()>) {
+        let is_full = self.relaying.as_deref().is_some_and(|relaying| relaying.locks.len() >= CALLS_MAX);
+        if is_full {
+            return responder.resolve(Err(super::message::OVERLOADED.into()));
+        }
         let (field, action) = (noted.field.as_ref().into(), SharedLock::Free { token: Some(noted.token) });
-        self.call_lock(room.clone(), field, action, LockWait::OfDead { room, noted });
+        self.call_lock(room.clone(), field, action, LockWait::OfDead { room, noted, responder });
     }
 
-    fn freed_of_dead(&mut self, room: RoomName, noted: NotedLock, outcome: Result<Locked, Refused>) {
-        match outcome {
-            Ok(Locked::Elsewhere) => {}
-            Ok(_) => {
-                let NotedLock { field, token, owner, .. } = noted;
-                self.lock_event(&room, "lock.expired", &field, token, &holder(owner), |_| {});
-            }
-            Err(_) => {
-                if let Some(relaying) = self.relaying.as_deref_mut() {
-                    relaying.of_dead.push((room, noted));
-                }
-            }
+    fn freed_of_dead(&mut self, room: &RoomName, noted: NotedLock, locked: &Locked) {
+        if *locked != Locked::Elsewhere {
+            let NotedLock { field, token, owner, .. } = noted;
+            self.lock_event(room, "lock.expired", &field, token, &holder(owner), |_| {});
         }
     }
 
@@ -353,7 +351,7 @@ impl Core {
         }
     }
 
-    fn free_shared(&mut self, unfreed: Unfreed) {
+    pub(super) fn free_shared(&mut self, unfreed: Unfreed) {
         let (room, field) = (unfreed.room.clone(), unfreed.field.clone());
         let action = SharedLock::Free { token: Some(unfreed.token) };
         self.call_lock(room, field, action, LockWait::Freed(unfreed));
@@ -362,14 +360,13 @@ impl Core {
     /// Says once more what the broker did not take; to be called once a second.
     pub(super) fn free_again(&mut self) {
         let now_ms = self.now.monotonic_us / 1000;
+        // What came is told first: before that the broker frees nothing through this node.
+        let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
+        unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
         let unfreed = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unfreed));
         for unfreed in unfreed.into_iter().flatten().filter(|unfreed| unfreed.until_ms > now_ms) {
             self.free_shared(unfreed);
         }
-        let of_dead = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.of_dead));
-        of_dead.into_iter().flatten().for_each(|(room, noted)| self.free_of_dead(room, noted));
-        let unmoved = self.relaying.as_deref_mut().map(|relaying| std::mem::take(&mut relaying.unmoved));
-        unmoved.into_iter().flatten().for_each(|moved| self.tell_moved(moved));
         self.look_after_left();
     }
 

@@ -54,10 +54,11 @@ pub(super) fn start(hub: &Hub, intake: Intake) -> Result<(), crate::broker::Star
                 hub.node_event(event);
             }
         }),
-        lock: Box::new(move |room, noted| {
-            if let Some(hub) = for_locks() {
-                hub.ask_room_with(room, |room| Request::FreeOfDead { room, noted });
-            }
+        lock: Arc::new(move |room, noted| {
+            let Some(hub) = for_locks() else { return Pending::ready(Ok(())) };
+            let ((responder, pending), noted) = (pending(), Box::new(noted));
+            hub.ask_room_with(room, |room| Request::FreeOfDead { room, noted, responder });
+            pending
         }),
         presence: Arc::new(move |room, told, is_there| match for_presence() {
             Some(hub) => hub.tell_presence(room, told, is_there),

@@ -191,8 +191,9 @@ impl State {
 
     /// Frees what a connection's session holds, because it takes another one up.
     pub fn free_locks_of(&mut self, conn: ConnKey) {
-        let locks = self.client_mut(conn).and_then(Client::locks_mut);
-        let held = locks.map(|locks| std::mem::take(&mut locks.held)).unwrap_or_default();
+        let Some(client) = self.client_mut(conn) else { return };
+        let held = client.locks_mut().map(|locks| std::mem::take(&mut locks.held)).unwrap_or_default();
+        client.tidy_locks();
         self.core.free_locks(held, Freed::SessionEnded);
     }
 

@@ -307,7 +307,9 @@ pub enum Request {
         /// The room.
         room: RoomName,
         /// The lock.
-        noted: NotedLock,
+        noted: Box<NotedLock>,
+        /// Is told when the broker has answered.
+        responder: Responder<()>,
     },
     /// The journal or the broker has something to tell: it stands in their links.
     Look,

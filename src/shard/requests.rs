@@ -15,6 +15,9 @@ use crate::hub::rules::Rules;
 use crate::wire::codes::close;
 use crate::wire::json::write_u64;
 
+/// How long the end of a drain waits for what the hub owes the broker; a look at a lock that has left takes a second.
+const OWES_MS: u64 = 3000;
+
 impl State {
     /// Carries out a request; what needs the driver is given back.
     pub fn request(&mut self, request: Request) -> Option<ForDriver> {
@@ -94,7 +97,7 @@ impl State {
                 }
             }
             // Looked at in every turn that there is.
-            Request::FreeOfDead { room, noted } => self.core.free_of_dead(room, noted),
+            Request::FreeOfDead { room, noted, responder } => self.core.free_of_dead(room, *noted, responder),
             Request::Look => {}
             Request::Verdict { conn, verdict } => self.verdict(conn, verdict),
             Request::EngineOpen { head, origin, responder } => self.open_polled(&head, origin, responder),
@@ -168,6 +171,9 @@ impl State {
         let others_are_gone = self.stopping || self.mesh.connections.load(Ordering::Relaxed) == 0;
         // Who publishes over HTTP waits for the journal's or the broker's answer too, unless all is to end at once.
         let is_answered = self.stopping || !(self.core.awaits_journal() || self.core.awaits_broker());
-        self.drain.is_some() && self.connections.is_empty() && others_are_gone && is_answered
+        let is_over = self.connections.is_empty() && others_are_gone && is_answered;
+        // What the hub itself owes is waited for as well, not longer than a broker that is there takes.
+        let is_late = |drain: Drain| self.now_ms() >= drain.began_ms + drain.over_ms + OWES_MS;
+        self.drain.is_some_and(|drain| is_over && (self.stopping || !self.core.owes_broker() || is_late(drain)))
     }
 }

@@ -67,6 +67,13 @@ struct Moving {
     holds: BTreeMap<&'static str, Belief>,
 }
 
+/// A lock of a dead node that another one is to free.
+struct Freeing {
+    room: String,
+    lock: NotedLock,
+    answer: Pin<Box<Pending<()>>>,
+}
+
 struct Run {
     rng: Rng,
     nodes: Vec<Node>,
@@ -74,6 +81,8 @@ struct Run {
     alive: Vec<usize>,
     /// What each has noted of the locks that it holds, by room and number: others free them should it die.
     noted: Vec<BTreeMap<(String, u64), NotedLock>>,
+    /// Locks of dead nodes that are being freed.
+    freeing: Vec<Freeing>,
     /// Since when the link of each is up.
     up_since_ms: Vec<u64>,
     exchange: Exchange,
@@ -118,6 +127,7 @@ impl Run {
             alive,
             noted,
             up_since_ms,
+            freeing: Vec::new(),
             exchange,
             actors,
             moving,
@@ -193,6 +203,7 @@ impl Run {
         self.note();
         self.actors.iter_mut().for_each(|actor| actor.client.poll());
         self.arrive();
+        self.free();
     }
 
     fn note(&mut self) {
@@ -225,12 +236,29 @@ impl Run {
         self.alive.retain(|one| *one != node);
         self.actors.retain(|actor| actor.node != node);
         self.moving.retain(|moving| moving.to != node);
-        for (name, lock) in std::mem::take(&mut self.noted[node]) {
-            let to = self.a_living_node();
-            let node = &self.nodes[to];
-            let room = node.hasher.room(&name.0);
-            let home = usize::from(room.home(node.shards() as u16).0);
-            node.request(home, Request::FreeOfDead { room, noted: lock });
+        for ((room, _), lock) in std::mem::take(&mut self.noted[node]) {
+            self.free_of_dead(room, lock);
+        }
+    }
+
+    fn free_of_dead(&mut self, room: String, lock: NotedLock) {
+        let to = self.a_living_node();
+        let node = &self.nodes[to];
+        let name = node.hasher.room(&room);
+        let home = usize::from(name.home(node.shards() as u16).0);
+        let (responder, answer) = pending();
+        node.request(home, Request::FreeOfDead { room: name, noted: Box::new(lock.clone()), responder });
+        self.freeing.push(Freeing { room, lock, answer: Box::pin(answer) });
+    }
+
+    /// Whoever cleans up asks again where the broker could not be reached.
+    fn free(&mut self) {
+        for mut freeing in std::mem::take(&mut self.freeing) {
+            match freeing.answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => self.freeing.push(freeing),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => self.free_of_dead(freeing.room, freeing.lock),
+            }
         }
     }
 
@@ -295,12 +323,18 @@ impl Run {
             let Run { exchange, nodes, rng, actors, .. } = self;
             exchange::settle(exchange, nodes, rng, || actors.iter_mut().for_each(|actor| actor.client.poll()));
             self.note();
-            if self.moving.is_empty() {
+            let under_way = self.moving.len();
+            let freeing = self.freeing.len();
+            if under_way + freeing == 0 {
                 return;
             }
-            let under_way = self.moving.len();
             self.arrive();
-            assert!(self.moving.len() < under_way, "whoever wants a session is answered");
+            self.free();
+            assert!(self.moving.len() < under_way || under_way == 0, "whoever wants a session is answered");
+            // Where the broker can't be reached it goes on later.
+            if under_way == 0 && self.freeing.len() == freeing {
+                return;
+            }
         }
     }
 

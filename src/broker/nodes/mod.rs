@@ -62,8 +62,8 @@ pub type Answering = Pin<Box<dyn Future<Output = Result<Vec<u8>, HubError>> + Se
 /// Tells members of a room who has come (true) or gone.
 pub type TellPresence = Arc<dyn Fn(&str, Bytes, bool) -> Pending<()> + Send + Sync>;
 
-/// Frees a lock in a room.
-pub type FreeLock = Box<dyn Fn(&str, NotedLock) + Send>;
+/// Frees a lock in a room that a dead node held.
+pub type FreeLock = Arc<dyn Fn(&str, NotedLock) -> Pending<()> + Send + Sync>;
 
 /// What a node does for others, and about them.
 pub struct Service {

@@ -79,6 +79,8 @@ pub(super) struct Presence {
     here: HashMap<Box<str>, Here>,
     /// Who is not any more, with what members are told.
     left: HashMap<Box<str>, Bytes>,
+    /// Who came and went without members having been told, and may have been written meanwhile.
+    in_doubt: BTreeSet<Box<str>>,
     /// Fields that have to be written.
     changed: BTreeSet<Box<str>>,
     /// Fields of sessions that go to another node, and when it is to be seen whether they have come there.
@@ -94,6 +96,8 @@ struct Here {
     told: Bytes,
     /// Whether members know of it.
     is_known: bool,
+    /// Whether it may have been written, though no answer said so.
+    is_in_doubt: bool,
 }
 
 /// Something to be written.
@@ -113,6 +117,20 @@ pub(super) enum ChangeKind {
     Again,
     /// It is not there any more.
     Left,
+    /// It is not there any more, and nobody was told that it was.
+    Undone,
+}
+
+impl ChangeKind {
+    /// Whether it is there no more.
+    pub(super) fn is_absent(self) -> bool {
+        matches!(self, ChangeKind::Left | ChangeKind::Undone)
+    }
+
+    /// Whether members are to be told.
+    pub(super) fn is_news(self) -> bool {
+        matches!(self, ChangeKind::Entered | ChangeKind::Left)
+    }
 }
 
 /// Stands between room and session in the name of a field; neither has control characters.
@@ -150,11 +168,18 @@ impl Presence {
             // Who comes back before it was told to have left was there all the time.
             let has_left = self.left.remove(&field).is_some();
             let is_known = has_left || self.here.get(&field).is_some_and(|here| here.is_known);
-            self.here.insert(field.clone(), Here { told, is_known });
+            let is_in_doubt =
+                self.in_doubt.remove(&field) || self.here.get(&field).is_some_and(|here| here.is_in_doubt);
+            self.here.insert(field.clone(), Here { told, is_known, is_in_doubt });
         } else {
             match self.here.remove(&field) {
                 Some(here) if here.is_known => drop(self.left.insert(field.clone(), told)),
-                // Gone before anybody was told that it came.
+                // Gone before anybody was told that it came, but it may be written.
+                Some(here) if here.is_in_doubt => {
+                    self.in_doubt.insert(field.clone());
+                    self.changed.insert(field);
+                    return;
+                }
                 Some(_) => {
                     self.changed.remove(&field);
                     return;
@@ -198,6 +223,8 @@ impl Presence {
                 changes.push(Change { told: here.told.clone(), field, kind });
             } else if let Some(told) = self.left.remove(&field) {
                 changes.push(Change { field, told, kind: ChangeKind::Left });
+            } else if self.in_doubt.remove(&field) {
+                changes.push(Change { field, told: Bytes::new(), kind: ChangeKind::Undone });
             }
         }
         changes
@@ -208,7 +235,8 @@ impl Presence {
         for Change { field, told, kind } in changes {
             match (kind, self.here.get_mut(&field)) {
                 (ChangeKind::Left, None) => drop(self.left.insert(field.clone(), told)),
-                (ChangeKind::Entered, Some(here)) => here.is_known = false,
+                (ChangeKind::Entered, Some(here)) => (here.is_known, here.is_in_doubt) = (false, true),
+                (ChangeKind::Undone, None) => drop(self.in_doubt.insert(field.clone())),
                 _ => {}
             }
             self.changed.insert(field);
@@ -220,6 +248,7 @@ impl Presence {
         self.changed.extend(self.here.keys().cloned());
         if all_left {
             self.left.clear();
+            self.in_doubt.clear();
             self.here.values_mut().for_each(|here| here.is_known = false);
         }
     }
@@ -286,6 +315,29 @@ mod tests {
         presence.set("project:1", "u", told(), Presenting::Left, 0);
         assert_eq!(kinds(&presence.next(10)), [("project:1\tt", ChangeKind::Left)]);
         assert_eq!(room_of("project:1\tt"), "project:1");
+    }
+
+    #[test]
+    fn who_has_gone_before_it_was_known_whether_it_was_written_is_taken_out() {
+        let mut presence = Presence::default();
+        presence.set("project:1", "s", told(), Presenting::There, 0);
+        let sent = presence.next(10);
+        presence.not_written(sent);
+        presence.set("project:1", "s", told(), Presenting::Left, 0);
+        let sent = presence.next(10);
+        assert_eq!(kinds(&sent), [("project:1\ts", ChangeKind::Undone)], "nobody was told that it came");
+        presence.not_written(sent);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Undone)]);
+        assert_eq!(presence.next(10), []);
+        presence.set("project:1", "s", told(), Presenting::There, 0);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Entered)]);
+        // On its way when it leaves, and the answer gets lost.
+        let mut presence = Presence::default();
+        presence.set("project:1", "s", told(), Presenting::There, 0);
+        let sent = presence.next(10);
+        presence.set("project:1", "s", told(), Presenting::Left, 0);
+        presence.not_written(sent);
+        assert_eq!(kinds(&presence.next(10)), [("project:1\ts", ChangeKind::Left)]);
     }
 
     #[test]

@@ -28,10 +28,11 @@ use super::calls::{Failure, Frame, LONG_MS, Pending};
 use super::keys::{Keys, parse_run, run_text};
 use super::members::{Beat, Event, Members, NodeInfo, Was};
 use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
-use super::{Asked, Call, ClaimFailure, Handle, Service, Task, Tell, TellPresence};
+use super::{Asked, Call, ClaimFailure, FreeLock, Handle, Service, Task, Tell, TellPresence};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
 use crate::broker::redis::scripts::Scripts;
-use crate::hub::reply::HubError;
+use crate::hub::reply::{self, HubError};
+use crate::hub::shared_locks::NotedLock;
 use crate::wire::codes::ErrorCode;
 
 /// Calls of others that are carried out at a time; beyond it they are refused.
@@ -515,7 +516,7 @@ impl Worker {
                 self.send(command, move |answer| What::Claimed { claims, answer });
             }
             if !changes.is_empty() {
-                let told = |change: &Change| (change.kind != ChangeKind::Left).then(|| change.told.clone());
+                let told = |change: &Change| (!change.kind.is_absent()).then(|| change.told.clone());
                 let fields: Vec<_> = changes.iter().map(|change| (change.field.clone(), told(change))).collect();
                 let fields = fields.iter().map(|(field, told)| (&**field, told.as_deref()));
                 let command = self.keys.present_changes(self.run, fields);
@@ -618,14 +619,16 @@ impl Worker {
     fn freed(&mut self, node: NodeInfo, outcome: Result<LeftBehind, RedisError>) {
         match outcome {
             Ok(LeftBehind { locks, absent }) => {
-                for (field, told) in locks {
-                    if let Ok(noted) = serde_json::from_slice(&told) {
-                        (self.service.lock)(room_of(&field), noted);
-                    }
-                }
-                let presence = self.service.presence.clone();
+                let (lock, presence) = (self.service.lock.clone(), self.service.presence.clone());
                 self.spawn(async move {
                     // As many at a time as the way through the broker always has room for.
+                    for part in locks.chunks(TOLD_AT_ONCE) {
+                        let freed = part.iter().map(|(field, noted)| free_lock(&lock, room_of(field), noted, node.run));
+                        if join_all(freed).await.contains(&false) {
+                            // What it had stays in the registry; this node, or another one, is asked again later.
+                            return What::Nothing;
+                        }
+                    }
                     for part in absent.chunks(TOLD_AT_ONCE) {
                         let told = part.iter().map(|(field, told)| tell(&presence, room_of(field), told, false));
                         join_all(told).await;
@@ -727,7 +730,7 @@ impl Worker {
     /// Tells of who came or went where no other node has them.
     fn tell_presence(&self, changes: &[Change], alone: &[Value]) {
         let alone = changes.iter().zip(alone).filter(|(_, alone)| **alone == Value::Int(1)).map(|(change, _)| change);
-        let told = alone.filter(|change| change.kind != ChangeKind::Again && !is_of_lock(&change.field));
+        let told = alone.filter(|change| change.kind.is_news() && !is_of_lock(&change.field));
         let told: Vec<Change> = told.cloned().collect();
         if told.is_empty() {
             return;
@@ -851,14 +854,30 @@ impl Worker {
 
 /// Tells members of a room who has come or gone; again where that can't be taken at the moment.
 async fn tell(presence: &TellPresence, room: &str, told: &Bytes, is_there: bool) {
-    for _ in 0..TELL_TRIES {
-        match presence(room, told.clone(), is_there).await {
-            Ok(()) => return,
+    if let Err(error) = insist(|| presence(room, told.clone(), is_there)).await {
+        tracing::warn!(room, is_there, %error, "members could not be told of presence");
+    }
+}
+
+/// Frees a lock that a dead node had noted; likewise. False where the broker takes nothing.
+async fn free_lock(free: &FreeLock, room: &str, noted: &[u8], dead: u64) -> bool {
+    let Ok(noted) = serde_json::from_slice::<NotedLock>(noted) else { return true };
+    let outcome = insist(|| free(room, NotedLock { node: dead, ..noted.clone() })).await;
+    if let Err(error) = &outcome {
+        tracing::warn!(room, %error, "a lock of a dead node is not free yet");
+    }
+    outcome.is_ok()
+}
+
+/// Asks until it is answered, where it was only too early.
+async fn insist(ask: impl Fn() -> reply::Pending<()>) -> Result<(), HubError> {
+    for _ in 1..TELL_TRIES {
+        match ask().await {
             Err(error) if error.code == ErrorCode::Unavailable => tokio::time::sleep(TELL_WAIT).await,
-            Err(error) => return tracing::warn!(room, is_there, %error, "members could not be told of presence"),
+            outcome => return outcome,
         }
     }
-    tracing::warn!(room, is_there, "members were not told of presence: the broker takes nothing");
+    ask().await
 }
 
 /// What a dead node had, by field of its hash.
@@ -1013,7 +1032,7 @@ mod tests {
                 }
             }),
             presence: Arc::new(|_, _, _| crate::hub::reply::Pending::ready(Ok(()))),
-            lock: Box::new(|_, _| ()),
+            lock: Arc::new(|_, _| reply::Pending::ready(Ok(()))),
             taken: Box::new(|_| ()),
             late: Box::new(|_, _| ()),
         };
