@@ -39,6 +39,42 @@ fn no_two_sessions_of_whatever_nodes_hold_a_field_at_a_time() {
     for_each_seed(SEEDS, |seed| Run::new(seed).run());
 }
 
+/// Whoever cleans up behind a node that has ended can't know that another one is about to tell of a lock.
+#[test]
+fn a_node_that_drains_waits_for_locks_that_have_just_left_it() {
+    let mut run = Run::new(4);
+    run.actors.push(Actor {
+        node: 0,
+        client: Client::connect(&run.nodes[0], 0, "/ws", ""),
+        seen: 0,
+        asked: BTreeMap::new(),
+        holds: BTreeMap::new(),
+        resumes: None,
+    });
+    run.settle();
+    run.actors[0].client.send("lock.acquire", json!({"room": ROOM, "field": FIELDS[0], "ttl_s": 60}));
+    run.settle();
+    // It comes to the other node, which says nothing of it to the broker.
+    run.exchange.set_up(1, false);
+    while run.moving.is_empty() {
+        run.leave_for_another_node();
+    }
+    for shard in 0..run.nodes[0].shards() {
+        run.nodes[0].request(shard, Request::Drain { over_ms: 0, spread_ms: 0 });
+    }
+    let is_running = |run: &Run| (0..run.nodes[0].shards()).any(|shard| run.nodes[0].is_running(shard));
+    let pass = |run: &mut Run, tenths: usize| {
+        for _ in 0..tenths {
+            (0..20).for_each(|_| run.turn());
+            run.pass(100);
+        }
+    };
+    pass(&mut run, 25);
+    assert!(is_running(&run), "it is not known yet what became of the lock");
+    pass(&mut run, 10);
+    assert!(!is_running(&run), "it can't be waited for for ever");
+}
+
 /// What a client believes to hold.
 #[derive(Debug, Clone, Copy)]
 struct Belief {
