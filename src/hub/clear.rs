@@ -62,9 +62,9 @@ impl Core {
                 home.forget_all_keys();
             }
         }
-        let (events, before) = (home.log.events(), home.log.bytes());
-        home.log.let_go_before(log_from);
-        let (gone, after) = (events - home.log.events(), home.log.bytes());
+        let (events, before) = (home.log().events(), home.log().bytes());
+        home.shorten_log(|log| log.let_go_before(log_from));
+        let (gone, after) = (events - home.log().events(), home.log().bytes());
         self.log_bytes = (self.log_bytes + after).saturating_sub(before);
         self.durable_log_changed(before, after);
         self.rooms.forget_if_idle(id);

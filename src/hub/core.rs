@@ -484,7 +484,7 @@ impl Core {
                 let mut home = Box::new(Home::new(ids.epoch(), place));
                 let ack = journaling.as_ref().and_then(|_| rules.durable(place));
                 if let Some(ack) = ack {
-                    home.rare().durable = Some(Box::new(Durable::new(ack)));
+                    home.contents().durable = Some(Box::new(Durable::new(ack)));
                 }
                 Core::relayed_home(relaying, name, &mut home);
                 home

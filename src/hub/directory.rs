@@ -1,21 +1,23 @@
 //! What a shard is home to besides rooms: client ids (each held by one connection), users (each with a bounded number of
 //! connections) and network addresses (each with a bounded number and rate of connections).
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
 
 use super::batch::Address;
 use super::message::ClaimRefused;
 use crate::ring::Now;
+use crate::session::ClientId;
 use crate::session::limits::TokenBucket;
 
 /// The directories of a shard.
 #[derive(Debug)]
 pub struct Directory {
-    clients: HashMap<Arc<str>, Address, FixedState>,
+    clients: Clients,
     users: HashMap<Arc<str>, u32, FixedState>,
     peers: HashMap<IpAddr, Peer, FixedState>,
     swept_us: u64,
@@ -41,7 +43,7 @@ impl Directory {
     pub fn new(seed: u64) -> Directory {
         let state = FixedState::with_seed(seed);
         Directory {
-            clients: HashMap::with_hasher(state.clone()),
+            clients: Clients { held: Vec::new(), places: HashTable::new(), state: state.clone() },
             users: HashMap::with_hasher(state.clone()),
             peers: HashMap::with_hasher(state),
             swept_us: 0,
@@ -49,29 +51,18 @@ impl Directory {
     }
 
     /// Reserves a client id.
-    pub fn claim_client(&mut self, client_id: Arc<str>, address: Address) -> Result<(), ClaimRefused> {
-        match self.clients.entry(client_id) {
-            hashbrown::hash_map::Entry::Occupied(_) => Err(ClaimRefused::Taken),
-            hashbrown::hash_map::Entry::Vacant(place) => {
-                place.insert(address);
-                Ok(())
-            }
-        }
+    pub fn claim_client(&mut self, client_id: ClientId, address: Address) -> Result<(), ClaimRefused> {
+        if self.clients.claim(client_id, address) { Ok(()) } else { Err(ClaimRefused::Taken) }
     }
 
     /// Frees a client id, if that connection has it.
     pub fn release_client(&mut self, client_id: &str, address: Address) {
-        if self.clients.get(client_id) == Some(&address) {
-            self.clients.remove(client_id);
-            if self.clients.len() * 8 < self.clients.capacity() && self.clients.capacity() > 1024 {
-                self.clients.shrink_to(self.clients.len() * 2);
-            }
-        }
+        self.clients.release(client_id, address);
     }
 
     /// Who has a client id.
     pub fn client(&self, client_id: &str) -> Option<Address> {
-        self.clients.get(client_id).copied()
+        self.clients.get(client_id)
     }
 
     /// Counts one more connection of a user; `connections_max` 0 is no limit.
@@ -142,13 +133,75 @@ impl Directory {
 
     /// Client ids, users and addresses held.
     pub fn len(&self) -> (usize, usize, usize) {
-        (self.clients.len(), self.users.len(), self.peers.len())
+        (self.clients.held.len(), self.users.len(), self.peers.len())
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         self.len() == (0, 0, 0)
     }
+}
+
+/// Who has which client id. Every connection has an entry, so that these stand close together, and the table, of which up to
+/// half is free, has only their places.
+#[derive(Debug)]
+struct Clients {
+    held: Vec<Held>,
+    places: HashTable<u32>,
+    state: FixedState,
+}
+
+#[derive(Debug)]
+struct Held {
+    client_id: ClientId,
+    address: Address,
+}
+
+impl Clients {
+    fn get(&self, client_id: &str) -> Option<Address> {
+        let place = self.places.find(self.state.hash_one(client_id), |place| is_at(&self.held, *place, client_id))?;
+        self.held.get(*place as usize).map(|held| held.address)
+    }
+
+    /// False where somebody has it already.
+    fn claim(&mut self, client_id: ClientId, address: Address) -> bool {
+        if self.get(&client_id).is_some() {
+            return false;
+        }
+        let Clients { held, places, state } = self;
+        places.insert_unique(state.hash_one(&*client_id), held.len() as u32, |place| hash_at(held, state, *place));
+        held.push(Held { client_id, address });
+        true
+    }
+
+    /// Nothing happens where another one has it.
+    fn release(&mut self, client_id: &str, address: Address) {
+        if self.get(client_id) != Some(address) {
+            return;
+        }
+        let Clients { held, places, state } = self;
+        let is_it = |place: &u32| is_at(held, *place, client_id);
+        let Ok(entry) = places.find_entry(state.hash_one(client_id), is_it) else { return };
+        let (place, _) = entry.remove();
+        held.swap_remove(place as usize);
+        // The last one has taken its place.
+        let last = held.len() as u32;
+        if let Some(place_of_last) = places.find_mut(hash_at(held, state, place), |place| *place == last) {
+            *place_of_last = place;
+        }
+        if held.len() * 8 < held.capacity() && held.capacity() > 1024 {
+            held.shrink_to(held.len() * 2);
+            places.shrink_to(held.len() * 2, |place| hash_at(held, state, *place));
+        }
+    }
+}
+
+fn is_at(held: &[Held], place: u32, client_id: &str) -> bool {
+    held.get(place as usize).is_some_and(|held| held.client_id == client_id)
+}
+
+fn hash_at(held: &[Held], state: &FixedState, place: u32) -> u64 {
+    held.get(place as usize).map_or(0, |held| state.hash_one(&*held.client_id))
 }
 
 #[cfg(test)]
@@ -174,6 +227,47 @@ mod tests {
         assert_eq!(directory.client("a"), Some(address(1)), "only its holder frees it");
         directory.release_client("a", address(1));
         assert_eq!(directory.claim_client("a".into(), address(2)), Ok(()));
+    }
+
+    #[test]
+    fn client_ids_are_found_by_whoever_has_them_while_others_come_and_go() {
+        let mut directory = Directory::new(2);
+        let mut held = std::collections::HashMap::new();
+        let mut random = fastrand::Rng::with_seed(7);
+        for step in 0..20_000u32 {
+            // A crowd comes, and most of it leaves again.
+            let id =
+                format!("client-{}-of-those-that-are-there", random.u32(0..if step < 10_000 { 6000 } else { 500 }));
+            let is_new = !held.contains_key(&id);
+            assert_eq!(directory.claim_client(id.as_str().into(), address(step)).is_ok(), is_new);
+            held.entry(id.clone()).or_insert(step);
+            assert_eq!(directory.client(&id), held.get(&id).map(|slot| address(*slot)));
+            let leaves = if step < 10_000 { random.u32(0..3) == 0 } else { true };
+            if let Some(gone) = held.keys().next().cloned().filter(|_| leaves) {
+                directory.release_client(&gone, address(held[&gone] + 1));
+                assert!(directory.client(&gone).is_some(), "only its holder frees it");
+                directory.release_client(&gone, address(held[&gone]));
+                held.remove(&gone);
+                assert_eq!(directory.client(&gone), None);
+            }
+            assert_eq!(directory.len().0, held.len());
+        }
+        for (id, slot) in &held {
+            assert_eq!(directory.client(id), Some(address(*slot)));
+        }
+        for (id, slot) in held {
+            directory.release_client(&id, address(slot));
+        }
+        assert!(directory.is_empty());
+        assert!(
+            directory.clients.held.capacity() <= 1024 && directory.clients.places.capacity() <= 2048,
+            "memory is given back"
+        );
+    }
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Held>() <= 40, "every connection has one");
     }
 
     #[test]

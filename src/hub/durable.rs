@@ -129,7 +129,7 @@ impl Core {
         let mut home = Box::new(Home::new(epoch, place));
         home.seq = seq;
         let held_until_ms = self.now.monotonic_us / 1000 + self.limits.session_away_ms;
-        home.rare().durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
+        home.contents().durable = Some(Box::new(Durable { given: seq, held_until_ms, ..Durable::new(ack) }));
         let bounds = self.rules.log(place);
         for stored in batches {
             for (at, key) in &stored.keys {
@@ -139,11 +139,11 @@ impl Core {
                 }
             }
             if let Some(batch) = stored.restore(name.clone(), &self.memory) {
-                home.log.push(Arc::new(batch), bounds);
+                home.contents().log.push(Arc::new(batch), bounds);
             }
         }
-        home.log.trim(bounds, self.now.unix_ms);
-        let bytes = home.log.bytes();
+        home.shorten_log(|log| log.trim(bounds, self.now.unix_ms));
+        let bytes = home.log().bytes();
         self.log_bytes += bytes;
         self.durable_log_changed(0, bytes);
         let id = self.rooms.ensure(&name);
@@ -211,10 +211,10 @@ impl Core {
         }
         let durable = home.durable_mut().ok_or(OVERLOADED)?;
         durable.waiting.push(Waiting { reply, published, key });
-        let first = home.open.is_none();
+        let first = !home.has_open();
         let rules = home.rules;
         let event = Event { room: room.as_str(), kind: &kind, seq, data: &data };
-        let open = home.open.get_or_insert_default();
+        let open = home.contents().open.get_or_insert_default();
         if first {
             open.received_us = received_us;
             self.unsealed.push(id);
@@ -271,7 +271,7 @@ impl Core {
     /// Sends a sealed batch on its way.
     pub(super) fn hand_to_journal(&mut self, id: RoomId, batch: Arc<Batch>) {
         let Some(home) = self.rooms.get_mut(id).and_then(|room| room.home.as_deref_mut()) else { return };
-        let (epoch, log_from) = (home.epoch, home.log.first_seq().unwrap_or(home.seq + 1));
+        let (epoch, log_from) = (home.epoch, home.log().first_seq().unwrap_or(home.seq + 1));
         let place = home.rules;
         let Some(durable) = home.durable_mut() else { return };
         let Some(journaling) = self.journaling.as_deref_mut() else { return };
@@ -363,7 +363,7 @@ impl Core {
         durable.pending = 0;
         let waiting = std::mem::take(&mut durable.waiting);
         home.forget_keys(|keys| keys.forget_after(acknowledged));
-        if let Some(open) = home.open.take() {
+        if let Some(open) = home.take_open() {
             let lost = Arc::new(open.seal(room.name.clone(), &self.memory, self.now.unix_ms));
             self.unsealed.retain(|one| *one != id);
             self.refuse_waiting(&lost, waiting);
@@ -420,7 +420,7 @@ impl Core {
         if durable.held_until_ms <= now_ms {
             durable.held_until_ms = 0;
         }
-        let (epoch, log_from) = (home.epoch, home.log.first_seq().unwrap_or(home.seq + 1));
+        let (epoch, log_from) = (home.epoch, home.log().first_seq().unwrap_or(home.seq + 1));
         let room = room.name.clone();
         if freed > 0 {
             self.durable_log_changed(freed, 0);

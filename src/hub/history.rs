@@ -38,7 +38,7 @@ impl Core {
         let (seq, epoch) = (home.seq, home.epoch);
         let mut state = RoomState { seq, epoch, recovered: true, replayed: 0, missed: Some(0) };
         let Some(since) = since else { return Some((state, None)) };
-        let first = home.log.first_seq().unwrap_or(seq + 1);
+        let first = home.log().first_seq().unwrap_or(seq + 1);
         // From which number on, and whether anything before it counts as missed or can't be known.
         let (after, unknown) = match since {
             Since::Seq { seq: last, epoch: at } => {
@@ -46,19 +46,19 @@ impl Core {
                 // A log of another life: all of this one is new to the client, what the other had can't be known.
                 if same && *last <= seq { (*last, false) } else { (0, true) }
             }
-            Since::Last(count) => (home.log.before_last(*count, seq), false),
+            Since::Last(count) => (home.log().before_last(*count, seq), false),
             Since::Seconds(_) | Since::Time(_) => {
                 let from_ms = match since {
                     Since::Time(unix_ms) => *unix_ms,
                     Since::Seconds(seconds) => now_ms.saturating_sub(seconds.saturating_mul(1000)),
                     Since::Seq { .. } | Since::Last(_) => now_ms,
                 };
-                let after = home.log.before_time(from_ms, seq);
+                let after = home.log().before_time(from_ms, seq);
                 // Events from before the log's beginning may have been in that time as well.
                 (after, after + 1 == first && first > 1)
             }
         };
-        let excerpt = home.log.after(after, seq, usize::MAX);
+        let excerpt = home.log().after(after, seq, usize::MAX);
         let missed = excerpt.missing.map_or(0, |(from, to)| to + 1 - from);
         let mut batches = self.selected(excerpt.batches, selection);
         batches.retain(|batch| batch.events.iter().any(|event| event.exclude != Some(address)));
@@ -93,7 +93,7 @@ impl Core {
         // Where there is no room any more the reader has left it; it is answered all the same, since it waits.
         let excerpt = home.map_or_else(
             || Excerpt { to_seq: after_seq, complete: true, ..Excerpt::default() },
-            |home| home.log.after(after_seq, home.seq, bytes_max),
+            |home| home.log().after(after_seq, home.seq, bytes_max),
         );
         let mut pieces = Vec::new();
         match excerpt.missing {
@@ -153,8 +153,8 @@ impl Core {
         if home.is_durable() {
             return self.clear_durable(id, responder);
         }
-        let (events, bytes) = (home.log.events(), home.log.bytes());
-        home.log.clear();
+        let (events, bytes) = (home.log().events(), home.log().bytes());
+        home.clear_log();
         home.forget_all_keys();
         self.log_bytes = self.log_bytes.saturating_sub(bytes);
         self.rooms.forget_if_idle(id);
@@ -169,10 +169,10 @@ impl Core {
         };
         let bounds = self.rules.log(bounds);
         let Some(home) = self.home_mut(id) else { return };
-        let before = home.log.bytes();
-        home.log.push(batch.clone(), bounds);
+        let before = home.log().bytes();
+        home.contents().log.push(batch.clone(), bounds);
         home.log_is_fresh = true;
-        let (after, is_durable) = (home.log.bytes(), home.is_durable());
+        let (after, is_durable) = (home.log().bytes(), home.is_durable());
         self.log_bytes = (self.log_bytes + after).saturating_sub(before);
         if is_durable {
             self.durable_log_changed(before, after);
@@ -192,15 +192,15 @@ impl Core {
             self.hand = self.hand.wrapping_add(1);
             looked_at += 1;
             let Some(home) = self.home_mut(id) else { continue };
-            if std::mem::take(&mut home.log_is_fresh) && looked_at <= places || home.log.is_empty() || id == newest {
+            if std::mem::take(&mut home.log_is_fresh) && looked_at <= places || home.log().is_empty() || id == newest {
                 continue;
             }
             // Those of durable rooms have a bound of their own, which their publishers are told of.
             if home.is_durable() {
                 continue;
             }
-            let bytes = home.log.bytes();
-            home.log.clear();
+            let bytes = home.log().bytes();
+            home.clear_log();
             if let Some(relayed) = home.relayed_mut() {
                 relayed.note_thin();
             }
@@ -225,9 +225,9 @@ impl Core {
             let Some(rules) = self.home_mut(id).map(|home| home.rules) else { continue };
             let bounds = self.rules.log(rules);
             let Some(home) = self.home_mut(id) else { continue };
-            let before = home.log.bytes();
-            home.log.trim(bounds, now_ms);
-            let freed = before - home.log.bytes();
+            let before = home.log().bytes();
+            home.shorten_log(|log| log.trim(bounds, now_ms));
+            let freed = before - home.log().bytes();
             home.forget_keys(|keys| keys.forget_old(now_ms));
             self.log_bytes = self.log_bytes.saturating_sub(freed);
             self.sweep_durable(id, freed);
@@ -287,10 +287,10 @@ fn write_history(
             let same = epoch.as_ref().is_none_or(|at| **at == *epoch_text(home.epoch));
             if same { *seq } else { 0 }
         }
-        Some(Since::Last(count)) => home.log.before_last(*count, home.seq),
-        Some(Since::Time(unix_ms)) => home.log.before_time(*unix_ms, home.seq),
+        Some(Since::Last(count)) => home.log().before_last(*count, home.seq),
+        Some(Since::Time(unix_ms)) => home.log().before_time(*unix_ms, home.seq),
         Some(Since::Seconds(seconds)) => {
-            home.log.before_time(now_ms.saturating_sub(seconds.saturating_mul(1000)), home.seq)
+            home.log().before_time(now_ms.saturating_sub(seconds.saturating_mul(1000)), home.seq)
         }
     };
     // In reverse, `since` names the event before which one wants to read.
@@ -298,7 +298,7 @@ fn write_history(
         Some(Since::Seq { seq, .. }) if reverse => *seq,
         _ => u64::MAX,
     };
-    let excerpt = home.log.after(if reverse { 0 } else { after }, home.seq, usize::MAX);
+    let excerpt = home.log().after(if reverse { 0 } else { after }, home.seq, usize::MAX);
     let events = excerpt.batches.iter().flat_map(|batch| batch.events.iter().map(move |event| (batch, event)));
     let wanted: Vec<_> = events.filter(|(_, event)| event.seq < before).collect();
     let mut ordered: Box<dyn Iterator<Item = _>> = Box::new(wanted.iter());

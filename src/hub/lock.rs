@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::batch::Address;
 use crate::auth::Identity;
 use crate::ring::Now;
+use crate::session::ClientId;
 use crate::session::SessionId;
 
 /// Refusals after which a lock is reserved for a session.
@@ -28,7 +29,7 @@ const WAITERS_MAX: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Holder {
     /// The connection that took or renewed it last.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The session, whose it is.
     pub session_id: SessionId,
     /// Whom that acts for.

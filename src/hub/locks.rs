@@ -444,7 +444,7 @@ impl Core {
         let page = (0, self.locks.last_serial);
         self.locks.calendar.insert(page, (room.clone(), field.clone()));
         if let Some(home) = self.home_mut(id) {
-            let locks = home.rare().locks.get_or_insert_default();
+            let locks = home.contents().locks.get_or_insert_default();
             locks.fields.insert(field.clone(), Entry { lock: Lock::default(), page });
             self.locks.rooms.insert(room.clone());
         }
@@ -476,7 +476,7 @@ impl Core {
             None => {
                 locks.fields.remove(field);
                 if locks.is_empty() {
-                    home.rare().locks = None;
+                    home.contents().locks = None;
                     home.tidy();
                     self.locks.rooms.remove(room);
                 }

@@ -55,6 +55,11 @@ pub struct Excerpt {
 }
 
 impl Log {
+    /// A log in which nothing is kept.
+    pub const fn new() -> Log {
+        Log { kept: None }
+    }
+
     /// Events kept.
     pub fn events(&self) -> usize {
         self.kept.as_ref().map_or(0, |kept| kept.events)

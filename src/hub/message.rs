@@ -17,6 +17,7 @@ use super::reply::{HubError, Responder};
 use super::selection::Selection;
 use super::view::ConnectionView;
 use crate::auth::{Identity, Withdrawn};
+use crate::session::ClientId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::{Reference, Refused, Since};
 
@@ -96,14 +97,14 @@ pub enum Message {
     /// To a client id's home: reserve it.
     ClaimClient {
         /// The id.
-        client_id: Arc<str>,
+        client_id: ClientId,
         /// For whom.
         address: Address,
     },
     /// To a client id's home: it is free again.
     ReleaseClient {
         /// The id.
-        client_id: Arc<str>,
+        client_id: ClientId,
         /// Who had it.
         address: Address,
     },

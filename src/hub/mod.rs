@@ -17,6 +17,7 @@ mod fan_out;
 pub mod history;
 pub mod ids;
 pub mod keys;
+mod lanes;
 mod linger;
 pub mod lock;
 pub mod lock_pages;

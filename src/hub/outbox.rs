@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::batch::FrameMemory;
 use super::chunks::Chunks;
+use super::lanes::Lanes;
 use crate::session::socketio::Spaces;
 use crate::wire::deflate;
 use crate::wire::extensions::{SERVER_WINDOW_BITS_MIN, WINDOW_BITS_MAX};
@@ -19,8 +20,6 @@ use crate::wire::variant::Variant;
 
 /// The least bound of the answers' lane, however small that of events is: a client that asks on and on and doesn't read is too slow as well.
 pub const ANSWERS_BYTES_MAX: usize = 256 * 1024;
-/// Chunks smaller than this are joined into one, so that they cost one send.
-const JOIN_BYTES_MAX: usize = 64 * 1024;
 
 /// Windows are counted from here on.
 const WINDOW_BITS_BELOW: u8 = SERVER_WINDOW_BITS_MIN - 1;
@@ -80,22 +79,16 @@ impl OutboxBounds {
 /// A connection's outbox.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    answers: Vec<u8>,
-    /// There only while something is in it.
-    urgent: Option<Box<Chunks>>,
-    events: Chunks,
-    /// Of both lanes of events.
-    events_bytes: usize,
+    /// There only while something waits: most connections are silent at a time, and spend a pointer on it.
+    lanes: Option<Box<Lanes>>,
     /// With the kernel, and how much of it counts as events.
     sending_bytes: u32,
     marks: Marks,
-    /// Of what its chunks are made. Here because this is where bytes are free, as it is for what follows.
+    /// Of what its chunks are made. Here because this is where bytes are free.
     protocol: Protocol,
-    /// The namespace of Socket.IO that the events of all rooms go to, counted from 1; 0 where none is noted.
-    space: u8,
 }
 
-/// What else holds for an outbox: a bit each, so that they take two bytes together.
+/// What else holds for an outbox: a bit or a few each, so that they take two bytes together.
 #[derive(Debug, Clone, Copy, Default)]
 struct Marks(u16);
 
@@ -115,6 +108,10 @@ impl Marks {
     const DIRTY: u16 = 1 << 7;
     /// Its connection may lag in some room.
     const MAY_LAG: u16 = 1 << 8;
+    /// Six bits from here on: the namespace of Socket.IO that the events of all rooms go to, counted from 1; 0 where none is
+    /// noted.
+    const SPACE_SHIFT: u32 = 9;
+    const SPACE: u16 = 0b11_1111 << Marks::SPACE_SHIFT;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -122,6 +119,15 @@ impl Marks {
 
     fn set(&mut self, mark: u16, holds: bool) {
         self.0 = if holds { self.0 | mark } else { self.0 & !mark };
+    }
+
+    /// The number in some of the bits.
+    fn number(self, bits: u16) -> u16 {
+        (self.0 & bits) >> bits.trailing_zeros()
+    }
+
+    fn set_number(&mut self, bits: u16, number: u16) {
+        self.0 = (self.0 & !bits) | ((number << bits.trailing_zeros()) & bits);
     }
 }
 
@@ -133,7 +139,7 @@ impl Outbox {
     /// With which window its messages may be compressed, as a power of two from 9 to 15; 0 where they may not.
     #[inline]
     pub fn deflate_bits(&self) -> u8 {
-        match (self.marks.0 & Marks::DEFLATE) >> Marks::DEFLATE_SHIFT {
+        match self.marks.number(Marks::DEFLATE) {
             0 => 0,
             above => WINDOW_BITS_BELOW + above as u8,
         }
@@ -141,8 +147,7 @@ impl Outbox {
 
     /// It was agreed with its peer how messages may be compressed.
     pub fn deflates(&mut self, window_bits: u8) {
-        let above = u16::from(window_bits.saturating_sub(WINDOW_BITS_BELOW)) << Marks::DEFLATE_SHIFT;
-        self.marks.0 = (self.marks.0 & !Marks::DEFLATE) | (above & Marks::DEFLATE);
+        self.marks.set_number(Marks::DEFLATE, u16::from(window_bits.saturating_sub(WINDOW_BITS_BELOW)));
     }
 
     /// Of what its chunks are made.
@@ -153,13 +158,14 @@ impl Outbox {
     /// The namespace of Socket.IO that the events of all rooms go to, where that was noted.
     #[inline]
     pub fn space(&self) -> Option<Spaces> {
-        self.space.checked_sub(1).map(|place| Spaces::of_bits(1 << place))
+        self.marks.number(Marks::SPACE).checked_sub(1).map(|place| Spaces::of_bits(1 << place))
     }
 
     /// Notes the namespaces that the events of all rooms go to, where it is one; of several, or none, nothing is noted.
     pub fn note_spaces(&mut self, spaces: Spaces) {
         let bits = spaces.bits();
-        self.space = if bits.is_power_of_two() { bits.trailing_zeros() as u8 + 1 } else { 0 };
+        let space = if bits.is_power_of_two() { bits.trailing_zeros() as u16 + 1 } else { 0 };
+        self.marks.set_number(Marks::SPACE, space);
     }
 
     /// Whether its connection may lag in some room, as far as was noted.
@@ -186,55 +192,61 @@ impl Outbox {
 
     /// Writes all that waits anew: `write` appends what is to be there in place of a chunk, which may be nothing.
     pub fn rewrite(&mut self, memory: &FrameMemory, write: impl Fn(&[u8], &mut Vec<u8>)) {
+        let Some(lanes) = self.lanes.as_deref_mut() else { return };
         let mut answers = Vec::new();
-        write(&self.answers, &mut answers);
-        self.answers = answers;
-        self.events_bytes = 0;
-        let urgent = self.urgent.as_deref_mut();
-        for lane in urgent.into_iter().chain([&mut self.events]) {
+        write(&lanes.answers, &mut answers);
+        lanes.answers = answers;
+        lanes.events_bytes = 0;
+        let urgent = lanes.urgent.as_deref_mut();
+        for lane in urgent.into_iter().chain([&mut lanes.events]) {
             let mut written = Chunks::None;
             while let Some(chunk) = lane.pop() {
                 let mut bytes = Vec::new();
                 write(&chunk, &mut bytes);
-                self.events_bytes += bytes.len();
+                lanes.events_bytes += bytes.len();
                 if !bytes.is_empty() {
                     written.push(&memory.share(bytes));
                 }
             }
             *lane = written;
         }
-        self.urgent.take_if(|urgent| urgent.is_empty());
-        if self.events.is_empty() {
-            self.marks.set(Marks::IN_LINE, false);
-        }
+        lanes.urgent.take_if(|urgent| urgent.is_empty());
+        self.tidy();
     }
 
     /// Bytes that wait or are being sent.
     pub fn bytes(&self) -> usize {
-        self.events_bytes + self.answers.len() + self.sending_bytes as usize
+        self.queued_bytes() + self.answers_bytes()
     }
 
     /// Bytes of events that wait.
+    #[inline]
     pub fn events_bytes(&self) -> usize {
-        self.events_bytes
+        self.lanes.as_deref().map_or(0, |lanes| lanes.events_bytes)
+    }
+
+    /// Bytes of answers that wait.
+    pub fn answers_bytes(&self) -> usize {
+        self.waiting_answers().len()
     }
 
     /// Bytes of events that wait or are being sent: what counts against the bounds.
     pub fn queued_bytes(&self) -> usize {
-        self.events_bytes + self.sending_bytes as usize
+        self.events_bytes() + self.sending_bytes as usize
     }
 
     /// Whether something waits on the way that an event of that lane would take.
     pub fn waits_in(&self, lane: Lane) -> bool {
+        let Some(lanes) = self.lanes.as_deref() else { return false };
         match lane {
-            Lane::Urgent if !self.marks.has(Marks::IN_LINE) => self.urgent.is_some(),
-            _ => !self.events.is_empty(),
+            Lane::Urgent if !self.marks.has(Marks::IN_LINE) => lanes.urgent.is_some(),
+            _ => !lanes.events.is_empty(),
         }
     }
 
     /// Whether nothing waits and nothing is being sent.
     pub fn is_empty(&self) -> bool {
-        !self.is_sending() && !self.is_held() && self.answers.is_empty() && self.events_bytes == 0
+        !self.is_sending() && !self.is_held() && self.lanes.as_deref().is_none_or(Lanes::is_empty)
     }
 
     /// Whether something waits because the kernel has not taken all of what was sent before, as far as was noted; and notes
@@ -261,35 +273,36 @@ impl Outbox {
         if queued > 0 && queued + chunk.len() > bytes_max {
             return Err(Full);
         }
-        self.events_bytes += chunk.len();
+        let lanes = self.lanes.get_or_insert_with(Lanes::spare);
+        lanes.events_bytes += chunk.len();
         if lane == Lane::Urgent && !self.marks.has(Marks::IN_LINE) {
-            self.urgent.get_or_insert_default().push(chunk);
+            lanes.urgent.get_or_insert_default().push(chunk);
         } else {
-            self.events.push(chunk);
+            lanes.events.push(chunk);
         }
         Ok(())
     }
 
     /// Makes one lane of the events that wait, urgent ones first. None overtakes them until they are gone.
     pub fn fall_in_line(&mut self) {
-        if let Some(urgent) = self.urgent.take() {
-            let mut ordinary = std::mem::replace(&mut self.events, *urgent);
+        let Some(lanes) = self.lanes.as_deref_mut() else { return };
+        if let Some(urgent) = lanes.urgent.take() {
+            let mut ordinary = std::mem::replace(&mut lanes.events, *urgent);
             while let Some(chunk) = ordinary.pop() {
-                self.events.push(&chunk);
+                lanes.events.push(&chunk);
             }
         }
-        self.marks.set(Marks::IN_LINE, !self.events.is_empty());
+        self.marks.set(Marks::IN_LINE, !lanes.events.is_empty());
     }
 
     /// The chunks of events that wait, those that are being sent left out.
     pub fn waiting(&self) -> impl Iterator<Item = &[u8]> {
-        let urgent = self.urgent.iter().flat_map(|urgent| urgent.iter());
-        urgent.chain(self.events.iter()).map(|chunk| &chunk[..])
+        self.lanes.as_deref().into_iter().flat_map(Lanes::chunks).map(|chunk| &chunk[..])
     }
 
     /// The answers that wait.
     pub fn waiting_answers(&self) -> &[u8] {
-        &self.answers
+        self.lanes.as_deref().map_or(&[], |lanes| &lanes.answers)
     }
 
     /// How many bytes go before a text among the events that wait, those that are being sent left out; none where it is not
@@ -297,7 +310,7 @@ impl Outbox {
     /// chunk it is.
     pub fn find(&self, text: &[u8]) -> Option<usize> {
         let finder = memchr::memmem::Finder::new(text);
-        let mut ahead = self.answers.len();
+        let mut ahead = self.answers_bytes();
         for chunk in self.waiting() {
             let place = match deflate::plain(chunk) {
                 Cow::Borrowed(plain) => finder.find(plain),
@@ -313,27 +326,27 @@ impl Outbox {
 
     /// The lane of answers, to be appended to; ask [`Outbox::answers_full`] after.
     pub fn answers(&mut self) -> &mut Vec<u8> {
-        &mut self.answers
+        &mut self.lanes.get_or_insert_with(Lanes::spare).answers
     }
 
     /// Whether the lane of answers is beyond its bound, which is that of events or [`ANSWERS_BYTES_MAX`], whichever is more.
     /// One answer alone (nothing waited before it) is never too much: a `pong` is as large as its `ping` was.
     pub fn answers_full(&self, bytes_before: usize, bytes_max: usize) -> bool {
-        bytes_before > 0 && self.answers.len() > bytes_max.max(ANSWERS_BYTES_MAX)
+        bytes_before > 0 && self.answers_bytes() > bytes_max.max(ANSWERS_BYTES_MAX)
     }
 
     /// Forgets the events that wait, so that nothing but answers goes before a close frame.
     pub fn drop_events(&mut self) {
-        self.urgent = None;
-        self.events = Chunks::None;
-        self.events_bytes = 0;
-        self.marks.set(Marks::IN_LINE, false);
+        if let Some(lanes) = self.lanes.as_deref_mut() {
+            *lanes = Lanes { answers: std::mem::take(&mut lanes.answers), ..Lanes::default() };
+            self.tidy();
+        }
     }
 
     /// Forgets all that waits.
     pub fn clear(&mut self) {
-        self.answers = Vec::new();
-        self.drop_events();
+        self.lanes = None;
+        self.tidy();
     }
 
     /// Marks the outbox as to be flushed this turn; true the first time.
@@ -349,7 +362,9 @@ impl Outbox {
         if self.is_sending() || self.is_held() {
             return None;
         }
-        let chunk = self.next_chunk(memory)?;
+        let chunk = self.lanes.as_deref_mut()?.next_chunk(memory);
+        self.tidy();
+        let chunk = chunk?;
         self.marks.set(Marks::SENDING, true);
         self.sending_bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         Some(chunk)
@@ -381,79 +396,22 @@ impl Outbox {
         self.sending_bytes = 0;
     }
 
+    /// Lets go of what only those outboxes have in which something waits. To be called by whoever asked for the lane of
+    /// answers, put nothing in and has nobody flush it.
     #[inline]
-    fn next_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
-        if !self.answers.is_empty() {
-            return Some(self.answers_chunk(memory));
-        }
-        let first = self.pop_event()?;
-        let joins = self.front_event_bytes().is_some_and(|next| first.len() + next <= JOIN_BYTES_MAX);
-        // One chunk alone goes as it is, shared.
-        if joins { Some(memory.share(self.join(&first))) } else { Some(first) }
-    }
-
-    #[inline(never)]
-    fn answers_chunk(&mut self, memory: &FrameMemory) -> Bytes {
-        let answers = std::mem::take(&mut self.answers);
-        let joins = self.bytes_to_join(answers.len()) > 0;
-        memory.share(if joins { self.join(&answers) } else { answers })
-    }
-
-    /// Bytes and the events at the front, as many as are joined, in one piece: grown, it would be copied again and again, and
-    /// hold up to twice the memory. By itself, since mostly there is nothing to be joined.
-    #[inline(never)]
-    fn join(&mut self, first: &[u8]) -> Vec<u8> {
-        let mut joined = Vec::with_capacity(first.len() + self.bytes_to_join(first.len()));
-        joined.extend_from_slice(first);
-        while self.front_event_bytes().is_some_and(|next| joined.len() + next <= JOIN_BYTES_MAX) {
-            let Some(chunk) = self.pop_event() else { break };
-            joined.extend_from_slice(&chunk);
-        }
-        joined
-    }
-
-    /// Bytes of the events at the front that are to be joined with so many.
-    fn bytes_to_join(&self, bytes: usize) -> usize {
-        let mut all = bytes;
-        for chunk in self.waiting() {
-            if all + chunk.len() > JOIN_BYTES_MAX {
-                break;
-            }
-            all += chunk.len();
-        }
-        all - bytes
-    }
-
-    fn front_event_bytes(&self) -> Option<usize> {
-        match &self.urgent {
-            None => self.events.front_bytes(),
-            Some(urgent) => urgent.front_bytes(),
-        }
-    }
-
-    // Called by what runs for each delivery, and by `join`, for which it would be made a call.
-    #[inline(always)]
-    fn pop_event(&mut self) -> Option<Bytes> {
-        let chunk = match &mut self.urgent {
-            None => self.events.pop()?,
-            Some(urgent) => {
-                let chunk = urgent.pop()?;
-                if urgent.is_empty() {
-                    self.urgent = None;
-                }
-                chunk
-            }
-        };
-        self.events_bytes -= chunk.len();
-        if self.events.is_empty() {
+    pub fn tidy(&mut self) {
+        if self.lanes.as_deref().is_none_or(|lanes| lanes.events.is_empty()) {
             self.marks.set(Marks::IN_LINE, false);
+            if let Some(lanes) = self.lanes.take_if(|lanes| lanes.is_empty()) {
+                lanes.give_back();
+            }
         }
-        Some(chunk)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::lanes::JOIN_BYTES_MAX;
     use super::Lane::{Ordinary as ORDINARY, Urgent as URGENT};
     use super::*;
 
@@ -734,7 +692,42 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_is_noted_beside_all_else() {
+        let mut outbox = Outbox::default();
+        outbox.deflates(15);
+        for place in [0, 7, 31] {
+            outbox.note_spaces(Spaces::of_bits(1 << place));
+            outbox.hold();
+            outbox.note_lag(true);
+            assert_eq!(outbox.space(), Some(Spaces::of_bits(1 << place)));
+            assert_eq!((outbox.deflate_bits(), outbox.is_held(), outbox.may_lag()), (15, true, true));
+        }
+        outbox.note_spaces(Spaces::of_bits(0b11));
+        assert_eq!((outbox.space(), outbox.deflate_bits()), (None, 15));
+    }
+
+    #[test]
+    fn an_outbox_in_which_nothing_waits_takes_no_memory() {
+        let memory = FrameMemory::default();
+        let mut outbox = Outbox::default();
+        let event = Bytes::from_static(b"event");
+        assert_eq!(outbox.push_events(&event, URGENT, 100), Ok(()));
+        assert_eq!(outbox.push_events(&event, ORDINARY, 100), Ok(()));
+        assert!(outbox.take_chunk(&memory).is_some() && outbox.lanes.is_none(), "all of it is with the kernel");
+        outbox.sent();
+        outbox.answers().extend_from_slice(b"answer");
+        assert_eq!(outbox.push_events(&event, ORDINARY, 100), Ok(()));
+        outbox.drop_events();
+        assert_eq!(outbox.bytes(), 6, "the answer is still to go");
+        outbox.rewrite(&memory, |_, _| {});
+        assert!(outbox.is_empty() && outbox.lanes.is_none());
+        outbox.answers();
+        outbox.tidy();
+        assert!(outbox.lanes.is_none());
+    }
+
+    #[test]
     fn an_outbox_is_small() {
-        assert!(size_of::<Outbox>() <= 88, "{}", size_of::<Outbox>());
+        assert!(size_of::<Outbox>() <= 16, "{}", size_of::<Outbox>());
     }
 }

@@ -20,6 +20,7 @@ use super::batch::Address;
 use super::name::RoomName;
 use super::reply::Responder;
 use crate::auth::Identity;
+use crate::session::ClientId;
 use crate::session::SessionId;
 use crate::wire::envelope::rfc3339;
 use crate::wire::json::{write_string, write_u64};
@@ -76,7 +77,7 @@ impl Turn {
 #[derive(Debug, Clone)]
 pub struct Who {
     /// The connection's id.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The session's id.
     pub session_id: SessionId,
     /// Whose it is.
@@ -171,7 +172,7 @@ pub struct RoomPresence {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Present {
     /// The id of its connection; of its last one while it is away.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// Whose it is.
     pub user_id: Box<str>,
     /// Its id.

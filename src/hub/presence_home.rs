@@ -64,7 +64,7 @@ impl Core {
         if home.presence().is_none() && change == Change::Gone && !who.turn.has_predecessor() {
             return;
         }
-        let presence = home.rare().presence.get_or_insert_default();
+        let presence = home.contents().presence.get_or_insert_default();
         let (tell, look_again) = presence.change(hash, who.clone(), change, moment);
         self.tell_presence(&room, tell);
         self.presence_tidy(id);
@@ -112,7 +112,7 @@ impl Core {
         if let Some(home) = self.home_mut(id)
             && home.presence().is_some_and(|presence| presence.is_idle())
         {
-            home.rare().presence = None;
+            home.contents().presence = None;
             home.tidy();
             self.rooms.forget_if_idle(id);
         }
@@ -127,7 +127,7 @@ impl Core {
         let (Some(id), Some(home)) = (id, home) else {
             return self.tell_askers(&room, &RoomPresence::default(), vec![asker]);
         };
-        match home.rare().presence.get_or_insert_default().ask(asker) {
+        match home.contents().presence.get_or_insert_default().ask(asker) {
             Ok(true) => self.ask_shards(id, &room),
             Ok(false) => {}
             Err(Asker::Client { address, reference }) => {

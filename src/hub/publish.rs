@@ -115,9 +115,9 @@ impl Core {
         if delivered > 0 || self.rules.log(rules).events_max > 0 {
             let key = key.map_or(0, |key| self.hasher.hash(key) | 1);
             let home = self.home_mut(id).ok_or(OVERLOADED)?;
-            let first = home.open.is_none();
+            let first = !home.has_open();
             let event = Event { room: room.as_str(), kind, seq, data };
-            let open = home.open.get_or_insert_default();
+            let open = home.contents().open.get_or_insert_default();
             open.push(&stamp, &event, exclude, key);
             if first {
                 open.received_us = received_us;
@@ -156,7 +156,7 @@ impl Core {
 
     /// Seals one room's batch at once, because its members are about to change.
     pub(super) fn seal(&mut self, id: RoomId) {
-        if self.home_mut(id).is_some_and(|home| home.open.is_some()) {
+        if self.home_mut(id).is_some_and(|home| home.has_open()) {
             self.unsealed.retain(|one| *one != id);
             self.dispatch(id);
         }
@@ -166,7 +166,7 @@ impl Core {
         let Some(room) = self.rooms.get_mut(id) else { return };
         let Some(home) = room.home.as_deref_mut() else { return };
         let unix_ms = self.now.unix_ms;
-        let Some(open) = home.open.take() else { return };
+        let Some(open) = home.take_open() else { return };
         let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
         if home.is_durable() {
             return self.hand_to_journal(id, batch);

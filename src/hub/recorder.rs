@@ -22,6 +22,7 @@ use super::batch::{Address, Batch};
 use super::name::RoomName;
 use super::selection::Selection;
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::ws::header_bytes;
@@ -288,7 +289,7 @@ pub struct Gone {
     /// The key it had.
     pub conn: ConnKey,
     /// Its id.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The session it held.
     pub session_id: SessionId,
     /// Whom it acted for.

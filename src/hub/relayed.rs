@@ -167,14 +167,14 @@ impl Core {
         if let Some(relayed) = home.relayed_mut() {
             relayed.last_id = event_id;
         }
-        let (seq, is_first) = (home.seq, home.open.is_none());
+        let (seq, is_first) = (home.seq, !home.has_open());
         let is_wanted = home.members_total() > 0 || self.rules.log(home.rules).events_max > 0;
         self.recorder.published(&event_id, &kind, room.name.hash(), seq, now_us, exclude);
         if !is_wanted {
             return;
         }
         let event = Event { room: room.name.as_str(), kind: &kind, seq, data: &data };
-        let open = home.open.get_or_insert_default();
+        let open = home.contents().open.get_or_insert_default();
         open.push(&stamp, &event, exclude, key);
         if is_first {
             open.received_us = now_us;
@@ -351,9 +351,9 @@ impl Core {
         let Some(id) = self.rooms.find(room) else { return };
         self.seal(id);
         let Some(home) = self.home_mut(id).filter(|home| home.epoch == epoch) else { return };
-        let before = home.log.bytes();
-        home.log.let_go_before(log_from);
-        let after = home.log.bytes();
+        let before = home.log().bytes();
+        home.shorten_log(|log| log.let_go_before(log_from));
+        let after = home.log().bytes();
         self.log_bytes = (self.log_bytes + after).saturating_sub(before);
         self.rooms.forget_if_idle(id);
     }
@@ -362,7 +362,7 @@ impl Core {
     fn goes_on(&mut self, id: RoomId, followed: Followed) {
         let Followed { epoch, first_seq, events, .. } = followed;
         let Some(home) = self.home_mut(id) else { return };
-        if home.seq == 0 && home.log.is_empty() {
+        if home.seq == 0 && home.log().is_empty() {
             home.epoch = epoch;
         }
         let known = home.seq;
@@ -385,8 +385,8 @@ impl Core {
         let is_same = home.epoch == epoch && home.seq <= seq;
         let after_seq = if is_same { home.seq } else { BEFORE_ALL };
         let is_missing = after_seq != seq;
-        let before = home.log.bytes();
-        home.log.clear();
+        let before = home.log().bytes();
+        home.clear_log();
         if home.epoch != epoch
             && let Some(relayed) = home.relayed_mut()
         {
@@ -436,7 +436,7 @@ impl Core {
 
     fn stock(&mut self, id: RoomId, unix_ms: u64) {
         let Some(room) = self.rooms.get_mut(id) else { return };
-        let Some(open) = room.home.as_deref_mut().and_then(|home| home.open.take()) else { return };
+        let Some(open) = room.home.as_deref_mut().and_then(|home| home.take_open()) else { return };
         self.unsealed.retain(|one| *one != id);
         let batch = Arc::new(open.seal(room.name.clone(), &self.memory, unix_ms));
         self.keep(id, &batch);

@@ -201,7 +201,7 @@ impl Core {
     pub(super) fn relayed_home(relaying: &mut Option<Box<Relaying>>, room: &RoomName, home: &mut Home) {
         if let Some(relaying) = relaying {
             relaying.out.push(ToBroker::Follow { room: room.clone(), from: None, claim: None });
-            home.rare().relayed = Some(Box::new(Relayed::asked()));
+            home.contents().relayed = Some(Box::new(Relayed::asked()));
         }
     }
 

@@ -230,8 +230,8 @@ impl Core {
             }
             if is_over {
                 home.session = None;
-                let bytes = home.log.bytes();
-                home.log.clear();
+                let bytes = home.log().bytes();
+                home.clear_log();
                 self.log_bytes = self.log_bytes.saturating_sub(bytes);
                 self.rooms.forget_if_idle(id);
             }

@@ -50,10 +50,6 @@ pub struct Home {
     pub epoch: u64,
     /// Members, by shard.
     pub members: ShardCounts,
-    /// Events of this turn, if there are any.
-    pub open: Option<Box<OpenBatch>>,
-    /// Events that are kept.
-    pub log: Log,
     /// Its kind's place in the table of rules.
     pub rules: u16,
     /// Whether the log was used since the last search for one that can go.
@@ -62,13 +58,17 @@ pub struct Home {
     pub lingers_until_s: u32,
     /// For rooms of the kind `session`.
     pub session: Option<Box<SessionHome>>,
-    /// What few rooms have.
-    rare: Option<Box<Rare>>,
+    /// What is in it.
+    contents: Option<Box<Contents>>,
 }
 
-/// What few rooms have, so that the others spend one pointer on it.
+/// What is in a room. Most are those of one session or one user, and empty: these spend one pointer on it.
 #[derive(Debug, Default)]
-pub struct Rare {
+pub struct Contents {
+    /// Events of this turn, if there are any.
+    pub open: Option<Box<OpenBatch>>,
+    /// Events that are kept.
+    pub log: Log,
     /// Keys of events that were published lately.
     pub keys: Option<Box<Keys>>,
     /// Field locks, where some are held or waited for.
@@ -103,6 +103,14 @@ impl Room {
     }
 }
 
+impl Contents {
+    fn is_empty(&self) -> bool {
+        let (keys, locks, presence) = (self.keys.is_none(), self.locks.is_none(), self.presence.is_none());
+        let has_events = self.open.is_some() || !self.log.is_empty();
+        keys && locks && presence && self.durable.is_none() && self.relayed.is_none() && !has_events
+    }
+}
+
 impl Home {
     /// A room that has had no event.
     pub fn new(epoch: u64, rules: u16) -> Home {
@@ -110,99 +118,124 @@ impl Home {
             seq: 0,
             epoch,
             members: ShardCounts::default(),
-            open: None,
-            log: Log::default(),
             rules,
             log_is_fresh: false,
             lingers_until_s: 0,
             session: None,
-            rare: None,
+            contents: None,
         }
     }
 
-    /// What few rooms have, to be added to.
-    pub fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+    /// What is in it, to be added to.
+    pub fn contents(&mut self) -> &mut Contents {
+        self.contents.get_or_insert_default()
     }
 
-    /// Lets go of the memory where there is nothing of what few rooms have.
+    /// Lets go of the memory where nothing is in it.
     pub fn tidy(&mut self) {
-        let is_empty = |rare: &Rare| {
-            let (keys, locks, presence) = (rare.keys.is_none(), rare.locks.is_none(), rare.presence.is_none());
-            keys && locks && presence && rare.durable.is_none() && rare.relayed.is_none()
-        };
-        if self.rare.as_deref().is_some_and(is_empty) {
-            self.rare = None;
+        self.contents.take_if(|contents| contents.is_empty());
+    }
+
+    /// Whether there are events of this turn.
+    pub fn has_open(&self) -> bool {
+        self.contents.as_ref().is_some_and(|contents| contents.open.is_some())
+    }
+
+    /// Takes out this turn's events.
+    pub fn take_open(&mut self) -> Option<Box<OpenBatch>> {
+        self.contents.as_mut()?.open.take()
+    }
+
+    /// Events that are kept.
+    pub fn log(&self) -> &Log {
+        static EMPTY: Log = Log::new();
+        self.contents.as_ref().map_or(&EMPTY, |contents| &contents.log)
+    }
+
+    /// Lets go of what is in its log.
+    pub fn clear_log(&mut self) {
+        self.shorten_log(Log::clear);
+    }
+
+    /// Has less in its log; nothing happens where there is none.
+    pub fn shorten_log(&mut self, shorten: impl FnOnce(&mut Log)) {
+        let Some(contents) = self.contents.as_mut() else { return };
+        if contents.log.is_empty() {
+            return;
+        }
+        shorten(&mut contents.log);
+        if contents.log.is_empty() {
+            self.tidy();
         }
     }
 
     /// Keys of events that were published lately, to be asked or forgotten.
     pub fn keys_mut(&mut self) -> Option<&mut Keys> {
-        self.rare.as_mut()?.keys.as_deref_mut()
+        self.contents.as_mut()?.keys.as_deref_mut()
     }
 
     /// Keys of events that were published lately, to be added to. `seed` is what their hashes go by where there are none yet.
     pub fn keys_from(&mut self, seed: u64) -> &mut Keys {
-        self.rare().keys.get_or_insert_with(|| Box::new(Keys::new(seed)))
+        self.contents().keys.get_or_insert_with(|| Box::new(Keys::new(seed)))
     }
 
     /// Forgets the keys that `forget` takes out, and the memory of them where none is left.
     pub fn forget_keys(&mut self, forget: impl FnOnce(&mut Keys)) {
-        let Some(rare) = self.rare.as_mut() else { return };
-        let Some(keys) = rare.keys.as_mut() else { return };
+        let Some(contents) = self.contents.as_mut() else { return };
+        let Some(keys) = contents.keys.as_mut() else { return };
         forget(keys);
         if keys.is_empty() {
-            rare.keys = None;
+            contents.keys = None;
             self.tidy();
         }
     }
 
     /// Forgets all keys.
     pub fn forget_all_keys(&mut self) {
-        if let Some(rare) = self.rare.as_mut() {
-            rare.keys = None;
+        if let Some(contents) = self.contents.as_mut() {
+            contents.keys = None;
             self.tidy();
         }
     }
 
     /// Its field locks.
     pub fn locks(&self) -> Option<&Locks> {
-        self.rare.as_ref()?.locks.as_deref()
+        self.contents.as_ref()?.locks.as_deref()
     }
 
     /// Its field locks, to be changed.
     pub fn locks_mut(&mut self) -> Option<&mut Locks> {
-        self.rare.as_mut()?.locks.as_deref_mut()
+        self.contents.as_mut()?.locks.as_deref_mut()
     }
 
     /// What is known of who is there.
     pub fn presence(&self) -> Option<&Presence> {
-        self.rare.as_ref()?.presence.as_deref()
+        self.contents.as_ref()?.presence.as_deref()
     }
 
     /// What is known of who is there, to be changed.
     pub fn presence_mut(&mut self) -> Option<&mut Presence> {
-        self.rare.as_mut()?.presence.as_deref_mut()
+        self.contents.as_mut()?.presence.as_deref_mut()
     }
 
     /// Where it stands with the journal.
     pub fn durable(&self) -> Option<&Durable> {
-        self.rare.as_ref()?.durable.as_deref()
+        self.contents.as_ref()?.durable.as_deref()
     }
 
     /// Where it stands with the journal, to be changed.
     pub fn durable_mut(&mut self) -> Option<&mut Durable> {
-        self.rare.as_mut()?.durable.as_deref_mut()
+        self.contents.as_mut()?.durable.as_deref_mut()
     }
 
     /// Where it stands with the broker.
     pub fn relayed(&self) -> Option<&Relayed> {
-        self.rare.as_ref()?.relayed.as_deref()
+        self.contents.as_ref()?.relayed.as_deref()
     }
 
     /// Where it stands with the broker, to be changed.
     pub fn relayed_mut(&mut self) -> Option<&mut Relayed> {
-        self.rare.as_mut()?.relayed.as_deref_mut()
+        self.contents.as_mut()?.relayed.as_deref_mut()
     }
 
     /// Whether its events go through the journal.
@@ -220,7 +253,7 @@ impl Home {
 
     /// Bytes of this turn's events.
     pub fn open_bytes(&self) -> usize {
-        self.open.as_ref().map_or(0, |open| open.bytes())
+        self.contents.as_ref().and_then(|contents| contents.open.as_ref()).map_or(0, |open| open.bytes())
     }
 
     /// Members on all shards.
@@ -230,15 +263,15 @@ impl Home {
 
     /// Whether it has neither members nor history, and is kept only for those who may come back.
     pub fn only_lingers(&self) -> bool {
-        self.lingers_until_s > 0 && self.log.is_empty() && self.members_total() == 0
+        self.lingers_until_s > 0 && self.log().is_empty() && self.members_total() == 0
     }
 
     /// Whether nothing would be lost with it.
     pub fn is_idle(&self) -> bool {
         self.lingers_until_s == 0
-            && self.open.is_none()
-            && self.relayed().map_or(self.log.is_empty(), |relayed| relayed.is_idle())
-            && self.rare.as_ref().is_none_or(|rare| rare.keys.is_none())
+            && !self.has_open()
+            && self.relayed().map_or(self.log().is_empty(), |relayed| relayed.is_idle())
+            && self.contents.as_ref().is_none_or(|contents| contents.keys.is_none())
             && self.locks().is_none()
             && self.members_total() == 0
             && self.session.as_ref().is_none_or(|session| session.is_idle())
@@ -330,8 +363,10 @@ impl Rooms {
         let (mut vanished, mut left) = (None, None);
         if room.home.as_ref().is_some_and(|home| home.is_idle()) {
             let home = room.home.take();
-            left =
-                home.as_ref().filter(|home| home.relayed().is_some()).map(|home| (room.name.clone(), home.log.bytes()));
+            left = home
+                .as_ref()
+                .filter(|home| home.relayed().is_some())
+                .map(|home| (room.name.clone(), home.log().bytes()));
             // What never was in the journal needs no word there.
             vanished = home.filter(|home| home.is_durable() && home.seq > 0);
         }
@@ -427,7 +462,7 @@ mod tests {
     fn a_room_of_one_silent_connection_is_small() {
         // Every connection has two of its own: its session's and, mostly, its user's.
         assert!(size_of::<Option<Room>>() <= 64, "{}", size_of::<Option<Room>>());
-        assert!(size_of::<Home>() <= 72, "{}", size_of::<Home>());
+        assert!(size_of::<Home>() <= 56, "{}", size_of::<Home>());
         assert!(size_of::<SessionHome>() <= 56, "{}", size_of::<SessionHome>());
     }
 }

@@ -1,7 +1,5 @@
 //! What the recorder has of one client, as operators read it.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,12 +7,13 @@ use super::explain::{Story, Witness, room_of, wall_time};
 use super::name::RoomName;
 use super::recorder::{Chosen, Mark, Record, Recorder, What};
 use crate::ring::Now;
+use crate::session::ClientId;
 
 /// Whose records are wanted.
 #[derive(Debug, Clone)]
 pub struct TraceAsked {
     /// The client's id.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The newest so many records of each of its connections.
     pub limit: usize,
 }

@@ -10,6 +10,7 @@ use crate::hub::name::ShardId;
 use crate::hub::reply::{Responder, pending};
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::shard::mesh::Mesh;
 use crate::shard::request::{ExplainAsked, Request};
 use crate::wire::codes::ErrorCode;
@@ -63,9 +64,9 @@ impl Hub {
         let event_id = id.hyphenated().to_string();
         let published_ms =
             id.get_timestamp().map_or(0, |at| at.to_unix().0 * 1000 + u64::from(at.to_unix().1) / 1_000_000);
-        let client_id: Arc<str> = client_id.into();
+        let client_id: ClientId = client_id.into();
         let hub = self.inner.mesh.clone();
-        let (asked, sought): (Arc<str>, Box<str>) = (client_id.clone(), event_id.as_str().into());
+        let (asked, sought): (ClientId, Box<str>) = (client_id.clone(), event_id.as_str().into());
         self.locate(&client_id, move |address| {
             let mesh = hub.clone();
             let event_sought = Responder::to(move |outcome: Result<EventSought, HubError>| match outcome {
@@ -123,7 +124,7 @@ fn live_on(address: Option<Address>, shard: ShardId) -> Option<ConnKey> {
 
 fn explain_event(
     mesh: &Mesh,
-    client_id: Arc<str>,
+    client_id: ClientId,
     address: Option<Address>,
     event: EventFound,
     responder: Responder<Explanation>,

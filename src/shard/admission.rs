@@ -19,6 +19,7 @@ use crate::hub::outbox::Protocol;
 use crate::hub::presence::Turn;
 use crate::hub::recorder::{Mark, What};
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::handshake::{Admit, Endpoint};
 use crate::session::heartbeat::Heartbeat;
 use crate::session::{Session, SessionId};
@@ -89,7 +90,7 @@ impl State {
         let limits_users = config.limits.connections_per_user_max > 0 && config.auth.enabled;
         let peer = self.counted_peer(address);
         let has_client = admit.endpoint.has_client();
-        let client_id: Arc<str> = match &admit.client_id {
+        let client_id: ClientId = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
             None => self.core.ids().short().into(),
         };

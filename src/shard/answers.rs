@@ -38,7 +38,7 @@ impl State {
         envelope::begin(&mut self.payload, kind, &stamp, connection.shown(reference));
         write(&mut self.payload);
         self.core.recorder.told(conn, kind, &self.payload, false);
-        let before = connection.outbox.answers().len();
+        let before = connection.outbox.answers_bytes();
         connection.finish_message(&self.settings, &mut self.payload, kind, reference, None, None);
         self.deflating.answers(&mut connection.outbox, before);
         if connection.outbox.mark_dirty() {

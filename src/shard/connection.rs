@@ -23,6 +23,7 @@ use crate::hub::presence::Turn;
 use crate::hub::rooms::RoomId;
 use crate::hub::selection::Selection;
 use crate::ring::{ConnKey, Socket};
+use crate::session::ClientId;
 use crate::session::handshake::Admit;
 use crate::session::heartbeat::Heartbeat;
 use crate::session::socketio::{Space, Spaces, Visit};
@@ -119,7 +120,7 @@ pub struct Admission {
     /// What is asked for.
     pub admit: Admit,
     /// The id it is to have.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The session it is to have.
     pub session_id: SessionId,
     /// The client's address, if it counts against that address's limits.
@@ -408,8 +409,8 @@ struct Slot {
     connection: Option<Connection>,
 }
 
-/// What the ids of a client and its session take, with their counters and the allocator's share.
-const IDS_BYTES: usize = 2 * 64;
+/// What the id of a session takes, with its counters and the allocator's share; that of a client is in its state.
+const IDS_BYTES: usize = 64;
 
 /// Generations are 24 bits wide in the driver's tokens.
 const GENERATION_MASK: u32 = 0xff_ffff;
@@ -513,7 +514,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Slot>() <= 176, "{}", size_of::<Slot>());
+        assert!(size_of::<Slot>() <= 104, "{}", size_of::<Slot>());
         assert!(size_of::<Client>() <= 184, "{}", size_of::<Client>());
     }
 }

@@ -99,10 +99,11 @@ impl State {
         connection.spaces_change();
         let Connection { outbox, socketio, .. } = connection;
         let socketio = socketio.as_deref_mut()?;
-        let (protocol, before) = (outbox.protocol(), outbox.answers().len());
+        let (protocol, before) = (outbox.protocol(), outbox.answers_bytes());
         let acted = act(socketio, &terms, &mut outlet(protocol, socketio.base64, outbox.answers()));
         self.deflating.answers(outbox, before);
-        if outbox.answers().len() == before {
+        if outbox.answers_bytes() == before {
+            outbox.tidy();
             return Some(acted);
         }
         let full = outbox.answers_full(before, settings.config.limits.outbox_bytes_max);

@@ -120,9 +120,9 @@ impl State {
             members: home.members_total(),
             seq: home.seq,
             epoch: epoch_text(home.epoch),
-            history_events: home.log.events(),
-            history_bytes: home.log.bytes(),
-            first_seq: home.log.first_seq(),
+            history_events: home.log().events(),
+            history_bytes: home.log().bytes(),
+            first_seq: home.log().first_seq(),
             shard: self.me.0,
         })
     }
@@ -138,8 +138,8 @@ impl State {
         let kept = session.kept().filter(|_| session.live.is_none());
         let own = kept.and_then(|kept| kept.rooms.iter().find(|one| one.room == *room));
         let given = match own.map(|own| &own.from) {
-            Some(Since::Seq { seq, .. }) => (*seq).max(home.log.first_seq().unwrap_or(home.seq + 1) - 1),
-            Some(Since::Time(left_ms)) => home.log.before_time(*left_ms, home.seq),
+            Some(Since::Seq { seq, .. }) => (*seq).max(home.log().first_seq().unwrap_or(home.seq + 1) - 1),
+            Some(Since::Time(left_ms)) => home.log().before_time(*left_ms, home.seq),
             _ => home.seq,
         };
         let queued = home.seq.saturating_sub(given);

@@ -23,6 +23,7 @@ use crate::hub::name::RoomName;
 use crate::hub::presence::{Asker, MEMBERS_LISTED_MAX, RoomPresence};
 use crate::hub::reply::{HubError, Responder};
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::SessionId;
 use crate::wire::codes::ErrorCode;
 use crate::wire::envelope::rfc3339;
@@ -39,7 +40,7 @@ impl State {
     }
 
     /// Wants a client's id that no other node has. The answer comes as [`ClaimKind::Cluster`].
-    pub(super) fn claim_over_nodes(&self, address: Address, client_id: &Arc<str>) {
+    pub(super) fn claim_over_nodes(&self, address: Address, client_id: &ClientId) {
         let Some(nodes) = &self.nodes else { return };
         let (mesh, handle, of_claim) = (self.mesh.clone(), nodes.clone(), client_id.clone());
         nodes.claim(client_id, move |outcome| {

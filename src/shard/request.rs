@@ -22,6 +22,7 @@ use crate::hub::shared_locks::NotedLock;
 use crate::hub::trace::{ConnectionTrace, TraceAsked};
 use crate::hub::view::{ConnectionFilter, ConnectionView, Listing, RoomFilter, RoomView, SessionView, Window};
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::SessionId;
 use crate::wire::native::{Refused, Since};
 use std::sync::Arc;
@@ -339,7 +340,7 @@ pub enum ForDriver {
 #[derive(Debug)]
 pub struct ExplainAsked {
     /// The client's id.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The connection it has on this shard now.
     pub live: Option<ConnKey>,
     /// The event.

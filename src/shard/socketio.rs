@@ -11,6 +11,7 @@ use crate::control::hooks::RequestTold;
 use crate::hub::batch::{Address, Batch};
 use crate::hub::outbox::Protocol;
 use crate::hub::rooms::RoomId;
+use crate::session::ClientId;
 use crate::session::handshake::{EnginePath, Offered};
 use crate::session::socketio::{AnswerTo, Engine, NAMESPACES_MAX, Space, Spaces, Terms, Visit};
 use crate::wire::deflate::plain;
@@ -42,7 +43,7 @@ pub struct SocketIo {
     /// Messages that came while it was in no namespace.
     messages_before: u8,
     /// The namespaces that an embedding program serves and the client is in, with its id there; rooms' events don't go there.
-    pub handled: Vec<(Space, Arc<str>)>,
+    pub handled: Vec<(Space, ClientId)>,
     /// Which of the client's visits to each namespace is the present one, or will be the next.
     visits: [Visit; NAMESPACES_MAX],
     /// The namespace that the client has left last.
@@ -157,7 +158,7 @@ impl SocketIo {
     }
 
     /// The client's id in a namespace that an embedding program serves; none where the hub serves it.
-    pub fn handled_id(&self, space: Space) -> Option<&Arc<str>> {
+    pub fn handled_id(&self, space: Space) -> Option<&ClientId> {
         self.handled.iter().find(|(one, _)| *one == space).map(|(_, id)| id)
     }
 

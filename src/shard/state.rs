@@ -30,6 +30,7 @@ use crate::hub::rooms::RoomId;
 use crate::hub::rules::Rules;
 use crate::hub::stored::StoredRoom;
 use crate::ring::{ConnKey, Now, Socket};
+use crate::session::ClientId;
 use crate::wire::deflate::{Inflater, Window};
 use crate::wire::json::Scratch;
 
@@ -155,7 +156,7 @@ pub(super) struct State {
 pub(super) struct Orphan {
     pub conn: ConnKey,
     pub peer: Option<IpAddr>,
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     pub user_id: Arc<str>,
     /// Answers that are still to come.
     pub waiting: u8,

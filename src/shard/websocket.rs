@@ -238,12 +238,12 @@ impl State {
             }
             protocol @ (Protocol::SocketIo | Protocol::Polling) => {
                 connection.outbox.release();
-                let before = connection.outbox.answers().len();
+                let before = connection.outbox.answers_bytes();
                 self.with_engine(conn, |socketio, terms, outlet| socketio.engine.farewell(code, terms, outlet));
                 let Some(connection) = self.connections.get_mut(conn) else { return };
                 if protocol == Protocol::Polling {
                     // Where there is nothing to say, the next poll learns that its session is gone, and so does one that waits.
-                    let is_told = connection.outbox.answers().len() > before;
+                    let is_told = connection.outbox.answers_bytes() > before;
                     return if is_told { self.finish(conn, Closing::Flushing) } else { self.abandon(conn) };
                 }
                 ws::close_frame(code, reason, connection.outbox.answers());

@@ -16,6 +16,7 @@ use crate::auth::{Added, Identity};
 use crate::control::telemetry::SpanContext;
 use crate::hub::name::ShardId;
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::SessionId;
 use crate::wire::refusal::Refusal;
 
@@ -29,7 +30,7 @@ pub struct Question {
     /// Whom its token speaks for.
     pub identity: Arc<Identity>,
     /// The id it is to have.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// The session it is to have.
     pub session_id: SessionId,
     /// What it asked for.

@@ -12,6 +12,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::auth::Identity;
 use crate::control::store::ConnectionReport;
 use crate::hub::name::RoomName;
+use crate::session::ClientId;
 use crate::session::SessionId;
 
 /// Something that a backend may be told of.
@@ -38,7 +39,7 @@ pub struct MessageReport {
     /// When it came, as unix time.
     pub at_ms: u64,
     /// The client.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// Its session.
     pub session_id: SessionId,
     /// Whose it is.

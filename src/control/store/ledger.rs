@@ -11,6 +11,7 @@ use crossbeam::queue::ArrayQueue;
 use super::records::{AlertRecord, Sample};
 use crate::auth::Identity;
 use crate::ring::ConnKey;
+use crate::session::ClientId;
 use crate::session::SessionId;
 
 /// Samples that may wait: half an hour of them.
@@ -70,7 +71,7 @@ pub struct ConnectionReport {
     /// When it was let in, as unix time.
     pub opened_ms: u64,
     /// Its client id.
-    pub client_id: Arc<str>,
+    pub client_id: ClientId,
     /// Its session.
     pub session_id: SessionId,
     /// Whose it is.
