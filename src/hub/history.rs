@@ -229,6 +229,8 @@ impl Core {
             home.shorten_log(|log| log.trim(bounds, now_ms));
             let freed = before - home.log().bytes();
             home.forget_keys(|keys| keys.forget_old(now_ms));
+            // Of a kind that keeps no events, what this turn's were in is kept for the next ones until here.
+            home.tidy();
             self.log_bytes = self.log_bytes.saturating_sub(freed);
             self.sweep_durable(id, freed);
             self.rooms.forget_if_idle(id);

@@ -23,7 +23,7 @@ pub struct LogBounds {
 
 /// The events of a room that are kept.
 ///
-/// Most rooms are those of one session or one user and have had no event: a log that is empty takes a pointer.
+/// A log that is empty takes a pointer, of a room that has other things in it.
 #[derive(Debug, Default)]
 pub struct Log {
     kept: Option<Box<Kept>>,

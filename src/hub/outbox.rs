@@ -360,6 +360,7 @@ impl Outbox {
     pub fn take_chunk(&mut self, memory: &FrameMemory) -> Option<Bytes> {
         self.marks.set(Marks::DIRTY, false);
         if self.is_sending() || self.is_held() {
+            self.tidy();
             return None;
         }
         let chunk = self.lanes.as_deref_mut()?.next_chunk(memory);
@@ -388,6 +389,7 @@ impl Outbox {
     /// It was looked at in this turn, though nothing was taken.
     pub fn passed_over(&mut self) {
         self.marks.set(Marks::DIRTY, false);
+        self.tidy();
     }
 
     /// The chunk with the kernel was sent.
@@ -397,7 +399,7 @@ impl Outbox {
     }
 
     /// Lets go of what only those outboxes have in which something waits. To be called by whoever asked for the lane of
-    /// answers, put nothing in and has nobody flush it.
+    /// answers, put nothing in and does not mark the outbox dirty.
     #[inline]
     pub fn tidy(&mut self) {
         if self.lanes.as_deref().is_none_or(|lanes| lanes.events.is_empty()) {
@@ -724,6 +726,9 @@ mod tests {
         outbox.answers();
         outbox.tidy();
         assert!(outbox.lanes.is_none());
+        outbox.hold();
+        outbox.answers();
+        assert!(outbox.take_chunk(&memory).is_none() && outbox.lanes.is_none());
     }
 
     #[test]

@@ -401,8 +401,8 @@ impl Rooms {
         self.slots.len() as u32
     }
 
-    /// About how much memory the tables take, in bytes: the rooms, what their homes know, and `memberships` in their lists.
-    /// Logs are not in it.
+    /// About how much memory the tables take, in bytes: the rooms, their homes, and `memberships` in their lists.
+    /// What is in them is not, such as logs.
     pub fn memory_bytes(&self, memberships: usize) -> usize {
         self.slots.capacity() * size_of::<Option<Room>>()
             + self.index.capacity() * size_of::<u32>()

@@ -409,7 +409,8 @@ struct Slot {
     connection: Option<Connection>,
 }
 
-/// What the id of a session takes, with its counters and the allocator's share; that of a client is in its state.
+/// What the id of a session takes, with its counters and the allocator's share; that of a client is in its state, or, where it
+/// is longer than those that a hub gives, about as much again.
 const IDS_BYTES: usize = 64;
 
 /// Generations are 24 bits wide in the driver's tokens.
