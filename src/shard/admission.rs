@@ -92,11 +92,11 @@ impl State {
         let has_client = admit.endpoint.has_client();
         let client_id: ClientId = match &admit.client_id {
             Some(client_id) => client_id.as_ref().into(),
-            None => self.core.ids().short().into(),
+            None => self.core.ids().client(),
         };
         let session_id: SessionId = match &admit.session_id {
             Some(session_id) => session_id.as_ref().into(),
-            None => self.core.ids().short().as_str().into(),
+            None => self.core.ids().session(),
         };
         let user_id: Arc<str> = admit.identity.user_id.as_str().into();
         // An id that was drawn is held by nobody else.

@@ -411,7 +411,7 @@ struct Slot {
 
 /// What the id of a session takes, with its counters and the allocator's share; that of a client is in its state, or, where it
 /// is longer than those that a hub gives, about as much again.
-const IDS_BYTES: usize = 64;
+const IDS_BYTES: usize = 48;
 
 /// Generations are 24 bits wide in the driver's tokens.
 const GENERATION_MASK: u32 = 0xff_ffff;

@@ -6,7 +6,6 @@ use super::connection::Phase;
 use super::state::State;
 use crate::auth::Identity;
 use crate::ring::ConnKey;
-use crate::session::ClientId;
 use crate::session::handler::{Arguments, Caller, HandledEvent, MessageCaller};
 use crate::session::socketio::{Content, Emitted, Failure, Space};
 use crate::wire::engineio::Packet;
@@ -27,7 +26,7 @@ impl State {
     pub(super) fn grant_handled(&mut self, conn: ConnKey, space: Space, auth: &[u8]) {
         let settings = self.settings.clone();
         let Some(handler) = settings.handlers.namespace(space.name(&settings.engine_terms())) else { return };
-        let client_id: ClientId = self.core.ids().short().into();
+        let client_id = self.core.ids().client();
         let identity = self.handled_identity(conn);
         let auth = std::str::from_utf8(auth).unwrap_or("{}");
         self.with_engine(conn, |socketio, terms, outlet| {
