@@ -148,8 +148,12 @@ impl State {
                 self.leave_home(room.clone(), conn);
                 Err(Refused::new(ErrorCode::Forbidden, "the permission for this room was withdrawn"))
             }
-            Ok(state) => {
+            Ok(mut state) => {
                 let entered = self.enter(conn, &room, selection, replay.is_some(), &state);
+                // What a member that subscribes anew is still to be read from the log comes behind the answer.
+                if let Some(after_seq) = entered.as_ref().ok().and_then(|id| self.owed_after(conn, *id)) {
+                    state.seq = state.seq.min(after_seq);
+                }
                 entered.map(|id| (self.entered_for_deltas(conn, id, wish.delta), state))
             }
             Err(JoinRefused::Rooms) => Err(Refused::new(ErrorCode::Unavailable, "the hub has too many rooms")),
