@@ -96,8 +96,8 @@ impl Figures {
             connect_us: 110.0,
             heartbeat_us: 7.0,
             base_bytes: 25e6,
-            connection_bytes: 820.0,
-            membership_bytes: 130.0,
+            connection_bytes: 700.0,
+            membership_bytes: 45.0,
             kernel_bytes: 3904.0,
             log_bytes: 263.0,
         }
