@@ -376,7 +376,12 @@ impl Client {
 
     /// Whether it lags in a room.
     pub fn lags_in(&self, room: RoomId) -> bool {
-        self.under_way.as_ref().is_some_and(|all| all.lags.iter().any(|lag| lag.room == room))
+        self.owed_after(room).is_some()
+    }
+
+    /// The last event before those that it is still to be given of a room it lags in; none where it lags not.
+    pub fn owed_after(&self, room: RoomId) -> Option<u64> {
+        self.under_way.as_ref()?.lags.iter().find(|lag| lag.room == room).map(|lag| lag.after_seq)
     }
 
     /// Forgets that it lags in a room, because it is no member any more; says which of its events was the last it got.

@@ -75,12 +75,6 @@ impl State {
         is_new
     }
 
-    /// The last event before those that a connection is still to be given of a room it lags in; none where it lags not.
-    pub(super) fn owed_after(&self, conn: ConnKey, room: RoomId) -> Option<u64> {
-        let Phase::Open(client) = &self.connections.get(conn)?.phase else { return None };
-        client.under_way.as_ref()?.lags.iter().find(|lag| lag.room == room).map(|lag| lag.after_seq)
-    }
-
     /// Where a connection lags, be it open or still being let in.
     fn lags_mut(&mut self, conn: ConnKey) -> Option<&mut Vec<Lag>> {
         match self.connections.get_mut(conn).map(|connection| &mut connection.phase) {

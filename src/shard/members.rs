@@ -151,7 +151,9 @@ impl State {
             Ok(mut state) => {
                 let entered = self.enter(conn, &room, selection, replay.is_some(), &state);
                 // What a member that subscribes anew is still to be read from the log comes behind the answer.
-                if let Some(after_seq) = entered.as_ref().ok().and_then(|id| self.owed_after(conn, *id)) {
+                if let (Ok(id), Some(client)) = (&entered, self.client_mut(conn))
+                    && let Some(after_seq) = client.owed_after(*id)
+                {
                     state.seq = state.seq.min(after_seq);
                 }
                 entered.map(|id| (self.entered_for_deltas(conn, id, wish.delta), state))
