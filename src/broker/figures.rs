@@ -42,8 +42,8 @@ macro_rules! broker_figures {
 
 broker_figures! {
     servers: Gauge "broker_servers" "Servers of the broker";
-    servers_up: Gauge "broker_servers_up" "Servers of the broker that can be reached";
-    primaries_failing: Gauge "broker_primaries_failing" "Primaries of a cluster that did not answer, and have answered nothing since";
+    servers_up: Gauge "broker_servers_up" "Servers of the broker that can be reached; a cluster is one, and is while one of its primaries is";
+    primaries_failing: Gauge "broker_primaries_failing" "Primaries of a cluster that can not be reached";
     rooms: Gauge "broker_rooms" "Rooms that this node follows";
     rooms_behind: Gauge "broker_rooms_behind" "Rooms of which something has to be read before later events are passed on";
     pending_bytes: Gauge "broker_pending_bytes" "Bytes of events that wait for an answer of the broker";

@@ -27,7 +27,6 @@ use crate::config::{BrokerKind, Config};
 use link::Stop;
 use redis::connection::{CaFileError, LinkError, Target};
 use redis::scripts::Scripts;
-use redis::server::Server;
 use redis::submissions::{Bounds, Submissions};
 use redis::worker::{Limits, Worker};
 
@@ -180,12 +179,11 @@ fn redis_worker(
         buffer_ms: broker.buffer_ms,
         pending_bytes_max: broker.pending_bytes_max,
     };
-    let shards = intake.shards();
-    let servers = targets.into_iter().map(|target| Server::new(target, Submissions::new(shards, bounds))).collect();
+    let submissions = Submissions::new(intake.shards(), bounds);
     let limits = Limits {
         timeout_ms: redis.timeout_ms,
         backlog_bytes_max: broker.pending_bytes_max,
         replicas_min: redis.replicas_min,
     };
-    Worker::new(intake, Scripts::new(&redis.prefix, is_cluster, run), servers, limits, figures)
+    Worker::new(intake, Scripts::new(&redis.prefix, is_cluster, run), targets, submissions, limits, figures)
 }

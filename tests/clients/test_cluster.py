@@ -894,7 +894,8 @@ async def test_a_cluster_without_one_of_its_servers_serves_the_rooms_of_the_othe
                 assert heard == [1, 3] or end is Redis.freeze
 
 
-async def test_a_failover_in_a_cluster_keeps_its_rooms(form, room):
+@pytest.mark.parametrize("end, begin", [(Redis.kill, Redis.start), (Redis.freeze, Redis.thaw)], ids=["dead", "frozen"])
+async def test_a_failover_in_a_cluster_keeps_its_rooms(form, room, end, begin):
     with RedisCluster(replicas=1) as cluster:
         nodes = form(cluster.settings, settings={"broker.redis.replicas_min": 1})
         key = f"{nodes.settings['broker.redis.prefix']}:{{{room}}}:meta"
@@ -902,15 +903,35 @@ async def test_a_failover_in_a_cluster_keeps_its_rooms(form, room):
             for n in range(1, 11):
                 await publish(nodes[n % 3], room, n)
             former = cluster.owner(key)
-            former.kill()
+            end(former)
             await asyncio.to_thread(cluster.wait_for_failover, key, former)
-            former.start()
+            begin(former)
             await asyncio.to_thread(cluster.settle)
             await accepted(nodes[0], room, 11)
             for reader in readers:
                 assert [event["data"] for event in await reader.events(room, 10)] == list(range(1, 11))
                 while (await reader.events(room, 1))[0]["data"] != 11:
                     pass
+
+
+async def test_a_primary_that_falls_silent_keeps_no_event_from_those_who_follow_its_rooms(form, room):
+    """Nothing says that a connection to it has ended, and no later event shows that one is missing."""
+    with RedisCluster(replicas=1) as cluster:
+        nodes = form(cluster.settings)
+        key = f"{nodes.settings['broker.redis.prefix']}:{{{room}}}:meta"
+        async with one_on_each(nodes, room) as readers:
+            assert (await publish(nodes[0], room, 1))["seq"] == 1
+            for reader in readers:
+                await reader.events(room, 1)
+            former = cluster.owner(key)
+            # With a replica that lacks it, the event would be gone with the primary.
+            assert former.call("WAIT", 1, 5000) == 1
+            former.freeze()
+            await asyncio.to_thread(cluster.wait_for_failover, key, former)
+            assert (await accepted(nodes[0], room, 2))["seq"] == 2
+            for reader in readers:
+                assert [event["data"] for event in await reader.events(room, 1)] == [2]
+            former.thaw()
 
 
 async def test_rooms_move_with_their_slots(form, room):

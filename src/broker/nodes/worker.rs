@@ -200,7 +200,11 @@ impl Worker {
             tokio::select! {
                 () = shared.stopped.notified() => {}
                 () = self.pushed.notified() => {}
-                Some(report) = self.reports.recv() => self.report(report),
+                Some(report) = self.reports.recv() => {
+                    // What was pushed before it may mean that it is not what it seems to be.
+                    self.take_pushed();
+                    self.report(report);
+                }
                 Some(call) = calls.recv() => self.call(call),
                 Some(task) = tasks.recv() => {
                     self.task(task);
@@ -357,6 +361,9 @@ impl Worker {
                     }
                 }
                 PushKind::Disconnection => return self.link_lost(&"the connection ended"),
+                // A server of a cluster ends the subscription because the slot is another's now. That has the form of an
+                // answer, and the library takes it for that to what was asked first, and each later answer for the next one's.
+                PushKind::SUnsubscribe => return self.link_lost(&"this node's channel has gone to another server"),
                 _ => {}
             }
         }
@@ -779,7 +786,8 @@ impl Worker {
         use crate::broker::redis::server::{Meaning, meaning};
         match meaning(error) {
             Meaning::Broken | Meaning::NotNow => self.link_lost(error),
-            Meaning::Refused => {
+            // What has gone to another server the library asks for there; where that failed, it is tried again.
+            Meaning::Refused | Meaning::Elsewhere => {
                 tracing::warn!(%error, "the registry of nodes refused something");
                 self.members.failed(self.now_ms());
             }

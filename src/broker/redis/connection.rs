@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -22,12 +22,16 @@ use redis::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::primaries::{Address, slot_of};
 use super::scripts::{Call, Scripts};
+use super::server::not_understood;
+use super::slots::{Address, Topology, is_serving};
 use crate::config::{Config, RedisMode, RedisUrl};
 
 /// Commands that may wait for a connection's task; it takes all of them at a time.
 const QUEUE: usize = 1024;
+
+/// How long after one answer of several that will do others are waited for.
+const SOON_AFTER: Duration = Duration::from_millis(100);
 
 /// What is connected to, and how.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ pub struct Target {
     certificates: Option<Vec<u8>>,
     timeout: Duration,
     client_name: String,
+    /// Of a primary of a cluster: the canary whose slot it has.
+    canary: Option<u32>,
 }
 
 /// Connections to one server or cluster.
@@ -56,6 +62,9 @@ pub struct Connections {
 pub enum Connection {
     /// To a server.
     Server(MultiplexedConnection),
+    /// To a primary of a cluster, of which it has part of the keys and channels. What comes of a subscription is told by what
+    /// is pushed: a server that ends one by itself says so in the form of an answer, and it is taken for one.
+    Primary(MultiplexedConnection),
     /// To a cluster.
     Cluster(ClusterConnection),
 }
@@ -69,6 +78,8 @@ pub enum LinkError {
     Timeout,
     /// It is a replica, which takes no events.
     Replica,
+    /// It is part of a cluster that is not complete, or is parted from most of it.
+    NotServing,
     /// Sentinels know the name, and of no server that is up and has it: one is about to take over.
     NoPrimary,
 }
@@ -104,6 +115,7 @@ impl fmt::Display for LinkError {
             LinkError::Redis(error) => fmt::Display::fmt(error, formatter),
             LinkError::Timeout => formatter.write_str("no answer in time (broker.redis.timeout_ms)"),
             LinkError::Replica => formatter.write_str("it is a replica, which takes no events"),
+            LinkError::NotServing => formatter.write_str("its cluster does not serve its slots"),
             LinkError::NoPrimary => {
                 formatter.write_str("the sentinels know of no server that is up: a failover is due")
             }
@@ -133,6 +145,9 @@ impl LinkError {
                 Some("NOAUTH" | "WRONGPASS") => Some("set broker.redis.username and broker.redis.password"),
                 _ if is_certificate(error) => {
                     Some("set broker.redis.ca_file to the certificates that signed the server's")
+                }
+                _ if error.detail().is_some_and(|detail| detail.contains("cluster support disabled")) => {
+                    Some("set broker.redis.mode to what this server is: it is no cluster")
                 }
                 _ => None,
             },
@@ -172,6 +187,7 @@ impl Target {
             certificates: certificates.clone(),
             timeout: Duration::from_millis(redis.timeout_ms),
             client_name: node.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect(),
+            canary: None,
         };
         Ok(match redis.mode {
             RedisMode::Single => redis.url.iter().map(|url| target(vec![url.clone()])).collect(),
@@ -212,10 +228,7 @@ impl Target {
             RedisMode::Sentinel => self.sentinel().await?,
             RedisMode::Single | RedisMode::Cluster => self.single()?,
         };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout))
-            .set_pipeline_buffer_size(QUEUE);
+        let config = self.connection_config();
         let publish = client.get_multiplexed_async_connection_with_config(&config).await?;
         let pushed = inbox.clone();
         let config = config.set_push_sender(move |push: PushInfo| {
@@ -223,7 +236,8 @@ impl Target {
             Ok::<(), redis::aio::SendError>(())
         });
         let follow = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let connections = Connections { publish: Connection::Server(publish), follow: Connection::Server(follow) };
+        let of = if self.is_primary() { Connection::Primary } else { Connection::Server };
+        let connections = Connections { publish: of(publish), follow: of(follow) };
         // One user, one server: what is so for one is so for the other.
         self.prepare(&connections.publish, scripts).await?;
         self.probe(&connections.publish, scripts).await?;
@@ -231,22 +245,67 @@ impl Target {
         Ok(connections)
     }
 
-    /// Whether a server of the cluster answers, over a connection of its own.
-    pub async fn try_server(&self, address: &Address) -> Result<(), RedisError> {
-        let url = self.urls.first().map_or("", RedisUrl::as_str).into_connection_info()?;
-        let (host, port) = (address.host.clone(), address.port);
-        let address = match url.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+    fn is_primary(&self) -> bool {
+        self.canary.is_some()
+    }
+
+    /// One of the cluster's primaries, which has the slot of a canary. None where its address can't be connected to.
+    pub fn primary(&self, address: &Address, canary: u32) -> Option<Target> {
+        let scheme = if self.urls.iter().any(RedisUrl::is_tls) { "rediss" } else { "redis" };
+        let url = format!("{scheme}://{address}").parse().ok()?;
+        Some(Target {
+            mode: RedisMode::Single,
+            urls: vec![url],
+            sentinel_master: String::new(),
+            username: self.username.clone(),
+            password: self.password.clone(),
+            certificates: self.certificates.clone(),
+            timeout: self.timeout,
+            client_name: self.client_name.clone(),
+            canary: Some(canary),
+        })
+    }
+
+    /// What those servers of the cluster know that are configured and answer first, over connections that end with it. An
+    /// error where none does.
+    pub async fn ask_seeds(&self) -> Result<Vec<Topology>, LinkError> {
+        let asked = self.urls.iter().map(|url| async move {
+            let answer = tokio::time::timeout(self.timeout, self.ask_seed(url)).await;
+            answer.unwrap_or(Err(LinkError::Timeout))
+        });
+        let mut known = Vec::new();
+        let mut errors = Vec::new();
+        for answer in gather(asked, |answer| answer.as_ref().is_ok_and(|told| told.is_ok)).await {
+            match answer {
+                Ok(topology) => known.push(topology),
+                Err(error) => errors.push(error),
             }
-            _ => ConnectionAddr::Tcp(host, port),
+        }
+        // What a person can put right is told first.
+        errors.sort_by_key(|error| error.remedy().is_none());
+        match errors.into_iter().next() {
+            Some(error) if known.is_empty() => Err(error),
+            _ => Ok(known),
+        }
+    }
+
+    async fn ask_seed(&self, url: &RedisUrl) -> Result<Topology, LinkError> {
+        let info = url.as_str().into_connection_info()?.set_redis_settings(self.settings(0));
+        let host = match info.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+            _ => String::new(),
         };
-        let info = address.into_connection_info()?.set_redis_settings(self.settings(0));
         let client = self.client(info.set_tcp_settings(tcp_settings(self.timeout)))?;
-        let step = self.cluster_step();
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(step)).set_response_timeout(Some(step));
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        Connection::Server(connection).command(cmd("PING")).await.map(drop)
+        let config = self.connection_config();
+        let connection = Connection::Server(client.get_multiplexed_async_connection_with_config(&config).await?);
+        Ok(connection.topology(&host).await?)
+    }
+
+    fn connection_config(&self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeout))
+            .set_response_timeout(Some(self.timeout))
+            .set_pipeline_buffer_size(QUEUE)
     }
 
     /// A server must be one that takes events, and it is told the scripts.
@@ -262,6 +321,9 @@ impl Target {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
             Err(error) => return Err(error.into()),
+        }
+        if self.is_primary() && cluster_info(connection).await?.is_some_and(|info| !is_serving(&info)) {
+            return Err(LinkError::NotServing);
         }
         self.look_at_eviction(connection).await;
         self.set_name(connection).await;
@@ -281,8 +343,8 @@ impl Target {
     /// A user who may not call the scripts, or not with these keys and channels, is found out here, and not by the first
     /// publish. What else the server refuses now concerns those who publish.
     async fn probe(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
-        let may_call = connection.call(&scripts.probe()).await.map(drop);
-        let may_say = connection.command(scripts.probe_channel()).await.map(drop);
+        let may_call = connection.call(&scripts.probe(self.canary)).await.map(drop);
+        let may_say = connection.command(scripts.probe_channel(self.canary)).await.map(drop);
         for refused in [may_call, may_say].into_iter().filter_map(Result::err) {
             if refused.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
                 return Err(refused.into());
@@ -463,7 +525,9 @@ impl Connection {
     /// Sends a command; an error that the server answers is an error.
     pub async fn command(&self, command: Cmd) -> Result<Value, RedisError> {
         let answer = match self {
-            Connection::Server(connection) => connection.clone().send_packed_command(&command).await,
+            Connection::Server(connection) | Connection::Primary(connection) => {
+                connection.clone().send_packed_command(&command).await
+            }
             Connection::Cluster(connection) => {
                 redis::aio::ConnectionLike::req_packed_command(&mut connection.clone(), &command).await
             }
@@ -482,38 +546,28 @@ impl Connection {
     }
 
     /// Waits until so many replicas have what was written over this connection; how many have it.
-    pub async fn wait(&self, replicas: u32, timeout: Duration, key: &str) -> Result<i64, RedisError> {
+    pub async fn wait(&self, replicas: u32, timeout: Duration) -> Result<i64, RedisError> {
         let mut wait = cmd("WAIT");
         // Shorter than the answer may take, so that it is an answer.
         wait.arg(replicas).arg(timeout.as_millis() as u64 / 2);
-        let answer = match self {
-            Connection::Server(_) => self.command(wait).await?,
-            Connection::Cluster(connection) => {
-                let route = Route::new(slot_of(key.as_bytes()), SlotAddr::Master);
-                let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
-                connection.clone().route_command(wait, routing).await?.extract_error()?
-            }
-        };
+        let answer = self.command(wait).await?;
         redis::from_redis_value(answer).map_err(RedisError::from)
     }
 
-    /// Which primary of a cluster has which slots, as one of them knows it.
-    pub async fn cluster_slots(&self) -> Result<Value, RedisError> {
+    /// What a server of a cluster knows of it, which was reached at `host`.
+    pub async fn topology(&self, host: &str) -> Result<Topology, RedisError> {
         let mut slots = cmd("CLUSTER");
         slots.arg("SLOTS");
-        match self {
-            Connection::Server(_) => self.command(slots).await,
-            Connection::Cluster(connection) => {
-                let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-                connection.clone().route_command(slots, routing).await?.extract_error()
-            }
-        }
+        let slots = self.command(slots).await?;
+        let info = cluster_info(self).await?;
+        Topology::read(host, &slots, info.as_deref()).ok_or_else(not_understood)
     }
 
-    /// Subscribes to channels.
+    /// Subscribes to channels. Those of a primary each go by themselves, since they may have several slots.
     pub async fn subscribe(&self, channels: &[String]) -> Result<(), RedisError> {
         match self {
             Connection::Server(connection) => connection.clone().subscribe(channels).await,
+            Connection::Primary(_) => self.of_each("SSUBSCRIBE", channels).await,
             Connection::Cluster(connection) => {
                 // Each has a slot of its own.
                 let each = channels.iter().map(|channel| {
@@ -528,7 +582,9 @@ impl Connection {
     /// Subscribes to all channels whose name fits a pattern.
     pub async fn subscribe_to_pattern(&self, pattern: &str) -> Result<(), RedisError> {
         match self {
-            Connection::Server(connection) => connection.clone().psubscribe(pattern).await,
+            Connection::Server(connection) | Connection::Primary(connection) => {
+                connection.clone().psubscribe(pattern).await
+            }
             Connection::Cluster(connection) => connection.clone().psubscribe(pattern).await,
         }
     }
@@ -537,6 +593,7 @@ impl Connection {
     pub async fn unsubscribe(&self, channels: &[String]) -> Result<(), RedisError> {
         match self {
             Connection::Server(connection) => connection.clone().unsubscribe(channels).await,
+            Connection::Primary(_) => self.of_each("SUNSUBSCRIBE", channels).await,
             Connection::Cluster(connection) => {
                 let each = channels.iter().map(|channel| {
                     let mut connection = connection.clone();
@@ -545,6 +602,44 @@ impl Connection {
                 try_join_all(each).await.map(drop)
             }
         }
+    }
+
+    async fn of_each(&self, name: &str, channels: &[String]) -> Result<(), RedisError> {
+        let each = channels.iter().map(|channel| {
+            let mut command = cmd(name);
+            command.arg(channel);
+            self.command(command)
+        });
+        try_join_all(each).await.map(drop)
+    }
+}
+
+/// Answers as they come: all, or those that come soon after the first that will do.
+pub async fn gather<T>(answers: impl Iterator<Item = impl Future<Output = T>>, will_do: impl Fn(&T) -> bool) -> Vec<T> {
+    let mut waiting: FuturesUnordered<_> = answers.collect();
+    let mut found = Vec::new();
+    let mut until = None;
+    loop {
+        let next = match until {
+            None => waiting.next().await,
+            Some(until) => tokio::time::timeout_at(until, waiting.next()).await.unwrap_or(None),
+        };
+        let Some(answer) = next else { return found };
+        if until.is_none() && will_do(&answer) {
+            until = Some(tokio::time::Instant::now() + SOON_AFTER);
+        }
+        found.push(answer);
+    }
+}
+
+/// How a server's cluster is; none for who may not ask.
+async fn cluster_info(connection: &Connection) -> Result<Option<String>, RedisError> {
+    let mut info = cmd("CLUSTER");
+    info.arg("INFO");
+    match connection.command(info).await {
+        Ok(info) => Ok(Some(redis::from_redis_value(info)?)),
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

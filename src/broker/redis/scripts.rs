@@ -2,6 +2,8 @@
 //!
 //! What they do is told in their files, in `scripts/`: any program may call them.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use redis::{Cmd, cmd};
 
@@ -122,36 +124,37 @@ impl Scripts {
         channel.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:events")
     }
 
-    /// The channel that this run hears itself in, through the `at`th of several.
-    pub fn canary_channel(&self, at: usize) -> String {
-        format!("{}:{{canary-{at}}}:{}", self.prefix, self.run)
+    /// A channel that this run hears itself in, the `at`th of many: each may have another slot.
+    pub fn canary_channel(&self, at: u32) -> String {
+        format!("{}:{{{}}}:{}", self.prefix, canary_room(at), self.run)
     }
 
     /// Which canary has that channel.
-    pub fn canary_of(&self, channel: &[u8]) -> Option<usize> {
+    pub fn canary_of(&self, channel: &[u8]) -> Option<u32> {
         let channel = std::str::from_utf8(channel).ok()?;
         let (at, run) = channel.strip_prefix(&self.prefix)?.strip_prefix(":{canary-")?.split_once("}:")?;
         at.parse().ok().filter(|_| run == self.run)
     }
 
     /// What is said there.
-    pub fn canary(&self, at: usize) -> Cmd {
+    pub fn canary(&self, at: u32) -> Cmd {
         let mut command = cmd(self.publish_command);
         command.arg(self.canary_channel(at)).arg("");
         command
     }
 
-    /// Does nothing, in a room that no client can name.
-    pub fn probe(&self) -> Call {
-        let keys = vec![self.key(PROBE, "meta"), self.key(PROBE, "log")];
-        let arguments = vec![self.channel(PROBE).into_bytes(), self.publish_command.into(), text(META_MS)];
+    /// Does nothing, in a room that no client can name; in a cluster in one that has the slot of a canary.
+    pub fn probe(&self, canary: Option<u32>) -> Call {
+        let room = probed(canary);
+        let keys = vec![self.key(&room, "meta"), self.key(&room, "log")];
+        let arguments = vec![self.channel(&room).into_bytes(), self.publish_command.into(), text(META_MS)];
         self.clear.call(keys, arguments)
     }
 
     /// Says something there, which nobody hears.
-    pub fn probe_channel(&self) -> Cmd {
+    pub fn probe_channel(&self, canary: Option<u32>) -> Cmd {
         let mut command = cmd(self.publish_command);
-        command.arg(self.channel(PROBE)).arg("");
+        command.arg(self.channel(&probed(canary))).arg("");
         command
     }
 
@@ -194,10 +197,11 @@ impl Scripts {
         self.publish.call(keys, arguments)
     }
 
-    /// Reads a room. `epoch` is for one that nobody knows.
-    pub fn read(&self, room: &RoomName, wanted: &Wanted, epoch: u64) -> Call {
+    /// Reads a room. `epoch` is for one that nobody knows; `serial` comes back.
+    pub fn read(&self, room: &RoomName, wanted: &Wanted, epoch: u64, serial: u64) -> Call {
         let keys = vec![self.key(room.as_str(), "meta"), self.key(room.as_str(), "log")];
-        self.read.call(keys, vec![text(epoch), text(wanted.from_seq), text(READ_BYTES as u64), text(META_MS)])
+        let bounds = [READ_BYTES as u64, META_MS];
+        self.read.call(keys, [epoch, wanted.from_seq].into_iter().chain(bounds).chain([serial]).map(text).collect())
     }
 
     /// Changes a room's epoch.
@@ -234,6 +238,15 @@ impl Scripts {
         let arguments = vec![self.channel(room.as_str()).into_bytes(), self.publish_command.into(), text(META_MS)];
         self.clear.call(keys, arguments)
     }
+}
+
+/// No room that a client can name has such a name.
+fn canary_room(at: u32) -> String {
+    format!("canary-{at}")
+}
+
+fn probed(canary: Option<u32>) -> Cow<'static, str> {
+    canary.map_or(Cow::Borrowed(PROBE), |at| canary_room(at).into())
 }
 
 /// Turns are compared as texts: the numbers of scripts are not that large.

@@ -1,15 +1,15 @@
-//! One server of several (or a cluster): its link, what is sent over it, and which rooms are followed over it.
+//! One server of several, or a primary of a cluster: the link to it, and what its errors mean.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
-use super::canaries::Canaries;
+use super::canary::Canary;
 use super::connection::{Connections, Inbox, LinkError, Target};
 use super::encoding;
-use super::primaries::{Lanes, Primaries, Primary};
-use super::submissions::{NO_LINK, Outcome, Submissions};
+use super::slots::Address;
+use super::submissions::{NO_LINK, Outcome};
 use crate::hub::name::RoomName;
 use crate::wire::codes::ErrorCode;
 use crate::wire::native::Refused;
@@ -18,17 +18,11 @@ use crate::wire::native::Refused;
 const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 5000;
 
+/// The longest wait in a cluster, where a server that is back is told of by the others only when it takes over.
+const WAIT_IN_CLUSTER_MAX_MS: u64 = 500;
+
 /// A link that was there for this long was a good one.
 const LASTING_MS: u64 = 500;
-
-/// Channels whose subscription is on its way to a primary, or whose end is.
-const SUBSCRIPTIONS_MAX: usize = 2048;
-
-/// Reads on their way to a primary. What comes meanwhile waits for them, so that this bounds it.
-const READS_MAX: usize = 512;
-
-/// Channels that are tried in a cluster: enough for each of its servers to have one, with near certainty.
-const CANARIES_OF_CLUSTER: usize = 32;
 
 /// A server.
 pub struct Server {
@@ -36,20 +30,14 @@ pub struct Server {
     pub target: Arc<Target>,
     /// Its addresses, for people.
     pub name: String,
+    /// Where it is, if it is a primary of a cluster. None for one that has no slots any more.
+    pub address: Option<Address>,
+    /// The canary whose slot it has.
+    pub canary: u32,
     /// The link.
     pub link: Link,
     /// Tells links apart, so that what is reported of a former one means nothing.
     pub generation: u64,
-    /// Events for it.
-    pub submissions: Submissions,
-    /// Its primaries, where it is a cluster.
-    pub primaries: Primaries,
-    /// Rooms whose channels are subscribed to.
-    pub subscribing: Lanes,
-    /// Rooms that are not wanted any more.
-    pub unsubscribing: Lanes,
-    /// Rooms that are read.
-    pub reading: Lanes,
     /// Rooms that are read or subscribed to again at a time, after a refusal.
     pub retries: VecDeque<(u64, RoomName)>,
     attempts: u32,
@@ -61,6 +49,8 @@ pub struct Server {
 
 /// What there is of a link.
 pub enum Link {
+    /// There is none and none is made: it has no rooms.
+    Unwanted,
     /// Nothing until this time.
     Down {
         /// When to try.
@@ -79,28 +69,37 @@ pub struct Up {
     /// What they push.
     pub inbox: Arc<Inbox>,
     /// Whether it hears what is said over it.
-    pub canaries: Canaries,
+    pub canary: Canary,
+    /// Reads in a row that were answered with something else.
+    pub astray: u32,
 }
 
 impl Server {
     /// One that there is no link to yet.
-    pub fn new(target: Target, submissions: Submissions) -> Server {
+    pub fn new(target: Arc<Target>) -> Server {
         Server {
             name: target.name(),
-            target: Arc::new(target),
+            target,
+            address: None,
+            canary: 0,
             link: Link::Down { retry_ms: 0 },
             generation: 0,
-            submissions,
-            primaries: Primaries::default(),
-            subscribing: Lanes::new(SUBSCRIPTIONS_MAX),
-            unsubscribing: Lanes::new(SUBSCRIPTIONS_MAX),
-            reading: Lanes::new(READS_MAX),
             retries: VecDeque::new(),
             attempts: 0,
             up_ms: 0,
             was_up: false,
             said_ms: None,
         }
+    }
+
+    /// Whoever has what no server of a cluster has: nobody.
+    pub fn nobody(cluster: Arc<Target>) -> Server {
+        Server { link: Link::Unwanted, ..Server::new(cluster) }
+    }
+
+    /// A primary of a cluster, in a place where another was.
+    pub fn primary(target: Arc<Target>, address: Address, canary: u32, generation: u64) -> Server {
+        Server { address: Some(address), canary, generation, ..Server::new(target) }
     }
 
     /// The link, where there is one.
@@ -116,6 +115,11 @@ impl Server {
         matches!(self.link, Link::Up(_))
     }
 
+    /// Whether there is no link because one was lost or tried in vain.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.link, Link::Down { .. } | Link::Connecting) && self.attempts > 0
+    }
+
     /// Whether a complaint is due: one a second, since all rooms have the same.
     pub fn may_say(&mut self, now_ms: u64) -> bool {
         let may = self.said_ms.is_none_or(|said_ms| said_ms + 1000 <= now_ms);
@@ -125,29 +129,20 @@ impl Server {
         may
     }
 
-    /// Takes an answer to CLUSTER SLOTS. False where it is none.
-    pub fn learn(&mut self, slots: &Value) -> bool {
-        let is_known = self.primaries.learn(slots);
-        if is_known {
-            for lanes in [&mut self.subscribing, &mut self.unsubscribing, &mut self.reading] {
-                lanes.rearrange(&self.primaries);
-            }
-            self.submissions.rearrange(&self.primaries);
-        }
-        is_known
-    }
-
-    /// What a command at a primary came to.
-    pub fn saw(&mut self, primary: Primary, error: Option<&RedisError>) {
-        self.primaries.saw(primary, error.is_none_or(|error| meaning(error) == Meaning::Refused));
-    }
-
     /// There is a link. Whether it was there before, and was lost.
     pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
         self.up_ms = now_ms;
-        let canaries = Canaries::new(if self.target.is_cluster() { CANARIES_OF_CLUSTER } else { 1 }, now_ms);
-        self.link = Link::Up(Box::new(Up { connections, inbox, canaries }));
+        let canary = Canary::new(self.canary, now_ms);
+        self.link = Link::Up(Box::new(Up { connections, inbox, canary, astray: 0 }));
         std::mem::replace(&mut self.was_up, true)
+    }
+
+    /// It has the slot of another canary now.
+    pub fn set_canary(&mut self, canary: u32, now_ms: u64) {
+        self.canary = canary;
+        if let Some(up) = self.up() {
+            up.canary = Canary::new(canary, now_ms);
+        }
     }
 
     /// There is no link, and another is tried some time later.
@@ -157,15 +152,12 @@ impl Server {
             let is_lasting = now_ms >= self.up_ms + LASTING_MS;
             self.attempts = if is_lasting { 0 } else { self.attempts.min(2) };
         }
-        let longest = (WAIT_MIN_MS << self.attempts.min(16)).min(WAIT_MAX_MS);
+        let max = if self.address.is_some() { WAIT_IN_CLUSTER_MAX_MS } else { WAIT_MAX_MS };
+        let longest = (WAIT_MIN_MS << self.attempts.min(16)).min(max);
         self.attempts = self.attempts.saturating_add(1);
         self.link = Link::Down { retry_ms: now_ms + fastrand::u64(longest / 2..=longest) };
         self.generation += 1;
-        for lanes in [&mut self.subscribing, &mut self.unsubscribing, &mut self.reading] {
-            lanes.clear();
-        }
         self.retries.clear();
-        self.primaries.link_down();
     }
 }
 
@@ -176,6 +168,8 @@ pub enum Meaning {
     Broken,
     /// The server takes nothing for now, and did nothing. Another link may lead to one that does.
     NotNow,
+    /// Another server of the cluster has it, or will, and nothing was done.
+    Elsewhere,
     /// This was refused, and not done.
     Refused,
 }
@@ -183,6 +177,11 @@ pub enum Meaning {
 /// What an error means.
 pub fn meaning(error: &RedisError) -> Meaning {
     match error.kind() {
+        // While a slot is on its way, scripts that name several keys, some of which are not there, are carried out by neither
+        // server.
+        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => {
+            Meaning::Elsewhere
+        }
         ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
@@ -197,6 +196,10 @@ pub fn meaning(error: &RedisError) -> Meaning {
         _ => Meaning::Broken,
     }
 }
+
+/// Why something is refused that another server has, where none but this one is known.
+pub const ONE_OF_A_CLUSTER: Refused =
+    Refused::new(ErrorCode::Unavailable, "the broker's server is one of a cluster, and has no part of this room");
 
 /// What is told to who asked for something that the server refused.
 pub fn refusal(error: &RedisError) -> Refused {
@@ -245,7 +248,7 @@ pub fn cleared(answer: Result<Value, RedisError>) -> (Outcome, Option<RedisError
 fn failed(error: &RedisError) -> Outcome {
     match meaning(error) {
         Meaning::Broken => Outcome::Unknown,
-        Meaning::NotNow => Outcome::NotYet,
+        Meaning::NotNow | Meaning::Elsewhere => Outcome::NotYet,
         Meaning::Refused => Outcome::Refused(refusal(error)),
     }
 }
@@ -281,6 +284,9 @@ mod tests {
             ("-LOADING Redis is loading the dataset in memory\r\n", Meaning::NotNow),
             ("-MASTERDOWN Link with MASTER is down\r\n", Meaning::NotNow),
             ("-CLUSTERDOWN The cluster is down\r\n", Meaning::NotNow),
+            ("-MOVED 3999 127.0.0.1:6381\r\n", Meaning::Elsewhere),
+            ("-ASK 3999 127.0.0.1:6381\r\n", Meaning::Elsewhere),
+            ("-TRYAGAIN Multiple keys request during rehashing of slot\r\n", Meaning::Elsewhere),
             ("-NOAUTH Authentication required.\r\n", Meaning::NotNow),
             ("-OOM command not allowed when used memory > 'maxmemory'.\r\n", Meaning::Refused),
             ("-MISCONF Redis is configured to save RDB snapshots\r\n", Meaning::Refused),

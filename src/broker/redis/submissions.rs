@@ -4,8 +4,7 @@
 //! push ─► waiting of a room ─► next: all of them as one call ─► sent ─► answered
 //!               │                                                 │
 //!               │ no link for buffer_ms: refused                  ├ the link broke: sent again, the same call
-//!               │ or its primary fails: likewise                  └ no answer within timeout_ms: IN_DOUBT
-//!               └
+//!               └                                                 └ no answer within timeout_ms: IN_DOUBT
 //! ```
 //!
 //! A room has one call on its way at a time. That keeps its order, and under load makes one call of all that came
@@ -17,7 +16,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::encoding;
-use super::primaries::{Lanes, Primaries, Primary};
+use super::lanes::Lanes;
+use super::placement::{Routes, ServerId};
 use super::request::{Publish, Request};
 use crate::hub::brokered::{IN_DOUBT, Numbers, Submission};
 use crate::hub::name::{RoomName, ShardId};
@@ -28,8 +28,11 @@ use crate::wire::native::Refused;
 const CALL_EVENTS_MAX: usize = 1000;
 const CALL_BYTES_MAX: usize = 256 << 10;
 
-/// Calls on their way to a primary at a time.
+/// Calls on their way to a server at a time.
 const CALLS_MAX: usize = 1024;
+
+/// How long a call rests that the server could not carry out yet, or not any more.
+const REST_MS: u64 = 50;
 
 /// Why a submission is refused while there is no link.
 pub const NO_LINK: Refused = Refused::new(ErrorCode::Unavailable, "the broker can't be reached");
@@ -49,26 +52,37 @@ pub struct Bounds {
     pub pending_bytes_max: usize,
 }
 
-/// Submissions to one server.
+impl Bounds {
+    /// How long something may wait to be sent.
+    fn wait_ms(&self, is_up: bool) -> u64 {
+        if is_up { self.timeout_ms.max(self.buffer_ms) } else { self.buffer_ms }
+    }
+}
+
+/// Submissions to all servers.
 #[derive(Debug)]
 pub struct Submissions {
     rooms: HashMap<RoomName, Room>,
     /// Rooms with something to send and nothing on its way, each once; and those whose call is on its way.
     ready: Lanes,
+    /// Rooms whose call rests, which are ready at a time.
+    resting: VecDeque<(u64, RoomName)>,
     /// Bytes of each shard.
     bytes: Vec<usize>,
     bounds: Bounds,
-    is_up: bool,
     next_serial: u64,
     /// When something has to be looked at: the rooms by the times of their oldest.
     due: BTreeMap<(u64, u64), RoomName>,
     next_due: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Room {
+    /// Who has it.
+    server: ServerId,
     waiting: VecDeque<Waiting>,
     call: Option<Call>,
+    /// It is in `ready`, or rests.
     is_ready: bool,
     /// Where it is in `due`.
     due: Option<(u64, u64)>,
@@ -97,7 +111,7 @@ struct Call {
     first_sent_ms: u64,
     sent: Option<Sent>,
     /// Where it is on its way to.
-    on_its_way_to: Option<Primary>,
+    on_its_way_to: Option<ServerId>,
     /// It may have been carried out, so that a refusal can't say that it was not.
     is_doubtful: bool,
 }
@@ -173,14 +187,14 @@ pub enum Outcome {
 }
 
 impl Submissions {
-    /// None yet, from so many shards; there is no link.
+    /// None yet, from so many shards.
     pub fn new(shards: u16, bounds: Bounds) -> Submissions {
         Submissions {
             rooms: HashMap::new(),
             ready: Lanes::new(CALLS_MAX),
+            resting: VecDeque::new(),
             bytes: vec![0; usize::from(shards)],
             bounds,
-            is_up: false,
             next_serial: 0,
             due: BTreeMap::new(),
             next_due: 0,
@@ -192,41 +206,40 @@ impl Submissions {
         self.bytes.iter().sum()
     }
 
-    /// Takes a submission, or tells why not.
+    /// Takes a submission to a room of a server, or tells why not.
     pub fn push(
         &mut self,
         shard: ShardId,
         submission: Box<Submission>,
-        primaries: &Primaries,
+        server: ServerId,
+        routes: &Routes,
         now_ms: u64,
         answers: &mut Vec<Answer>,
     ) {
         let bytes = submission.events.iter().map(encoding::event_bytes).sum();
         let room = submission.room.clone();
         let waiting = Waiting { shard, what: What::Submit(submission), bytes, since_ms: now_ms };
-        self.wait(room, waiting, primaries, answers);
+        self.wait(room, waiting, server, routes, answers);
     }
 
-    /// Takes a wish to empty a room's log, which keeps its place among the submissions.
+    /// Takes a wish to empty the log of a server's room, which keeps its place among the submissions.
     pub fn clear(
         &mut self,
         shard: ShardId,
-        room: RoomName,
+        (room, server): (RoomName, ServerId),
         number: u64,
-        primaries: &Primaries,
+        routes: &Routes,
         now_ms: u64,
         answers: &mut Vec<Answer>,
     ) {
         let bytes = size_of::<Waiting>();
         let waiting = Waiting { shard, what: What::Clear { number }, bytes, since_ms: now_ms };
-        self.wait(room, waiting, primaries, answers);
+        self.wait(room, waiting, server, routes, answers);
     }
 
-    fn wait(&mut self, name: RoomName, waiting: Waiting, primaries: &Primaries, answers: &mut Vec<Answer>) {
-        let primary = primaries.of(name.as_str());
-        // Without a link, or where the room's primary does not answer, only what may be buffered waits.
-        let can_be_sent = self.is_up && !primaries.fails(primary);
-        if !can_be_sent && self.bounds.buffer_ms == 0 {
+    fn wait(&mut self, name: RoomName, waiting: Waiting, server: ServerId, routes: &Routes, answers: &mut Vec<Answer>) {
+        // Without a link only what may be buffered waits.
+        if !routes.is_up(server) && self.bounds.buffer_ms == 0 {
             answers.push(waiting.refused(name, NO_LINK));
             return;
         }
@@ -237,61 +250,80 @@ impl Submissions {
             return;
         }
         *pending += waiting.bytes;
-        let room = self.rooms.entry(name.clone()).or_default();
+        let room = self.rooms.entry(name.clone()).or_insert_with(|| Room::new(server));
         room.waiting.push_back(waiting);
-        if room.call.is_none() && !room.is_ready {
-            room.is_ready = true;
-            self.ready.push(primary, name.clone());
+        if room.call.is_none() {
+            self.make_ready(&name);
         }
-        self.set_due(&name);
+        self.set_due(&name, routes);
     }
 
-    /// There is a link. What was on its way over the last one can be sent again.
-    pub fn link_up(&mut self) {
-        self.is_up = true;
+    fn make_ready(&mut self, name: &RoomName) {
+        if let Some(room) = self.rooms.get_mut(name).filter(|room| !room.is_ready) {
+            room.is_ready = true;
+            self.ready.push(room.server, name.clone());
+        }
     }
 
-    /// There is no link any more. What was on its way has to be sent again.
-    pub fn link_down(&mut self, primaries: &Primaries, now_ms: u64, answers: &mut Vec<Answer>) {
-        self.is_up = false;
-        let on_their_way: Vec<RoomName> = self
-            .rooms
-            .iter()
-            .filter(|(_, room)| room.call.as_ref().is_some_and(Call::is_on_its_way))
-            .map(|(name, _)| name.clone())
-            .collect();
+    /// There is no link to a server any more. What was on its way has to be sent again.
+    pub fn link_down(&mut self, server: ServerId, routes: &Routes, now_ms: u64, answers: &mut Vec<Answer>) {
+        let is_on_its_way = |room: &Room| room.call.as_ref().is_some_and(|call| call.on_its_way_to == Some(server));
+        let on_their_way: Vec<RoomName> =
+            self.rooms.iter().filter(|(_, room)| is_on_its_way(room)).map(|(name, _)| name.clone()).collect();
         for name in &on_their_way {
-            self.put_back(name, true, primaries);
+            self.put_back(name, true);
+            self.make_ready(name);
         }
+        let waits = |room: &Room| room.server == server && !room.waiting.is_empty();
         let waiting: Vec<RoomName> =
-            self.rooms.iter().filter(|(_, room)| !room.waiting.is_empty()).map(|(name, _)| name.clone()).collect();
+            self.rooms.iter().filter(|(_, room)| waits(room)).map(|(name, _)| name.clone()).collect();
         for name in &waiting {
-            self.refuse_waiting(name, now_ms, answers);
+            self.refuse_waiting(name, routes, now_ms, answers);
         }
     }
 
-    fn put_back(&mut self, name: &RoomName, is_doubtful: bool, primaries: &Primaries) {
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        let Some(call) = &mut room.call else { return };
+    /// A call is not on its way any more, and not answered.
+    fn put_back(&mut self, name: &RoomName, is_doubtful: bool) {
+        let Some(call) = self.rooms.get_mut(name).and_then(|room| room.call.as_mut()) else { return };
         call.is_doubtful |= is_doubtful;
-        if let Some(primary) = call.on_its_way_to.take() {
-            self.ready.done(primary, 1);
-        }
-        if !room.is_ready {
-            room.is_ready = true;
-            self.ready.push(primaries.of(name.as_str()), name.clone());
+        if let Some(server) = call.on_its_way_to.take() {
+            self.ready.done(server, 1);
         }
     }
 
-    /// Rooms may have gone to other primaries.
-    pub fn rearrange(&mut self, primaries: &Primaries) {
-        self.ready.rearrange(primaries);
+    /// Rooms may have gone to other servers.
+    pub fn rearrange(&mut self, routes: &Routes) {
+        let mut moved = Vec::new();
+        for (name, room) in &mut self.rooms {
+            let server = routes.of(name.as_str());
+            if std::mem::replace(&mut room.server, server) != server {
+                moved.push(name.clone());
+            }
+        }
+        self.ready.rearrange(routes);
+        self.wake(u64::MAX);
+        moved.iter().for_each(|name| self.set_due(name, routes));
     }
 
-    /// What is to be sent next.
-    pub fn next(&mut self, primaries: &Primaries, now_ms: u64, now_us: u64) -> Option<(RoomName, u64, Request)> {
-        while self.is_up {
-            let (primary, name) = self.ready.pop(primaries)?;
+    /// Has those ready that have rested for long enough.
+    fn wake(&mut self, now_ms: u64) {
+        while let Some((_, name)) = self.resting.pop_front_if(|(at_ms, _)| *at_ms <= now_ms) {
+            if let Some(room) = self.rooms.get(&name) {
+                self.ready.push(room.server, name);
+            }
+        }
+    }
+
+    /// What is to be sent next to a server.
+    pub fn next(
+        &mut self,
+        server: ServerId,
+        routes: &Routes,
+        now_ms: u64,
+        now_us: u64,
+    ) -> Option<(RoomName, u64, Request)> {
+        while routes.is_up(server) {
+            let name = self.ready.pop(server)?;
             let Some(room) = self.rooms.get_mut(&name) else { continue };
             room.is_ready = false;
             if room.call.is_none() {
@@ -300,14 +332,14 @@ impl Submissions {
             }
             let Some(call) = &mut room.call else {
                 // All that waited was given up.
-                self.set_due(&name);
+                self.set_due(&name, routes);
                 continue;
             };
-            call.on_its_way_to = Some(primary);
+            call.on_its_way_to = Some(server);
             call.sent = Some(Sent { at_us: now_us, is_again: call.sent.is_some() });
             let (serial, request) = (call.serial, call.request.clone());
-            self.ready.sent(primary, 1);
-            self.set_due(&name);
+            self.ready.sent(server, 1);
+            self.set_due(&name, routes);
             return Some((name, serial, request));
         }
         None
@@ -319,16 +351,24 @@ impl Submissions {
         name: &RoomName,
         serial: u64,
         outcome: Outcome,
-        primaries: &mut Primaries,
+        routes: &Routes,
+        now_ms: u64,
         answers: &mut Vec<Answer>,
     ) -> Option<Sent> {
         let room = self.rooms.get_mut(name)?;
         let call = room.call.as_ref().filter(|call| call.serial == serial)?;
-        let (primary, sent) = (call.on_its_way_to?, call.sent);
-        primaries.saw(primary, !matches!(outcome, Outcome::Unknown | Outcome::NotYet));
+        let (_, sent) = (call.on_its_way_to?, call.sent);
         let outcome = match outcome {
-            Outcome::Unknown | Outcome::NotYet => {
-                self.put_back(name, matches!(outcome, Outcome::Unknown), primaries);
+            Outcome::Unknown => {
+                self.put_back(name, true);
+                self.make_ready(name);
+                return sent;
+            }
+            Outcome::NotYet => {
+                if !std::mem::replace(&mut room.is_ready, true) {
+                    self.resting.push_back((now_ms + REST_MS, name.clone()));
+                }
+                self.put_back(name, false);
                 return sent;
             }
             Outcome::Done(numbers) => Ok(Done::Numbers(numbers)),
@@ -336,21 +376,15 @@ impl Submissions {
             Outcome::Refused(refused) => Err(if call.is_doubtful { DOUBTFUL } else { refused }),
             Outcome::Unsafe => Err(DOUBTFUL),
         };
-        self.finish(name, outcome, primaries, answers);
+        self.finish(name, outcome, routes, answers);
         sent
     }
 
-    fn finish(
-        &mut self,
-        name: &RoomName,
-        outcome: Result<Done, Refused>,
-        primaries: &Primaries,
-        answers: &mut Vec<Answer>,
-    ) {
+    fn finish(&mut self, name: &RoomName, outcome: Result<Done, Refused>, routes: &Routes, answers: &mut Vec<Answer>) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let Some(call) = room.call.take() else { return };
-        if let Some(primary) = call.on_its_way_to {
-            self.ready.done(primary, 1);
+        if let Some(server) = call.on_its_way_to {
+            self.ready.done(server, 1);
         }
         let mut from = 0;
         for part in call.parts {
@@ -368,15 +402,15 @@ impl Submissions {
             from += part.events;
             answers.push(Answer { shard: part.shard, room: name.clone(), number: part.number, told });
         }
-        if !room.waiting.is_empty() && !room.is_ready {
-            room.is_ready = true;
-            self.ready.push(primaries.of(name.as_str()), name.clone());
+        if !room.waiting.is_empty() {
+            self.make_ready(name);
         }
-        self.set_due(name);
+        self.set_due(name, routes);
     }
 
-    /// Gives up what has waited too long.
-    pub fn expire(&mut self, primaries: &mut Primaries, now_ms: u64, answers: &mut Vec<Answer>) {
+    /// Gives up what has waited too long, and has ready what has rested.
+    pub fn expire(&mut self, routes: &Routes, now_ms: u64, answers: &mut Vec<Answer>) {
+        self.wake(now_ms);
         while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now_ms) {
             let name = entry.remove();
             let Some(room) = self.rooms.get_mut(&name) else { continue };
@@ -385,43 +419,37 @@ impl Submissions {
                 && call.first_sent_ms + self.bounds.timeout_ms <= now_ms
             {
                 let refused = if call.is_on_its_way() || call.is_doubtful { DOUBTFUL } else { NO_LINK };
-                // One that was sent again may have been answered soon.
-                let is_silent = call.sent.is_some_and(|sent| sent.at_us / 1000 + self.bounds.timeout_ms <= now_ms);
-                if let Some(primary) = call.on_its_way_to.filter(|_| is_silent) {
-                    primaries.saw(primary, false);
-                }
-                self.finish(&name, Err(refused), primaries, answers);
+                self.finish(&name, Err(refused), routes, answers);
             }
-            self.refuse_waiting(&name, now_ms, answers);
-            self.set_due(&name);
+            self.refuse_waiting(&name, routes, now_ms, answers);
+            self.set_due(&name, routes);
         }
     }
 
     /// When [`Submissions::expire`] has something to do.
     pub fn next_due_ms(&self) -> Option<u64> {
-        self.due.first_key_value().map(|((at, _), _)| *at)
+        let of_resting = self.resting.front().map(|(at_ms, _)| *at_ms);
+        self.due.first_key_value().map(|((at, _), _)| *at).into_iter().chain(of_resting).min()
     }
 
     /// Refuses what waits without a link, or behind a call that is not answered, for too long.
-    fn refuse_waiting(&mut self, name: &RoomName, now_ms: u64, answers: &mut Vec<Answer>) {
-        let wait_ms =
-            if self.is_up { self.bounds.timeout_ms.max(self.bounds.buffer_ms) } else { self.bounds.buffer_ms };
+    fn refuse_waiting(&mut self, name: &RoomName, routes: &Routes, now_ms: u64, answers: &mut Vec<Answer>) {
         let Some(room) = self.rooms.get_mut(name) else { return };
+        let wait_ms = self.bounds.wait_ms(routes.is_up(room.server));
         while let Some(first) = room.waiting.pop_front_if(|first| first.since_ms + wait_ms <= now_ms) {
             if let Some(pending) = self.bytes.get_mut(usize::from(first.shard.0)) {
                 *pending = pending.saturating_sub(first.bytes);
             }
             answers.push(first.refused(name.clone(), NO_LINK));
         }
-        self.set_due(name);
+        self.set_due(name, routes);
     }
 
     /// Notes when a room has to be looked at, and forgets one that has nothing left.
-    fn set_due(&mut self, name: &RoomName) {
+    fn set_due(&mut self, name: &RoomName, routes: &Routes) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         let of_call = room.call.as_ref().map(|call| call.first_sent_ms + self.bounds.timeout_ms);
-        let wait_ms =
-            if self.is_up { self.bounds.timeout_ms.max(self.bounds.buffer_ms) } else { self.bounds.buffer_ms };
+        let wait_ms = self.bounds.wait_ms(routes.is_up(room.server));
         let of_waiting = room.waiting.front().map(|first| first.since_ms + wait_ms);
         let at = of_call.into_iter().chain(of_waiting).min();
         if room.due.map(|due| due.0) != at {
@@ -468,6 +496,10 @@ impl Waiting {
 }
 
 impl Room {
+    fn new(server: ServerId) -> Room {
+        Room { server, waiting: VecDeque::new(), call: None, is_ready: false, due: None }
+    }
+
     /// All that waits as one call, as much as fits.
     fn next_call(&mut self, serial: u64, now_ms: u64) -> Option<Call> {
         let call = |parts, request| Call {
@@ -525,21 +557,28 @@ mod tests {
         Box::new(Submission { room: room(name), number, events, new_epoch: 5, keep })
     }
 
-    fn up(bounds: Bounds) -> Submissions {
-        let mut submissions = Submissions::new(1, bounds);
-        submissions.link_up();
-        submissions
+    const ONE: ServerId = ServerId(0);
+
+    /// One server, with a link to it or without.
+    fn routes(is_up: bool) -> Routes {
+        let mut routes = Routes::hashed(vec!["a".to_owned()]);
+        routes.set_up(ONE, is_up);
+        routes
+    }
+
+    fn submissions(bounds: Bounds) -> Submissions {
+        Submissions::new(1, bounds)
     }
 
     fn push(submissions: &mut Submissions, name: &str, number: u64, now_ms: u64) -> Vec<Answer> {
+        push_to(submissions, &routes(true), name, number, now_ms)
+    }
+
+    fn push_to(submissions: &mut Submissions, routes: &Routes, name: &str, number: u64, now_ms: u64) -> Vec<Answer> {
         let mut answers = Vec::new();
-        submissions.push(
-            ShardId(0),
-            submission(name, number, vec![event(number)]),
-            &Primaries::default(),
-            now_ms,
-            &mut answers,
-        );
+        let submission = submission(name, number, vec![event(number)]);
+        let server = routes.of(name);
+        submissions.push(ShardId(0), submission, server, routes, now_ms, &mut answers);
         answers
     }
 
@@ -564,7 +603,7 @@ mod tests {
 
     /// The next call: its room, serial, number and count of events.
     fn next(submissions: &mut Submissions, now_ms: u64) -> Option<(RoomName, u64, u64, usize)> {
-        submissions.next(&Primaries::default(), now_ms, 0).map(|(name, serial, request)| match request {
+        submissions.next(ONE, &routes(true), now_ms, 0).map(|(name, serial, request)| match request {
             Request::Publish(publish) => (name, serial, publish.number, publish.events()),
             Request::Clear => (name, serial, 0, 0),
         })
@@ -572,18 +611,18 @@ mod tests {
 
     #[test]
     fn what_comes_while_a_call_is_on_its_way_is_one_call_after_it() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         for number in 1..=4 {
             assert_eq!(push(&mut submissions, "doc:1", number, 0), []);
             if number == 1 {
                 assert_eq!(next(&mut submissions, 0), Some((room("doc:1"), 0, 1, 1)));
             }
         }
-        assert_eq!(submissions.next(&Primaries::default(), 0, 0), None, "one at a time");
+        assert_eq!(submissions.next(ONE, &routes(true), 0, 0), None, "one at a time");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, done(11, 1), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(11, 1), &routes(true), 0, &mut answers);
         assert_eq!(next(&mut submissions, 1), Some((room("doc:1"), 1, 4, 3)));
-        submissions.answered(&room("doc:1"), 1, done(12, 3), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 1, done(12, 3), &routes(true), 0, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(11)), (2, Ok(12)), (3, Ok(13)), (4, Ok(14))]);
         assert_eq!(submissions.pending_bytes(), 0);
         assert!(submissions.rooms.is_empty() && submissions.due.is_empty());
@@ -591,7 +630,7 @@ mod tests {
 
     #[test]
     fn rooms_do_not_wait_for_each_other() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
         push(&mut submissions, "doc:2", 2, 0);
         assert_eq!(next(&mut submissions, 0).map(|next| next.0), Some(room("doc:1")));
@@ -600,11 +639,11 @@ mod tests {
 
     #[test]
     fn events_with_keys_are_chunks_of_their_own() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         let keyed = BrokeredEvent { key: Some(EventKey::OfHub("k".into())), ..event(3) };
         let events = vec![event(1), event(2), keyed.clone(), event(4)];
-        submissions.push(ShardId(0), submission("doc:1", 1, events), &Primaries::default(), 0, &mut Vec::new());
-        let (_, _, request) = submissions.next(&Primaries::default(), 0, 0).expect("something waits");
+        submissions.push(ShardId(0), submission("doc:1", 1, events), ONE, &routes(true), 0, &mut Vec::new());
+        let (_, _, request) = submissions.next(ONE, &routes(true), 0, 0).expect("something waits");
         let Request::Publish(request) = request else { panic!("events") };
         let chunks = request.chunks.iter().map(|chunk| (chunk.events, chunk.key.as_ref(), chunk.last_id));
         assert_eq!(
@@ -615,60 +654,60 @@ mod tests {
 
     #[test]
     fn a_call_has_bounds_but_takes_one_submission_at_least() {
-        let mut submissions = up(Bounds { pending_bytes_max: 64 << 20, ..BOUNDS });
+        let mut submissions = submissions(Bounds { pending_bytes_max: 64 << 20, ..BOUNDS });
         let mut answers = Vec::new();
         let many = (0..700).map(event).collect::<Vec<_>>();
         for number in 1..=2 {
             submissions.push(
                 ShardId(0),
                 submission("doc:1", number, many.clone()),
-                &Primaries::default(),
+                ONE,
+                &routes(true),
                 0,
                 &mut answers,
             );
         }
         let large = BrokeredEvent { data: vec![b'1'; 2 * CALL_BYTES_MAX].into(), ..event(1) };
-        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), &Primaries::default(), 0, &mut answers);
+        submissions.push(ShardId(0), submission("doc:1", 3, vec![large]), ONE, &routes(true), 0, &mut answers);
         for (number, events) in [(1, 700), (2, 700), (3, 1)] {
             let (name, serial, last, count) = next(&mut submissions, 0).expect("something waits");
             assert_eq!((last, count), (number, events));
-            submissions.answered(&name, serial, done(1, events as u64), &mut Primaries::default(), &mut answers);
+            submissions.answered(&name, serial, done(1, events as u64), &routes(true), 0, &mut answers);
         }
     }
 
     #[test]
     fn a_broken_link_has_the_same_call_sent_again_and_the_rest_refused() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        let sent = submissions.next(&Primaries::default(), 0, 0).expect("something waits");
+        let sent = submissions.next(ONE, &routes(true), 0, 0).expect("something waits");
         push(&mut submissions, "doc:1", 2, 1);
         let mut answers = Vec::new();
-        submissions.link_down(&Primaries::default(), 5, &mut answers);
+        submissions.link_down(ONE, &routes(false), 5, &mut answers);
         assert_eq!(outcomes(&answers), [(2, Err("no link"))], "it was never sent");
-        assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 6)), [(3, Err("no link"))]);
-        assert_eq!(submissions.next(&Primaries::default(), 7, 0), None);
-        submissions.link_up();
+        assert_eq!(outcomes(&push_to(&mut submissions, &routes(false), "doc:1", 3, 6)), [(3, Err("no link"))]);
+        assert_eq!(submissions.next(ONE, &routes(false), 7, 0), None);
         push(&mut submissions, "doc:1", 4, 8);
-        assert_eq!(submissions.next(&Primaries::default(), 8, 0), Some(sent), "nothing is added to it");
+        assert_eq!(submissions.next(ONE, &routes(true), 8, 0), Some(sent), "nothing is added to it");
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &routes(true), 0, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Ok(1))]);
         assert_eq!(next(&mut submissions, 9).map(|next| next.2), Some(4));
     }
 
     #[test]
     fn a_call_without_an_answer_in_time_is_in_doubt_and_its_answer_means_nothing_any_more() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::default(), 10, 0).expect("something waits");
+        submissions.next(ONE, &routes(true), 10, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.expire(&mut Primaries::default(), 2009, &mut answers);
+        submissions.expire(&routes(true), 2009, &mut answers);
         assert_eq!(answers, []);
         assert_eq!(submissions.next_due_ms(), Some(2010));
-        submissions.expire(&mut Primaries::default(), 2010, &mut answers);
+        submissions.expire(&routes(true), 2010, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt"))]);
         answers.clear();
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &routes(true), 0, &mut answers);
         assert_eq!(answers, []);
         push(&mut submissions, "doc:1", 2, 2011);
         assert_eq!(next(&mut submissions, 2011).map(|next| next.2), Some(2));
@@ -676,100 +715,122 @@ mod tests {
 
     #[test]
     fn a_refusal_of_a_call_that_may_have_been_carried_out_before_is_a_doubt() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         let refused = || Outcome::Refused(Refused::new(ErrorCode::Unavailable, "out of memory"));
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::default(), 0, 0).expect("something waits");
+        submissions.next(ONE, &routes(true), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.link_down(&Primaries::default(), 1, &mut answers);
-        submissions.link_up();
-        submissions.next(&Primaries::default(), 2, 0).expect("again");
-        submissions.answered(&room("doc:1"), 0, refused(), &mut Primaries::default(), &mut answers);
+        submissions.link_down(ONE, &routes(false), 1, &mut answers);
+        submissions.next(ONE, &routes(true), 2, 0).expect("again");
+        submissions.answered(&room("doc:1"), 0, refused(), &routes(true), 0, &mut answers);
         push(&mut submissions, "doc:1", 2, 3);
-        submissions.next(&Primaries::default(), 3, 0).expect("something waits");
-        submissions.answered(&room("doc:1"), 1, refused(), &mut Primaries::default(), &mut answers);
+        submissions.next(ONE, &routes(true), 3, 0).expect("something waits");
+        submissions.answered(&room("doc:1"), 1, refused(), &routes(true), 0, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("in doubt")), (2, Err("refused"))]);
     }
 
     #[test]
     fn what_was_certainly_not_carried_out_is_refused_as_such_when_its_time_is_over() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.next(&Primaries::default(), 0, 0).expect("something waits");
+        submissions.next(ONE, &routes(true), 0, 0).expect("something waits");
         let mut answers = Vec::new();
-        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &mut Primaries::default(), &mut answers);
-        submissions.link_down(&Primaries::default(), 1, &mut answers);
-        submissions.expire(&mut Primaries::default(), 2000, &mut answers);
+        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &routes(true), 5, &mut answers);
+        submissions.expire(&routes(true), 4 + REST_MS, &mut answers);
+        assert_eq!(submissions.next(ONE, &routes(true), 4 + REST_MS, 0), None, "it rests");
+        assert_eq!(submissions.next_due_ms(), Some(5 + REST_MS));
+        submissions.expire(&routes(true), 5 + REST_MS, &mut answers);
+        assert_eq!(next(&mut submissions, 5 + REST_MS).map(|next| next.2), Some(1));
+        submissions.answered(&room("doc:1"), 0, Outcome::NotYet, &routes(true), 60, &mut answers);
+        submissions.expire(&routes(false), 60 + REST_MS, &mut answers);
+        assert_eq!(
+            submissions.next_due_ms(),
+            Some(2000),
+            "without a link there is nothing to do until its time is over"
+        );
+        submissions.link_down(ONE, &routes(false), 1, &mut answers);
+        submissions.expire(&routes(false), 2000, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
     }
 
     #[test]
     fn a_clearing_keeps_its_place_among_the_submissions() {
-        let mut submissions = up(BOUNDS);
+        let mut submissions = submissions(BOUNDS);
         let mut answers = Vec::new();
         push(&mut submissions, "doc:1", 1, 0);
-        submissions.clear(ShardId(0), room("doc:1"), 77, &Primaries::default(), 0, &mut answers);
+        submissions.clear(ShardId(0), (room("doc:1"), ONE), 77, &routes(true), 0, &mut answers);
         push(&mut submissions, "doc:1", 2, 0);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(1));
-        submissions.answered(&room("doc:1"), 0, done(1, 1), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 0, done(1, 1), &routes(true), 0, &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.3), Some(0));
-        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &mut Primaries::default(), &mut answers);
+        submissions.answered(&room("doc:1"), 1, Outcome::Cleared(9), &routes(true), 0, &mut answers);
         assert_eq!(next(&mut submissions, 0).map(|next| next.2), Some(2));
         assert_eq!(outcomes(&answers), [(1, Ok(1)), (77, Ok(9))]);
     }
 
     #[test]
     fn a_buffer_holds_what_comes_without_a_link_for_so_long() {
-        let mut submissions = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
-        let mut answers = push(&mut submissions, "doc:1", 1, 0);
-        answers.extend(push(&mut submissions, "doc:1", 2, 300));
-        submissions.expire(&mut Primaries::default(), 499, &mut answers);
+        let mut submissions = submissions(Bounds { buffer_ms: 500, ..BOUNDS });
+        let mut answers = push_to(&mut submissions, &routes(false), "doc:1", 1, 0);
+        answers.extend(push_to(&mut submissions, &routes(false), "doc:1", 2, 300));
+        submissions.expire(&routes(false), 499, &mut answers);
         assert_eq!(answers, []);
-        submissions.expire(&mut Primaries::default(), 500, &mut answers);
+        submissions.expire(&routes(false), 500, &mut answers);
         assert_eq!(outcomes(&answers), [(1, Err("no link"))]);
-        submissions.link_up();
         assert_eq!(next(&mut submissions, 600).map(|next| next.2), Some(2));
     }
 
     #[test]
     fn what_waits_is_bounded_for_each_shard() {
-        let mut submissions = up(Bounds { pending_bytes_max: 300, ..BOUNDS });
+        let mut submissions = submissions(Bounds { pending_bytes_max: 300, ..BOUNDS });
         assert_eq!(push(&mut submissions, "doc:1", 1, 0), []);
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 2, 0)), []);
         assert_eq!(outcomes(&push(&mut submissions, "doc:1", 3, 0)), [(3, Err("too much"))]);
     }
 
     #[test]
-    fn to_a_primary_that_fails_nothing_is_sent_and_what_is_not_buffered_is_refused_at_once() {
-        let slots = redis::parse_redis_value(b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$1\r\nh\r\n:1\r\n").expect("a value");
-        let mut primaries = Primaries::default();
-        assert!(primaries.learn(&slots));
-        let mut submissions = up(BOUNDS);
-        let push = |submissions: &mut Submissions, primaries: &Primaries, number: u64| {
-            let mut answers = Vec::new();
-            let submission = submission(&format!("doc:{number}"), number, vec![event(number)]);
-            submissions.push(ShardId(0), submission, primaries, 2000, &mut answers);
-            outcomes(&answers).iter().map(|(_, told)| told.expect_err("none is taken").to_owned()).collect::<Vec<_>>()
-        };
-        let mut answers = Vec::new();
-        assert!(push(&mut submissions, &primaries, 0).is_empty() && push(&mut submissions, &primaries, 1).is_empty());
-        assert!(submissions.next(&primaries, 2000, 0).is_some());
-        let (name, serial, _) = submissions.next(&primaries, 2000, 0).expect("another");
-        submissions.answered(&name, serial, Outcome::Unknown, &mut primaries, &mut answers);
-        assert!(primaries.failing() == 1 && answers.is_empty());
-        assert_eq!(submissions.next(&primaries, 2000, 0), None, "it is not sent again yet");
-        assert_eq!(push(&mut submissions, &primaries, 2), ["no link"]);
-        let mut buffering = Submissions::new(1, Bounds { buffer_ms: 500, ..BOUNDS });
-        buffering.link_up();
-        assert!(push(&mut buffering, &primaries, 2).is_empty());
-        assert_eq!(buffering.next(&primaries, 2000, 0), None);
+    fn servers_do_not_wait_for_each_other_and_what_waits_goes_along_with_its_slot() {
+        let (one, two) = (ServerId(1), ServerId(2));
+        // `foo` has slot 12 182, `bar` 5061.
+        let mut routes = Routes::slots();
+        routes.learn([(0, 8191, one), (8192, 16_383, two)].into_iter());
+        let mut submissions = submissions(BOUNDS);
+        assert_eq!(outcomes(&push_to(&mut submissions, &routes, "foo", 1, 0)), [(1, Err("no link"))]);
+        routes.set_up(one, true);
+        routes.set_up(two, true);
+        for (name, number) in [("foo", 2), ("bar", 3)] {
+            assert_eq!(push_to(&mut submissions, &routes, name, number, 0), []);
+        }
+        let sent = submissions.next(two, &routes, 0, 0).expect("it waits");
+        assert_eq!((sent.0.as_str(), submissions.next(two, &routes, 0, 0)), ("foo", None));
+        assert_eq!(push_to(&mut submissions, &routes, "foo", 4, 0), []);
 
-        let one = primaries.of("doc:1");
-        primaries.tried(one, true);
-        assert_eq!(submissions.next(&primaries, 2001, 0).map(|next| (next.0, next.1)), Some((name, serial)));
-        assert!(buffering.next(&primaries, 2001, 0).is_some());
-        submissions.expire(&mut primaries, 4000, &mut answers);
-        assert_eq!(outcomes(&answers), [(0, Err("in doubt")), (1, Err("in doubt"))]);
-        assert!(primaries.fails(one));
+        // It goes on where the slot has gone, with the same call and in its order; the other does not notice.
+        routes.learn([(0, 16_383, one)].into_iter());
+        submissions.rearrange(&routes);
+        assert_eq!(push_to(&mut submissions, &routes, "foo", 5, 1), []);
+        let mut answers = Vec::new();
+        submissions.answered(&sent.0, sent.1, Outcome::NotYet, &routes, 1, &mut answers);
+        assert_eq!(submissions.next(one, &routes, 1, 0).map(|next| next.0), Some(room("bar")));
+        submissions.expire(&routes, 1 + REST_MS, &mut answers);
+        assert_eq!(submissions.next(one, &routes, 1 + REST_MS, 0).as_ref(), Some(&sent));
+        submissions.answered(&sent.0, sent.1, done(1, 1), &routes, 60, &mut answers);
+        let next = submissions.next(one, &routes, 60, 0).expect("what came meanwhile");
+        submissions.answered(&next.0, next.1, done(2, 2), &routes, 60, &mut answers);
+        assert_eq!(outcomes(&answers), [(2, Ok(1)), (4, Ok(2)), (5, Ok(3))]);
+
+        // What rests does so no longer than it has to, and what was on its way over a link that ends is in doubt.
+        assert_eq!(push_to(&mut submissions, &routes, "foo", 6, 70), []);
+        let sent = submissions.next(one, &routes, 70, 0).expect("it waits");
+        submissions.answered(&sent.0, sent.1, Outcome::NotYet, &routes, 70, &mut answers);
+        submissions.rearrange(&routes);
+        assert_eq!(submissions.next(one, &routes, 70, 0).as_ref(), Some(&sent));
+        answers.clear();
+        submissions.link_down(two, &routes, 71, &mut answers);
+        assert_eq!(submissions.next(one, &routes, 71, 0), None, "that was another's");
+        routes.set_up(one, false);
+        submissions.link_down(one, &routes, 71, &mut answers);
+        submissions.expire(&routes, 2070, &mut answers);
+        assert!(outcomes(&answers).contains(&(6, Err("in doubt"))));
     }
 }

@@ -7,10 +7,12 @@
 --       2  the number of the first event that is wanted
 --       3  about how many bytes of events are read at most; at least one entry is
 --       4  how many milliseconds the epoch and the number are kept
+--       5  what comes back, so that an answer is known as that to this call: over a connection that is subscribed to
+--          channels of a cluster, answers may be taken for each other where slots move
 --
--- Returns five: epoch, number and id of the last event, the first number that was not cleared, and a list with the number
--- of its last event and the message (see publish.lua) of each entry. The first entry may begin before the wanted number.
--- There is more where the last entry ends before the last number.
+-- Returns six: epoch, number and id of the last event, the first number that was not cleared, a list with the number
+-- of its last event and the message (see publish.lua) of each entry, and what was to come back. The first entry may begin
+-- before the wanted number. There is more where the last entry ends before the last number.
 
 local ENTRIES = 64
 
@@ -19,7 +21,7 @@ if not state[1] then
   redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'seq', '0', 'id', '-')
   redis.call('DEL', KEYS[2])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
-  return {ARGV[1], '0', '-', '1', {}}
+  return {ARGV[1], '0', '-', '1', {}, ARGV[5]}
 end
 
 local found, bytes = {}, 0
@@ -37,4 +39,4 @@ while bytes < bytes_max do
   if #entries < ENTRIES then break end
   wanted = '(' .. entries[#entries][1]
 end
-return {state[1], state[2] or '0', state[3] or '-', state[4] or '1', found}
+return {state[1], state[2] or '0', state[3] or '-', state[4] or '1', found, ARGV[5]}
