@@ -1,6 +1,7 @@
 //! Sentinels and clusters.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringhub::broker::redis::slots::slot_of;
@@ -224,10 +225,13 @@ fn a_slot_that_moves_to_another_server_takes_its_rooms_along() {
 #[test]
 fn slots_that_move_leave_every_answer_with_what_was_asked() {
     const ROOMS: usize = 24;
+    // So often each room's slot moves at least, and so many events are published meanwhile.
     const ROUNDS: usize = 3;
+    const EVENTS: usize = ROOMS * 10;
     let Some(program) = program() else { return };
     let cluster = Cluster::start(&program);
-    let start = || Node::with(&config(&cluster.url(), "mode = \"cluster\"")).unwrap_or_else(|error| panic!("{error}"));
+    let of_cluster = config(&cluster.url(), "mode = \"cluster\"\ntimeout_ms = 3000");
+    let start = || Node::with(&of_cluster).unwrap_or_else(|error| panic!("{error}"));
     let (mut one, mut two) = (start(), start());
     let names: Vec<String> = of_second().take(ROOMS).collect();
     for name in &names {
@@ -237,14 +241,17 @@ fn slots_that_move_leave_every_answer_with_what_was_asked() {
     // Each event with the number that it was acknowledged with.
     let mut acknowledged: Vec<(usize, u64, u64)> = Vec::new();
     let mut tag = 0;
+    let is_enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mover = scope.spawn(|| {
             let [_, second, third] = &cluster.primaries[..] else { panic!("three") };
-            for round in 0..ROUNDS {
+            let mut round = 0;
+            while round < ROUNDS || !is_enough.load(Ordering::SeqCst) {
                 let (from, to) = if round % 2 == 0 { (second, third) } else { (third, second) };
                 for name in &names {
                     move_slot(slot_of(name.as_bytes()), from, to);
                 }
+                round += 1;
             }
         });
         while !mover.is_finished() {
@@ -261,10 +268,10 @@ fn slots_that_move_leave_every_answer_with_what_was_asked() {
                 }
             }
             two.take();
+            is_enough.store(acknowledged.len() >= EVENTS, Ordering::SeqCst);
         }
         mover.join().expect("the slots are moved");
     });
-    assert!(acknowledged.len() > ROOMS * 10, "{}", acknowledged.len());
     // Nothing is published any more that would show that something is missing.
     for (room, tag, seq) in acknowledged {
         for node in [&mut one, &mut two] {
@@ -275,7 +282,7 @@ fn slots_that_move_leave_every_answer_with_what_was_asked() {
             assert_eq!(told.tags()[at as usize], tag, "{} has another event at {seq}", names[room]);
         }
     }
-    assert!(one.figures.reconnects.value() + two.figures.reconnects.value() < 10, "links are made anew now and then");
+    assert!(one.figures.reconnects.value() + two.figures.reconnects.value() < 5, "the links are what they were");
 }
 
 /// Power is lost, or a machine stops: nothing says that a connection has ended.
@@ -301,7 +308,7 @@ fn a_server_of_a_cluster_that_falls_silent_keeps_no_event_from_those_who_follow_
         let replication: String = cluster.replica.command(&["INFO", "replication"]);
         info.contains("cluster_state:ok") && replication.contains("role:master")
     });
-    // One that starts now has the replica from the beginning. What it publishes is the last that there is.
+    // What one that starts now publishes is the last that there is.
     let mut late = start();
     eventually("all others know of it", || late.publish(&name, [2]).is_ok());
     for node in [&mut one, &mut two] {
@@ -402,7 +409,8 @@ fn many_rooms_of_a_frozen_server_of_a_cluster_hold_up_none_of_the_others() {
 
     third.thaw();
     node.until("it works again", |node| node.figures.primaries_failing.value() == 0);
-    assert_eq!(node.figures.reconnects.value(), 1, "the links to the others are what they were");
+    // Once, or once more where it was not yet what it should be.
+    assert!(node.figures.reconnects.value() <= 2, "the links to the others are what they were");
     node.until("all of its rooms are followed", |node| {
         frozen[ROOMS / 2..].iter().all(|name| node.rooms[name].followed > 0)
     });

@@ -436,6 +436,12 @@ class RedisCluster(Several):
                         return next(one for one in self.servers if one.port == primary[1])
         raise RedisFailed(f"nobody has the key {key}")
 
+    def is_replicated(self, primary: Redis) -> bool:
+        """Whether a replica has all that a primary has."""
+        offset = primary.info("replication")["master_repl_offset"]
+        told = [server.info("replication") for server in self.servers if server is not primary]
+        return any(one["role"] == "slave" and int(one["master_port"]) == primary.port and one["slave_repl_offset"] == offset for one in told)
+
     def wait_for_failover(self, key: str, former: Redis) -> None:
         """Waits until another one than `former` has the key."""
 

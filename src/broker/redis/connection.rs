@@ -80,6 +80,8 @@ pub enum LinkError {
     Replica,
     /// It is part of a cluster that is not complete, or is parted from most of it.
     NotServing,
+    /// A cluster serves its slots, and does not tell where its servers are.
+    NoAddress,
     /// Sentinels know the name, and of no server that is up and has it: one is about to take over.
     NoPrimary,
 }
@@ -115,6 +117,7 @@ impl fmt::Display for LinkError {
             LinkError::Redis(error) => fmt::Display::fmt(error, formatter),
             LinkError::Timeout => formatter.write_str("no answer in time (broker.redis.timeout_ms)"),
             LinkError::Replica => formatter.write_str("it is a replica, which takes no events"),
+            LinkError::NoAddress => formatter.write_str("the cluster does not tell the addresses of its servers"),
             LinkError::NotServing => formatter.write_str("its cluster does not serve its slots"),
             LinkError::NoPrimary => {
                 formatter.write_str("the sentinels know of no server that is up: a failover is due")
@@ -132,7 +135,13 @@ impl From<RedisError> for LinkError {
 impl LinkError {
     /// What has to be put right by a person, where trying again is of no use: the remedy.
     pub fn remedy(&self) -> Option<&'static str> {
-        let LinkError::Redis(error) = self else { return None };
+        let error = match self {
+            LinkError::Redis(error) => error,
+            LinkError::NoAddress => {
+                return Some("set cluster-announce-ip, or cluster-announce-hostname, at the servers of the cluster");
+            }
+            _ => return None,
+        };
         match error.kind() {
             ErrorKind::AuthenticationFailed => Some("set broker.redis.username and broker.redis.password"),
             ErrorKind::RESP3NotSupported => Some("Redis 6.2 or newer, or Valkey, is needed"),

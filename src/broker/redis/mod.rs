@@ -12,6 +12,7 @@
 //! Each server has a link of its own. The primaries of a cluster are servers like any others, which come and go, and which
 //! rooms go to and from (see [`slots`]).
 
+pub mod answers;
 pub mod canary;
 pub mod connection;
 pub mod encoding;

@@ -82,6 +82,14 @@ impl Routes {
         is_news
     }
 
+    /// How many slots nobody has.
+    pub fn unowned(&self) -> usize {
+        match &self.of {
+            Of::Hash(_) => 0,
+            Of::Slots(slots) => slots.iter().filter(|owner| **owner == NOBODY).count(),
+        }
+    }
+
     /// There is a link to a server, or not any more.
     pub fn set_up(&mut self, server: ServerId, is_up: bool) {
         if self.up.len() <= server.place() {
@@ -173,6 +181,7 @@ mod tests {
         assert_eq!(routes.of("foo}bar"), two, "what is in the braces counts");
         assert!(routes.has(two, "app:{foo}:1") && !routes.has(one, "app:{foo}:1"));
         routes.learn([(0, 8191, three), (12_183, 16_383, two)].into_iter());
+        assert_eq!(routes.unowned(), 12_183 - 8192);
         assert_eq!(
             (routes.of("foo"), routes.of("bar")),
             (NOBODY, three),

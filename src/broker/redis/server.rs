@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
+use super::answers::Answers;
 use super::canary::Canary;
 use super::connection::{Connections, Inbox, LinkError, Target};
 use super::encoding;
@@ -70,8 +71,8 @@ pub struct Up {
     pub inbox: Arc<Inbox>,
     /// Whether it hears what is said over it.
     pub canary: Canary,
-    /// Reads in a row that were answered with something else.
-    pub astray: u32,
+    /// What was asked over the connection that is subscribed.
+    pub answers: Answers,
 }
 
 impl Server {
@@ -133,7 +134,7 @@ impl Server {
     pub fn set_up(&mut self, connections: Connections, inbox: Arc<Inbox>, now_ms: u64) -> bool {
         self.up_ms = now_ms;
         let canary = Canary::new(self.canary, now_ms);
-        self.link = Link::Up(Box::new(Up { connections, inbox, canary, astray: 0 }));
+        self.link = Link::Up(Box::new(Up { connections, inbox, canary, answers: Answers::default() }));
         std::mem::replace(&mut self.was_up, true)
     }
 
@@ -182,6 +183,12 @@ pub fn meaning(error: &RedisError) -> Meaning {
         ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => {
             Meaning::Elsewhere
         }
+        // Said of one slot, which the server does not have and knows of nobody who does.
+        ErrorKind::Server(ServerErrorKind::ClusterDown)
+            if error.detail().is_some_and(|detail| detail.contains("slot not served")) =>
+        {
+            Meaning::Elsewhere
+        }
         ErrorKind::Server(
             ServerErrorKind::BusyLoading
             | ServerErrorKind::MasterDown
@@ -200,6 +207,11 @@ pub fn meaning(error: &RedisError) -> Meaning {
 /// Why something is refused that another server has, where none but this one is known.
 pub const ONE_OF_A_CLUSTER: Refused =
     Refused::new(ErrorCode::Unavailable, "the broker's server is one of a cluster, and has no part of this room");
+
+/// Whether a slot is on its way, which the topology does not show.
+pub fn is_on_its_way(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Ask | ServerErrorKind::TryAgain))
+}
 
 /// What is told to who asked for something that the server refused.
 pub fn refusal(error: &RedisError) -> Refused {
@@ -284,6 +296,7 @@ mod tests {
             ("-LOADING Redis is loading the dataset in memory\r\n", Meaning::NotNow),
             ("-MASTERDOWN Link with MASTER is down\r\n", Meaning::NotNow),
             ("-CLUSTERDOWN The cluster is down\r\n", Meaning::NotNow),
+            ("-CLUSTERDOWN Hash slot not served\r\n", Meaning::Elsewhere),
             ("-MOVED 3999 127.0.0.1:6381\r\n", Meaning::Elsewhere),
             ("-ASK 3999 127.0.0.1:6381\r\n", Meaning::Elsewhere),
             ("-TRYAGAIN Multiple keys request during rehashing of slot\r\n", Meaning::Elsewhere),

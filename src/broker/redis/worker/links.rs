@@ -110,7 +110,9 @@ impl Worker {
             Link::Unwanted | Link::Down { .. } | Link::Connecting => {}
             Link::Up(up) if up.canary.is_deaf(now_ms, deaf_ms) => self.is_deaf(id),
             Link::Up(up) => {
-                if let Some(due) = up.canary.due(now_ms) {
+                if up.answers.may_ask(now_ms)
+                    && let Some(due) = up.canary.due(now_ms)
+                {
                     let channel = up.canary.channel();
                     self.send_canary(id, &due, channel);
                 }
@@ -119,7 +121,7 @@ impl Worker {
     }
 
     fn send_canary(&mut self, id: ServerId, due: &Due, channel: u32) {
-        let Some(follow) = self.connections(id).map(|connections| connections.follow.clone()) else { return };
+        let Some(follow) = self.ask(id) else { return };
         match due {
             Due::Say => {
                 let command = self.scripts.canary(channel);

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! All that is decided is decided here, on one thread; commands are tasks of the same thread that report what came of them.
-//! What becomes of links is in [`mod@links`], who has which rooms of a cluster in [`mod@topology`]. Larger than others, because
+//! What becomes of links is in `links`, who has which rooms of a cluster in `topology`. Larger than others, because
 //! all of this is one state.
 //!
 //! A subscription is there when the server pushes that it is, and has ended when it pushes that, in the order in which it does.
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use self::topology::{Learned, Learning};
 use super::canary::{CANARY_MS, Canary};
-use super::connection::{Connections, Inbox, LinkError, Target};
+use super::connection::{Connection, Connections, Inbox, LinkError, Target};
 use super::encoding::{self, Reader};
 use super::lanes::Lanes;
 use super::locks;
@@ -62,8 +62,6 @@ const INBOX_BYTES_MAX: usize = 32 << 20;
 const CLAIMS_MS: u64 = 600_000;
 /// How long a room rests whose read or subscription was refused.
 const REFUSED_MS: u64 = 1000;
-/// Reads in a row that are answered with something else, over a connection that is kept all the same.
-const ASTRAY_MAX: u32 = 16;
 /// Deepest nesting of data that other programs publish; what clients of this hub publish is checked by `limits.depth_max`.
 const DEPTH_MAX: usize = 512;
 
@@ -320,8 +318,8 @@ impl Worker {
         for server in self.ids() {
             self.look_at_times(server, now_ms);
             self.send_calls(server, now_ms);
-            self.send_subscriptions(server);
-            self.send_reads(server);
+            self.send_subscriptions(server, now_ms);
+            self.send_reads(server, now_ms);
         }
         self.answer();
         self.flush();
@@ -335,6 +333,7 @@ impl Worker {
             let of_link = match &server.link {
                 Link::Down { retry_ms } => Some(*retry_ms),
                 Link::Connecting | Link::Unwanted => None,
+                Link::Up(up) if !up.answers.may_ask(now_ms) => up.answers.next_ms(now_ms),
                 Link::Up(up) => Some(up.canary.next_ms(self.bounds.deaf_ms())),
             };
             [of_link, server.retries.front().map(|(at_ms, _)| *at_ms)]
@@ -526,7 +525,10 @@ impl Worker {
             }
             return;
         };
-        let Some(room) = self.rooms.get_mut(name).filter(|room| room.server == server) else { return };
+        let Some(room) = self.rooms.get_mut(name).filter(|room| room.server == server) else {
+            // It was not refused, as it seemed to be, and nobody wants it any more.
+            return self.end_subscriptions(server, Vec::new(), vec![self.scripts.channel(name)]);
+        };
         // Also where the answer to another command was taken for a refusal of this one.
         if matches!(room.subscription, Subscription::None | Subscription::Asked) {
             room.subscription = Subscription::Active;
@@ -542,13 +544,21 @@ impl Worker {
         let Some(name) = self.scripts.room_of(channel) else {
             if let Some((canary, at)) = self.canary_in(server, channel) {
                 canary.lost(at);
+                if let Some(up) = self.server(server).and_then(Server::up) {
+                    up.answers.mix_up();
+                }
                 self.learn_soon();
             }
             return;
         };
         let Some(room) = self.rooms.get_mut(name).filter(|room| room.server == server) else { return };
         match room.subscription {
-            Subscription::Active => self.learn_soon(),
+            Subscription::Active => {
+                if let Some(up) = self.server(server).and_then(Server::up) {
+                    up.answers.mix_up();
+                }
+                self.learn_soon();
+            }
             Subscription::Ending => {}
             // It is that of a subscription before the one that is asked for.
             Subscription::None | Subscription::Asked => return,
@@ -601,6 +611,14 @@ impl Worker {
         if !is_current {
             return;
         }
+        let is_answer = matches!(
+            what,
+            What::Subscribed { .. }
+                | What::Unsubscribed { .. }
+                | What::Read { .. }
+                | What::Canary { .. }
+                | What::Listening { .. }
+        );
         match what {
             What::Connected(outcome, inbox) => match *outcome {
                 Ok(connections) => self.begin(id, connections, inbox),
@@ -652,6 +670,12 @@ impl Worker {
             What::Listening { error: Some(error) } => self.failed(id, &error),
             What::Canary { error: None, .. } | What::Listening { error: None } => {}
         }
+        let now_ms = self.now_ms();
+        // Whatever it was. The link may have ended with it.
+        let server = self.server(id).filter(|server| is_answer && server.generation == generation);
+        if let Some(up) = server.and_then(Server::up) {
+            up.answers.answered(now_ms);
+        }
     }
 
     fn answered(&mut self, id: ServerId, room: &RoomName, serial: u64, outcome: Outcome, error: Option<RedisError>) {
@@ -665,12 +689,12 @@ impl Worker {
         }
         if let Some(error) = error {
             let is_refusal = self.meaning(&error) == Meaning::Refused;
-            if is_refusal
+            if (is_refusal || server::is_on_its_way(&error))
                 && let Some(server) = self.server(id)
                 && server.may_say(now_ms)
             {
                 let (server, room) = (server.name.as_str(), room.as_str());
-                tracing::warn!(server, room, %error, "Redis refused events; this is said once a second at most");
+                tracing::warn!(server, room, %error, "Redis did not take events; this is said once a second at most");
             }
             self.failed(id, &error);
         }
@@ -699,6 +723,8 @@ impl Worker {
     fn failed(&mut self, id: ServerId, error: &RedisError) {
         match self.meaning(error) {
             Meaning::Refused => {}
+            // It can't be learned before the slot is there.
+            Meaning::Elsewhere if server::is_on_its_way(error) => {}
             Meaning::Elsewhere => self.learn_soon(),
             Meaning::NotNow | Meaning::Broken => self.end_link(id, &error.clone().into()),
         }
@@ -733,10 +759,10 @@ impl Worker {
         }
     }
 
-    /// Whether to complain of an error. A room that is on its way to another server is none to complain of.
+    /// Whether to complain of an error. A room that has gone to another server is none to complain of.
     fn may_say(&mut self, id: ServerId, error: &RedisError) -> bool {
         let now_ms = self.now_ms();
-        let is_worth = self.meaning(error) != Meaning::Elsewhere;
+        let is_worth = self.meaning(error) != Meaning::Elsewhere || server::is_on_its_way(error);
         is_worth && self.server(id).is_some_and(|server| server.may_say(now_ms))
     }
 
@@ -754,14 +780,21 @@ impl Worker {
     }
 
     fn was_read(&mut self, id: ServerId, name: &RoomName, serial: u64, ticket: u64, answer: Result<Value, RedisError>) {
-        let page = match answer.map(|value| self.page(value, serial)) {
-            Ok(Some(page)) => page,
+        let parts = match answer.map(|value| answered_to(value, serial)) {
+            Ok(Some(parts)) => parts,
             Ok(None) => return self.read_astray(id, name),
-            Err(error) => return self.read_failed(id, name, &error),
+            Err(error) => {
+                self.give_up_read(id, name, &error);
+                return self.failed(id, &error);
+            }
         };
         if let Some(up) = self.server(id).and_then(Server::up) {
-            up.astray = 0;
+            up.answers.is_right();
         }
+        let Some(page) = self.page(parts) else {
+            // Another program has written there.
+            return self.give_up_read(id, name, &server::not_understood());
+        };
         let Some(room) = self.rooms.get_mut(name.as_str()).filter(|room| room.server == id) else { return };
         let Some(tracker) = &mut room.tracker else { return };
         let mut told = Vec::new();
@@ -772,23 +805,30 @@ impl Worker {
         }
         match step {
             Step::None => {}
-            Step::Read => {
-                let wanted = tracker.next_read();
-                self.read(id, name.clone(), wanted);
-            }
+            Step::Read => self.read_on(id, name),
             Step::Renew(old) => self.renew(id, name.clone(), old),
         }
         self.tell_all(name, shard, told);
         self.queue_read(name.as_str());
     }
 
-    /// Something else was answered than was asked. As soon as nothing is on its way, answers are what they should be again; a
-    /// connection on which that does not happen is made anew.
+    /// The next page of a room.
+    fn read_on(&mut self, id: ServerId, name: &RoomName) {
+        let may_ask = self.may_ask(id, self.now_ms());
+        let Some(tracker) = self.rooms.get_mut(name.as_str()).and_then(|room| room.tracker.as_mut()) else { return };
+        if may_ask {
+            let wanted = tracker.next_read();
+            self.read(id, name.clone(), wanted);
+        } else {
+            tracker.give_up();
+        }
+    }
+
+    /// Something else was answered than was asked. It is read again when answers are what they should be.
     fn read_astray(&mut self, id: ServerId, name: &RoomName) {
-        let Some(up) = self.servers.get_mut(id.place()).and_then(Server::up) else { return };
-        up.astray += 1;
-        if self.learning.is_none() || up.astray > ASTRAY_MAX {
-            return self.read_failed(id, name, &server::not_understood());
+        let up = self.servers.get_mut(id.place()).and_then(Server::up);
+        if up.is_some_and(|up| !up.answers.is_wrong()) {
+            return self.end_link(id, &server::not_understood().into());
         }
         let room = self.rooms.get_mut(name.as_str()).filter(|room| room.server == id);
         if let Some(tracker) = room.and_then(|room| room.tracker.as_mut()) {
@@ -797,7 +837,8 @@ impl Worker {
         self.queue_read(name.as_str());
     }
 
-    fn read_failed(&mut self, id: ServerId, name: &RoomName, error: &RedisError) {
+    /// A room could not be read: it is again some time later.
+    fn give_up_read(&mut self, id: ServerId, name: &RoomName, error: &RedisError) {
         let retry_ms = self.now_ms() + REFUSED_MS;
         if let Some(room) = self.rooms.get_mut(name.as_str()).filter(|room| room.server == id)
             && let Some(tracker) = &mut room.tracker
@@ -812,7 +853,6 @@ impl Worker {
             }
             self.refuse_follow(name, server::refusal(error));
         }
-        self.failed(id, error);
     }
 
     fn refuse_follow(&mut self, name: &RoomName, refused: Refused) {
@@ -826,28 +866,19 @@ impl Worker {
 
     fn was_renewed(&mut self, id: ServerId, name: &RoomName, answer: Result<Value, RedisError>) {
         if let Err(error) = answer {
-            self.read_failed(id, name, &error);
-            return;
+            self.give_up_read(id, name, &error);
+            return self.failed(id, &error);
         }
-        let Some(room) = self.rooms.get_mut(name.as_str()).filter(|room| room.server == id) else { return };
-        let Some(tracker) = &mut room.tracker else { return };
-        if tracker.renewed() {
-            let wanted = tracker.next_read();
-            self.read(id, name.clone(), wanted);
+        let room = self.rooms.get_mut(name.as_str()).filter(|room| room.server == id);
+        if room.and_then(|room| room.tracker.as_mut()).is_some_and(Tracker::renewed) {
+            self.read_on(id, name);
+            self.queue_read(name.as_str());
         }
     }
 
-    /// What was read of a room. None where it is no page, or the answer to another read.
-    fn page(&mut self, value: Value, serial: u64) -> Option<Page> {
-        let Value::Array(parts) = value else { return None };
-        let [epoch, seq, id, log_from, Value::Array(entries), Value::BulkString(echo)] =
-            <[Value; 6]>::try_from(parts).ok()?
-        else {
-            return None;
-        };
-        if echo != serial.to_string().as_bytes() {
-            return None;
-        }
+    /// What was read of a room. None where it is no page.
+    fn page(&mut self, parts: [Value; 5]) -> Option<Page> {
+        let [epoch, seq, id, log_from, Value::Array(entries)] = parts else { return None };
         let seq_of = |value: &Value| match value {
             Value::BulkString(digits) => encoding::seq(digits),
             _ => None,
@@ -917,11 +948,23 @@ impl Worker {
         }
     }
 
-    fn send_subscriptions(&mut self, id: ServerId) {
-        let Some(connection) = self.connections(id).map(|connections| connections.follow.clone()) else { return };
+    /// Whether something may be asked over the connection that is subscribed.
+    fn may_ask(&self, id: ServerId, now_ms: u64) -> bool {
+        let link = self.servers.get(id.place()).map(|server| &server.link);
+        matches!(link, Some(Link::Up(up)) if up.answers.may_ask(now_ms))
+    }
+
+    /// That connection, which something is asked over now.
+    fn ask(&mut self, id: ServerId) -> Option<Connection> {
+        let up = self.server(id)?.up()?;
+        up.answers.ask();
+        Some(up.connections.follow.clone())
+    }
+
+    fn send_subscriptions(&mut self, id: ServerId, now_ms: u64) {
         // In a cluster each goes by itself: those of one command must have one slot.
         let at_once = if self.learning.is_some() { 1 } else { SUBSCRIBE_MAX };
-        loop {
+        while self.may_ask(id, now_ms) {
             let mut rooms = Vec::new();
             while rooms.len() < at_once
                 && let Some(name) = self.lanes.subscribing.pop(id)
@@ -936,9 +979,11 @@ impl Worker {
                     self.rooms.remove(name.as_str());
                 }
             }
-            let is_ending = rooms.is_empty();
-            while is_ending
-                && rooms.len() < at_once
+            if !rooms.is_empty() {
+                self.subscribe(id, rooms);
+                continue;
+            }
+            while rooms.len() < at_once
                 && let Some(name) = self.lanes.unsubscribing.pop(id)
             {
                 let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
@@ -950,23 +995,34 @@ impl Worker {
             if rooms.is_empty() {
                 return;
             }
-            let lanes = if is_ending { &mut self.lanes.unsubscribing } else { &mut self.lanes.subscribing };
-            lanes.sent(id, rooms.len());
-            let channels: Vec<String> = rooms.iter().map(|room| self.scripts.channel(room.as_str())).collect();
-            let connection = connection.clone();
-            self.spawn(id, async move {
-                if is_ending {
-                    What::Unsubscribed { error: connection.unsubscribe(&channels).await.err(), rooms }
-                } else {
-                    What::Subscribed { error: connection.subscribe(&channels).await.err(), rooms }
-                }
-            });
+            let channels = self.channels(&rooms);
+            self.end_subscriptions(id, rooms, channels);
         }
     }
 
-    fn send_reads(&mut self, id: ServerId) {
+    fn channels(&self, rooms: &[RoomName]) -> Vec<String> {
+        rooms.iter().map(|room| self.scripts.channel(room.as_str())).collect()
+    }
+
+    fn subscribe(&mut self, id: ServerId, rooms: Vec<RoomName>) {
+        let Some(connection) = self.ask(id) else { return };
+        self.lanes.subscribing.sent(id, rooms.len());
+        let channels = self.channels(&rooms);
+        self.spawn(id, async move { What::Subscribed { error: connection.subscribe(&channels).await.err(), rooms } });
+    }
+
+    fn end_subscriptions(&mut self, id: ServerId, rooms: Vec<RoomName>, channels: Vec<String>) {
+        let Some(connection) = self.ask(id) else { return };
+        self.lanes.unsubscribing.sent(id, rooms.len());
+        self.spawn(
+            id,
+            async move { What::Unsubscribed { error: connection.unsubscribe(&channels).await.err(), rooms } },
+        );
+    }
+
+    fn send_reads(&mut self, id: ServerId, now_ms: u64) {
         let mut postponed = Vec::new();
-        while self.routes.is_up(id)
+        while self.may_ask(id, now_ms)
             && let Some(name) = self.lanes.reading.pop(id)
         {
             let Some(room) = self.rooms.get_mut(name.as_str()) else { continue };
@@ -988,7 +1044,7 @@ impl Worker {
 
     /// Over the connection that is subscribed: what comes there before the answer is in it.
     fn read(&mut self, id: ServerId, room: RoomName, wanted: Wanted) {
-        let Some(connection) = self.connections(id).map(|connections| connections.follow.clone()) else { return };
+        let Some(connection) = self.ask(id) else { return };
         self.lanes.reading.sent(id, 1);
         self.figures.reads.add(1);
         self.next_read += 1;
@@ -1106,4 +1162,13 @@ impl Room {
             Subscription::Asked | Subscription::Ending => {}
         }
     }
+}
+
+/// What a read found, if that is the answer to this one.
+fn answered_to(answer: Value, serial: u64) -> Option<[Value; 5]> {
+    let Value::Array(parts) = answer else { return None };
+    let [epoch, seq, id, log_from, entries, Value::BulkString(echo)] = <[Value; 6]>::try_from(parts).ok()? else {
+        return None;
+    };
+    (echo == serial.to_string().as_bytes()).then_some([epoch, seq, id, log_from, entries])
 }

@@ -125,6 +125,10 @@ impl Worker {
                     seeds.map(|told| agreed(told.into_iter().map(|told| (None, told)).collect()))
                 }
             };
+            let best = match best {
+                Ok(Some(best)) if best.ranges.is_empty() => Err(LinkError::NoAddress),
+                best => best,
+            };
             What::Learned(Box::new(Learned { best, not_serving }))
         });
     }
@@ -169,6 +173,13 @@ impl Worker {
         }
         if !self.routes.learn(ranges.iter().copied()) {
             return;
+        }
+        let slots = self.routes.unowned();
+        if slots > 0 {
+            tracing::warn!(
+                slots,
+                "the cluster does not tell who has some of its slots: publishes to their rooms are refused"
+            );
         }
         // Before the link ends to one that has nothing any more: what waits for it goes on at others that are there.
         self.move_rooms();
