@@ -7,7 +7,8 @@ use super::super::connection::{Connections, Inbox, LinkError};
 use super::super::placement::ServerId;
 use super::super::server::{self, Link};
 use super::super::submissions::NO_LINK;
-use super::{INBOX_BYTES_MAX, Subscription, What, Worker};
+use super::rooms::Subscription;
+use super::{INBOX_BYTES_MAX, What, Worker};
 use crate::hub::brokered::FromBroker;
 
 impl Worker {

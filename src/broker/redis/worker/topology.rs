@@ -9,7 +9,8 @@ use super::super::placement::{NOBODY, ServerId};
 use super::super::server::{self, Link, Server};
 use super::super::slots::{Address, Topology, agreed};
 use super::super::submissions::NO_LINK;
-use super::{RoomLanes, Subscription, What, Worker};
+use super::rooms::{RoomLanes, Subscription};
+use super::{What, Worker};
 use crate::hub::brokered::FromBroker;
 
 /// How often it is asked who has which slots while all is well.
