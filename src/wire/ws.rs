@@ -143,15 +143,18 @@ pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Appends a text frame. `payload` is UTF-8 by the caller's word.
+#[inline]
 pub fn text_frame(payload: &[u8], out: &mut Vec<u8>) {
     data_frame(Opcode::Text, payload, out);
 }
 
 /// Appends a binary frame.
+#[inline]
 pub fn binary_frame(payload: &[u8], out: &mut Vec<u8>) {
     data_frame(Opcode::Binary, payload, out);
 }
 
+#[inline]
 pub(super) fn data_frame(opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
     out.reserve(header_bytes(payload.len()) + payload.len());
     write_header(out, opcode, payload.len());

@@ -173,11 +173,6 @@ impl Tracker {
         matches!(self.state, State::Behind)
     }
 
-    /// Whether the home waits to be told where it is.
-    pub fn is_awaited(&self) -> bool {
-        self.must_tell
-    }
-
     /// A read is begun: what comes from now on waits for it.
     pub fn begin(&mut self) -> Wanted {
         self.state = State::Reading(Box::new(Reading::new(self.place)));
