@@ -72,11 +72,6 @@ impl Call {
         self.command("EVALSHA", &self.sha)
     }
 
-    /// The first of its keys.
-    pub fn key(&self) -> &str {
-        self.keys.first().map_or("", String::as_str)
-    }
-
     /// With its text.
     pub fn by_text(&self) -> Cmd {
         self.command("EVAL", self.text)
