@@ -454,6 +454,19 @@ class RedisCluster(Several):
 
         until(is_over, FAILOVER_S, "a replica takes over", lambda: "\n".join(server.log() for server in self.servers if server.running()))
 
+    def move_slot(self, key: str) -> None:
+        """Moves the slot of a key, with all that is in it, to another primary."""
+        source = self.owner(key)
+        target = next(server for server in self.primaries if server is not source)
+        slot = source.call("CLUSTER", "KEYSLOT", key)
+        ids = [server.call("CLUSTER", "MYID") for server in (source, target)]
+        target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
+        for server in (target, source, *[server for server in self.primaries if server not in (source, target)]):
+            server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
     @property
     def settings(self) -> dict:
         return {"broker.kind": "redis", "broker.redis.mode": "cluster", "broker.redis.url": [server.url for server in self.primaries]}

@@ -941,26 +941,12 @@ async def test_rooms_move_with_their_slots(form, room):
         async with one_on_each(nodes, room) as readers:
             for n in range(1, 6):
                 await publish(nodes[n % 2], room, n)
-            await asyncio.to_thread(move_slot, cluster, key)
+            await asyncio.to_thread(cluster.move_slot, key)
             for n in range(6, 11):
                 await accepted(nodes[n % 2], room, n)
             for reader in readers:
                 heard = [event["data"] for event in await reader.events(room, 10)]
                 assert heard == list(range(1, 11))
-
-
-def move_slot(cluster: RedisCluster, key: str) -> None:
-    """Moves the slot of a key, with all that is in it, to another server."""
-    source = cluster.owner(key)
-    target = next(server for server in cluster.primaries if server is not source)
-    slot = source.call("CLUSTER", "KEYSLOT", key)
-    ids = [server.call("CLUSTER", "MYID") for server in (source, target)]
-    target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-    source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-    while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
-        source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
-    for server in (target, source, *[server for server in cluster.primaries if server not in (source, target)]):
-        server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
 
 # The script to try a cluster out.

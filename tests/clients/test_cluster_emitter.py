@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, history
+from cluster import Cluster, history, stopping
 from events import reading
 from hub import admin
 from peer import joined
-from redis_servers import Redis
+from redis_servers import Redis, RedisCluster
 from test_socketio import woven
 
 
@@ -80,3 +80,23 @@ async def test_what_can_not_be_published_is_told_in_the_log_and_hurts_nobody(red
             return
         await asyncio.sleep(0.1)
     raise AssertionError(nodes.logs())
+
+
+async def test_what_is_emitted_at_any_server_of_a_cluster_is_heard_also_after_a_failover(room):
+    with RedisCluster(replicas=1) as redis, stopping() as clusters:
+        nodes = Cluster(redis.settings | {"broker.redis.emitter_key": "app"}, count=2)
+        clusters.append(nodes)
+        async with joined(nodes[0], admin()) as peer:
+            await peer.subscribe(room)
+            for number, server in enumerate(redis.primaries):
+                await emit(server, [[room], "/", "n", number], key="app")
+            # Different servers tell of them in any order.
+            assert sorted([event["data"] for event in await peer.events(room, 3)]) == [0, 1, 2]
+            listened_to = redis.owner("app")
+            listened_to.freeze()
+            await asyncio.to_thread(redis.wait_for_failover, "app", listened_to)
+            # What is emitted before somebody listens again nobody hears.
+            async with asyncio.timeout(20):
+                while not any(event["type"] == "n" for event in await peer.settled()):
+                    await emit(redis.owner("app"), [[room], "/", "n", 3], key="app")
+            listened_to.thaw()

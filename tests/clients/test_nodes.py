@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from cluster import Cluster, stopping
+from cluster import Cluster, fresh_prefix, stopping
 from hub import Hub, admin, token
 from peer import WAIT_S, eventually, joined
 from redis_servers import Redis, RedisCluster, SentinelPair, lacking
@@ -640,18 +640,48 @@ async def does_it_all(cluster: Cluster, room: str) -> None:
             assert (await one.closed())[0] == 4409
 
 
-async def test_nodes_know_each_other_through_a_cluster_of_redis_and_its_failover(form, room):
+def registry(cluster: Cluster) -> str:
+    """A key of what nodes keep of each other."""
+    return f"{cluster.settings['broker.redis.prefix']}:{{nodes}}:index"
+
+
+@pytest.mark.parametrize("end", [Redis.kill, Redis.freeze], ids=["dead", "frozen"])
+async def test_nodes_know_each_other_through_a_cluster_of_redis_and_its_failover(form, room, end):
     with RedisCluster(replicas=1) as redis:
         cluster = form(redis.settings)
         await does_it_all(cluster, f"{room}-before")
-        prefix = cluster.settings["broker.redis.prefix"]
-        key = f"{prefix}:{{nodes}}:index"
-        owner = redis.owner(key)
-        owner.kill()
-        await asyncio.to_thread(redis.wait_for_failover, key, owner)
+        owner = redis.owner(registry(cluster))
+        end(owner)
+        await asyncio.to_thread(redis.wait_for_failover, registry(cluster), owner)
         await settled(cluster)
         await does_it_all(cluster, f"{room}-after")
         assert all(hub.running() for hub in cluster)
+
+
+async def test_nodes_know_each_other_where_their_registry_goes_to_another_server(form, room):
+    with RedisCluster() as redis:
+        cluster = form(redis.settings)
+        async with joined(cluster[0], **client("kept")) as kept:
+            for move in range(3):
+                await asyncio.to_thread(redis.move_slot, registry(cluster))
+                await settled(cluster)
+                await does_it_all(cluster, f"{room}-{move}")
+            assert done(cluster[2], "GET", "/api/v1/connections/kept")["node"] == "node-1"
+            assert (await kept.done("ping", {})) == {}
+        assert [hub.metrics()["ringhub_nodes_cleaned_total"] for hub in cluster] == [0, 0, 0]
+
+
+async def test_nodes_find_a_cluster_of_redis_again_of_which_no_configured_server_is_left(form, room):
+    with RedisCluster(replicas=1) as redis:
+        prefix = fresh_prefix()
+        # All of a registry has one slot, whatever it begins with.
+        owner = redis.owner(f"{prefix}:{{nodes}}:index")
+        cluster = form(redis.settings | {"broker.redis.url": owner.url}, settings={"broker.redis.prefix": prefix})
+        await does_it_all(cluster, f"{room}-before")
+        owner.kill()
+        await asyncio.to_thread(redis.wait_for_failover, registry(cluster), owner)
+        await settled(cluster)
+        await does_it_all(cluster, f"{room}-after")
 
 
 async def test_nodes_know_each_other_through_a_server_that_sentinels_watch_and_its_failover(form, room):

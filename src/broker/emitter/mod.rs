@@ -111,7 +111,8 @@ impl Listener {
     }
 
     async fn listen(&self, inbox: &Arc<Inbox>) -> Result<Connections, LinkError> {
-        let connections = self.target.connect(&self.scripts, inbox.clone()).await?;
+        // In a cluster each server tells all others what is published.
+        let connections = self.target.connect_to_owner(&self.key, &self.scripts, inbox.clone()).await?;
         connections.follow.subscribe_to_pattern(&format!("{}#/*", escaped(&self.key))).await?;
         Ok(connections)
     }
@@ -125,7 +126,7 @@ impl Listener {
                 () = notify.notified() => {}
                 _ = ping.tick() => {
                     self.tell_lost();
-                    if let Err(error) = connections.follow.command(cmd("PING")).await {
+                    if let Err(error) = self.look_at(connections).await {
                         tracing::warn!(%error, "emitters of Socket.IO can't be heard any more");
                         return;
                     }
@@ -145,6 +146,12 @@ impl Listener {
                 }
             }
         }
+    }
+
+    /// Whether the link carries anything; in a cluster, that it does of others.
+    async fn look_at(&self, connections: &Connections) -> Result<(), LinkError> {
+        connections.follow.command(cmd("PING")).await?;
+        self.target.look_around(connections).await
     }
 
     fn heard(&self, payload: &[u8]) {

@@ -1,7 +1,7 @@
 //! What nodes keep of each other in Redis: keys, channels and scripts.
 //!
-//! All keys have one pair of braces, so that a cluster has them in one slot and scripts may use them together. What is in
-//! them is told in the scripts.
+//! All keys and channels have one pair of braces, so that a cluster has them in one slot: one server has all of it, and
+//! scripts may use keys together. What is in them is told in the scripts.
 
 use redis::{Cmd, cmd};
 
@@ -56,7 +56,7 @@ impl Keys {
 
     /// Where a node hears what others say to it.
     pub(super) fn channel(&self, run: u64) -> String {
-        format!("{}:calls:{}", self.prefix, run_text(run))
+        self.key(&format!("calls:{}", run_text(run)))
     }
 
     /// Says something to a node.
@@ -150,11 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn keys_have_one_slot_and_are_none_of_a_room() {
+    fn keys_and_channels_have_one_slot_and_are_none_of_a_room() {
         let keys = Keys::new("app", false);
-        for key in [keys.lease(1), keys.present(1), keys.clients()] {
+        for key in [keys.lease(1), keys.present(1), keys.clients(), keys.channel(1)] {
             assert!(key.starts_with("app:{nodes}:"), "{key}");
         }
-        assert_eq!(keys.channel(1), "app:calls:0000000000000001");
     }
 }

@@ -283,7 +283,8 @@ impl Worker {
         self.link = Link::Connecting;
         let channel = self.keys.channel(self.run);
         self.spawn(async move {
-            let connected = match target.connect(&scripts, of_link.clone()).await {
+            // In a cluster that is who has the registry as well: all of it has one slot.
+            let connected = match target.connect_to_owner(&channel, &scripts, of_link.clone()).await {
                 // Nobody is told of this node before it hears what is said to it.
                 Ok(connections) => match connections.follow.subscribe(&[channel]).await {
                     Ok(()) => Ok(connections),
@@ -361,8 +362,7 @@ impl Worker {
                     }
                 }
                 PushKind::Disconnection => return self.link_lost(&"the connection ended"),
-                // A server of a cluster ends the subscription because the slot is another's now. That has the form of an
-                // answer, and the library takes it for that to what was asked first, and each later answer for the next one's.
+                // A server of a cluster ends the subscription because the slot is another's now.
                 PushKind::SUnsubscribe => return self.link_lost(&"this node's channel has gone to another server"),
                 _ => {}
             }
@@ -546,6 +546,18 @@ impl Worker {
             self.send(self.keys.publish(self.run, &frame), What::Said);
         }
         self.members.sent(now_ms);
+        self.look_around();
+    }
+
+    /// Keeps in mind who else is in the cluster of Redis, should its server there be gone.
+    fn look_around(&self) {
+        let Link::Up { connections, .. } = &self.link else { return };
+        let (target, connections) = (self.target.clone(), connections.clone());
+        self.spawn(async move {
+            // What it means that this fails, the next beat finds out.
+            drop(target.look_around(&connections).await);
+            What::Nothing
+        });
     }
 
     fn beaten(&mut self, answer: Result<Value, RedisError>) {
@@ -561,6 +573,10 @@ impl Worker {
                 };
             }
         };
+        // Not before: another server may have the registry than the one that is reached.
+        if std::mem::take(&mut self.attempts) > 0 {
+            tracing::info!("the registry of nodes can be reached again");
+        }
         let is_new = beat.was == Was::New;
         let events = self.members.beaten(beat, self.now_ms());
         self.handle.set_others(self.members.others().cloned().collect());
@@ -766,10 +782,6 @@ impl Worker {
     fn connected(&mut self, outcome: Result<Connections, LinkError>, inbox: Arc<Inbox>) {
         match outcome {
             Ok(connections) => {
-                if self.attempts > 0 {
-                    tracing::info!("the registry of nodes can be reached again");
-                }
-                self.attempts = 0;
                 self.link = Link::Up { connections, inbox };
                 self.members.look_soon();
                 self.unsaid_bytes = 0;
@@ -783,10 +795,12 @@ impl Worker {
 
     /// A command was refused, or the link is broken.
     fn failed(&mut self, error: &RedisError) {
-        use crate::broker::redis::server::{Meaning, meaning};
+        use crate::broker::redis::server::{Meaning, is_on_its_way, meaning};
         match meaning(error) {
+            // Another server of the cluster has all of it. While it is on its way there, either may refuse what names several
+            // keys.
+            Meaning::Elsewhere if !is_on_its_way(error) => self.link_lost(error),
             Meaning::Broken | Meaning::NotNow => self.link_lost(error),
-            // What has gone to another server the library asks for there; where that failed, it is tried again.
             Meaning::Refused | Meaning::Elsewhere => {
                 tracing::warn!(%error, "the registry of nodes refused something");
                 self.members.failed(self.now_ms());

@@ -1,4 +1,4 @@
-//! Connections to Redis: a server, the server that sentinels tell of, or a cluster.
+//! Connections to Redis: a server, the server that sentinels tell of, or a primary of a cluster.
 //!
 //! Larger than most files because all that the library is asked for in three ways is asked for here, and nowhere else.
 
@@ -11,8 +11,6 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use redis::aio::MultiplexedConnection;
-use redis::cluster::ClusterClientBuilder;
-use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -22,6 +20,7 @@ use redis::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use super::cluster::HeardOf;
 use super::scripts::{Call, Scripts};
 use super::server::not_understood;
 use super::slots::{Address, Topology, is_serving};
@@ -36,25 +35,29 @@ const SOON_AFTER: Duration = Duration::from_millis(100);
 /// What is connected to, and how.
 #[derive(Debug)]
 pub struct Target {
-    mode: RedisMode,
-    urls: Vec<RedisUrl>,
-    sentinel_master: String,
-    username: Option<String>,
-    password: Option<crate::config::Password>,
-    certificates: Option<Vec<u8>>,
-    timeout: Duration,
-    client_name: String,
-    /// Of a primary of a cluster: the canary whose slot it has.
-    canary: Option<u32>,
+    pub(super) mode: RedisMode,
+    pub(super) urls: Vec<RedisUrl>,
+    pub(super) sentinel_master: String,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<crate::config::Password>,
+    pub(super) certificates: Option<Vec<u8>>,
+    pub(super) timeout: Duration,
+    pub(super) client_name: String,
+    /// Servers of the cluster beside those that are configured.
+    pub(super) heard_of: HeardOf,
+    /// Of a primary of a cluster: where it is, and the canary whose slot it has.
+    pub(super) primary: Option<(Address, u32)>,
 }
 
-/// Connections to one server or cluster.
+/// Connections to one server.
 #[derive(Clone)]
 pub struct Connections {
     /// Events are published over this one.
     pub publish: Connection,
     /// Rooms are followed over this one.
     pub follow: Connection,
+    /// Where a primary of a cluster is.
+    pub at: Option<Address>,
 }
 
 /// A connection, shared by all that use it.
@@ -65,8 +68,6 @@ pub enum Connection {
     /// To a primary of a cluster, of which it has part of the keys and channels. What comes of a subscription is told by what
     /// is pushed: a server that ends one by itself says so in the form of an answer, and it is taken for one.
     Primary(MultiplexedConnection),
-    /// To a cluster.
-    Cluster(ClusterConnection),
 }
 
 /// Why there is no connection.
@@ -196,7 +197,8 @@ impl Target {
             certificates: certificates.clone(),
             timeout: Duration::from_millis(redis.timeout_ms),
             client_name: node.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect(),
-            canary: None,
+            heard_of: HeardOf::default(),
+            primary: None,
         };
         Ok(match redis.mode {
             RedisMode::Single => redis.url.iter().map(|url| target(vec![url.clone()])).collect(),
@@ -214,25 +216,17 @@ impl Target {
         self.mode == RedisMode::Cluster
     }
 
-    /// Connects, and hears what is pushed in `inbox`.
+    /// Connects to a server, and hears what is pushed in `inbox`. Which of a cluster's it has to be is told by
+    /// [`Target::primary`].
     pub async fn connect(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
-        // Each of several steps has the timeout of its own; all together have it as well, but for a cluster, in which one
-        // that is there and silent makes several steps take theirs.
-        let timeout = if self.is_cluster() { 2 * self.timeout } else { self.timeout };
-        match tokio::time::timeout(timeout, self.connect_all(scripts, inbox)).await {
+        // Each of several steps has the timeout of its own, and all together have it as well.
+        match tokio::time::timeout(self.timeout, self.connect_all(scripts, inbox)).await {
             Ok(connected) => connected,
             Err(_) => Err(LinkError::Timeout),
         }
     }
 
     async fn connect_all(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
-        if self.mode == RedisMode::Cluster {
-            let connection = Connection::Cluster(self.cluster(inbox).await?);
-            // Where the server that is asked is gone, the others are not waited with: who publishes finds out.
-            let probed = tokio::time::timeout(self.cluster_step(), self.probe(&connection, scripts)).await;
-            probed.unwrap_or(Ok(()))?;
-            return Ok(Connections { publish: connection.clone(), follow: connection });
-        }
         let client = match self.mode {
             RedisMode::Sentinel => self.sentinel().await?,
             RedisMode::Single | RedisMode::Cluster => self.single()?,
@@ -245,8 +239,9 @@ impl Target {
             Ok::<(), redis::aio::SendError>(())
         });
         let follow = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let of = if self.is_primary() { Connection::Primary } else { Connection::Server };
-        let connections = Connections { publish: of(publish), follow: of(follow) };
+        let of = if self.primary.is_some() { Connection::Primary } else { Connection::Server };
+        let at = self.primary.as_ref().map(|(at, _)| at.clone());
+        let connections = Connections { publish: of(publish), follow: of(follow), at };
         // One user, one server: what is so for one is so for the other.
         self.prepare(&connections.publish, scripts).await?;
         self.probe(&connections.publish, scripts).await?;
@@ -254,63 +249,7 @@ impl Target {
         Ok(connections)
     }
 
-    fn is_primary(&self) -> bool {
-        self.canary.is_some()
-    }
-
-    /// One of the cluster's primaries, which has the slot of a canary. None where its address can't be connected to.
-    pub fn primary(&self, address: &Address, canary: u32) -> Option<Target> {
-        let scheme = if self.urls.iter().any(RedisUrl::is_tls) { "rediss" } else { "redis" };
-        let url = format!("{scheme}://{address}").parse().ok()?;
-        Some(Target {
-            mode: RedisMode::Single,
-            urls: vec![url],
-            sentinel_master: String::new(),
-            username: self.username.clone(),
-            password: self.password.clone(),
-            certificates: self.certificates.clone(),
-            timeout: self.timeout,
-            client_name: self.client_name.clone(),
-            canary: Some(canary),
-        })
-    }
-
-    /// What those servers of the cluster know that are configured and answer first, over connections that end with it. An
-    /// error where none does.
-    pub async fn ask_seeds(&self) -> Result<Vec<Topology>, LinkError> {
-        let asked = self.urls.iter().map(|url| async move {
-            let answer = tokio::time::timeout(self.timeout, self.ask_seed(url)).await;
-            answer.unwrap_or(Err(LinkError::Timeout))
-        });
-        let mut known = Vec::new();
-        let mut errors = Vec::new();
-        for answer in gather(asked, |answer| answer.as_ref().is_ok_and(|told| told.is_ok)).await {
-            match answer {
-                Ok(topology) => known.push(topology),
-                Err(error) => errors.push(error),
-            }
-        }
-        // What a person can put right is told first.
-        errors.sort_by_key(|error| error.remedy().is_none());
-        match errors.into_iter().next() {
-            Some(error) if known.is_empty() => Err(error),
-            _ => Ok(known),
-        }
-    }
-
-    async fn ask_seed(&self, url: &RedisUrl) -> Result<Topology, LinkError> {
-        let info = url.as_str().into_connection_info()?.set_redis_settings(self.settings(0));
-        let host = match info.addr() {
-            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
-            _ => String::new(),
-        };
-        let client = self.client(info.set_tcp_settings(tcp_settings(self.timeout)))?;
-        let config = self.connection_config();
-        let connection = Connection::Server(client.get_multiplexed_async_connection_with_config(&config).await?);
-        Ok(connection.topology(&host).await?)
-    }
-
-    fn connection_config(&self) -> AsyncConnectionConfig {
+    pub(super) fn connection_config(&self) -> AsyncConnectionConfig {
         AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout))
@@ -331,7 +270,7 @@ impl Target {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {}
             Err(error) => return Err(error.into()),
         }
-        if self.is_primary() && cluster_info(connection).await?.is_some_and(|info| !is_serving(&info)) {
+        if self.primary.is_some() && cluster_info(connection).await?.is_some_and(|info| !is_serving(&info)) {
             return Err(LinkError::NotServing);
         }
         self.look_at_eviction(connection).await;
@@ -352,8 +291,9 @@ impl Target {
     /// A user who may not call the scripts, or not with these keys and channels, is found out here, and not by the first
     /// publish. What else the server refuses now concerns those who publish.
     async fn probe(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
-        let may_call = connection.call(&scripts.probe(self.canary)).await.map(drop);
-        let may_say = connection.command(scripts.probe_channel(self.canary)).await.map(drop);
+        let canary = self.primary.as_ref().map(|(_, canary)| *canary);
+        let may_call = connection.call(&scripts.probe(canary)).await.map(drop);
+        let may_say = connection.command(scripts.probe_channel(canary)).await.map(drop);
         for refused in [may_call, may_say].into_iter().filter_map(Result::err) {
             if refused.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
                 return Err(refused.into());
@@ -398,7 +338,7 @@ impl Target {
         self.client(info)
     }
 
-    fn client(&self, info: ConnectionInfo) -> Result<Client, RedisError> {
+    pub(super) fn client(&self, info: ConnectionInfo) -> Result<Client, RedisError> {
         match &self.certificates {
             Some(_) if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => {
                 Client::build_with_tls(info, self.tls_certificates())
@@ -411,7 +351,7 @@ impl Target {
         TlsCertificates { client_tls: None, root_cert: self.certificates.clone() }
     }
 
-    fn settings(&self, database: i64) -> RedisConnectionInfo {
+    pub(super) fn settings(&self, database: i64) -> RedisConnectionInfo {
         let mut settings = RedisConnectionInfo::default()
             .set_db(database)
             .set_protocol(ProtocolVersion::RESP3)
@@ -489,43 +429,9 @@ impl Target {
         }
         builder.build()?.async_get_client().await
     }
-
-    /// How long one step of connecting to a cluster may take. The library tries all servers that are configured, and then
-    /// all that these tell of: with one that is there and silent among them, both take as long as they may, and there must be
-    /// time for the rest. A step is all from looking a name up to the first answer, over TLS as well.
-    fn cluster_step(&self) -> Duration {
-        self.timeout / 2
-    }
-
-    async fn cluster(&self, inbox: Arc<Inbox>) -> Result<ClusterConnection, RedisError> {
-        let nodes: Vec<&str> = self.urls.iter().map(RedisUrl::as_str).collect();
-        let mut builder = ClusterClientBuilder::new(nodes)
-            .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(self.cluster_step())
-            .response_timeout(self.timeout)
-            .overall_response_timeout(Some(self.timeout))
-            .tcp_settings(tcp_settings(self.timeout))
-            .push_sender(move |push: PushInfo| {
-                inbox.put(push);
-                Ok::<(), redis::aio::SendError>(())
-            });
-        if self.urls.iter().any(RedisUrl::is_tls) {
-            builder = builder.tls(TlsMode::Secure);
-        }
-        if self.certificates.is_some() {
-            builder = builder.certs(self.tls_certificates());
-        }
-        if let Some(username) = &self.username {
-            builder = builder.username(username);
-        }
-        if let Some(password) = &self.password {
-            builder = builder.password(password.reveal());
-        }
-        builder.build()?.get_async_connection().await
-    }
 }
 
-fn tcp_settings(timeout: Duration) -> TcpSettings {
+pub(super) fn tcp_settings(timeout: Duration) -> TcpSettings {
     // Without this, an answer waits for the other end's delayed acknowledgement.
     TcpSettings::default().set_nodelay(true).set_user_timeout(timeout)
 }
@@ -533,14 +439,8 @@ fn tcp_settings(timeout: Duration) -> TcpSettings {
 impl Connection {
     /// Sends a command; an error that the server answers is an error.
     pub async fn command(&self, command: Cmd) -> Result<Value, RedisError> {
-        let answer = match self {
-            Connection::Server(connection) | Connection::Primary(connection) => {
-                connection.clone().send_packed_command(&command).await
-            }
-            Connection::Cluster(connection) => {
-                redis::aio::ConnectionLike::req_packed_command(&mut connection.clone(), &command).await
-            }
-        };
+        let (Connection::Server(connection) | Connection::Primary(connection)) = self;
+        let answer = connection.clone().send_packed_command(&command).await;
         answer.and_then(Value::extract_error).map_err(without_script)
     }
 
@@ -577,25 +477,13 @@ impl Connection {
         match self {
             Connection::Server(connection) => connection.clone().subscribe(channels).await,
             Connection::Primary(_) => self.of_each("SSUBSCRIBE", channels).await,
-            Connection::Cluster(connection) => {
-                // Each has a slot of its own.
-                let each = channels.iter().map(|channel| {
-                    let mut connection = connection.clone();
-                    async move { connection.ssubscribe(channel).await }
-                });
-                try_join_all(each).await.map(drop)
-            }
         }
     }
 
     /// Subscribes to all channels whose name fits a pattern.
     pub async fn subscribe_to_pattern(&self, pattern: &str) -> Result<(), RedisError> {
-        match self {
-            Connection::Server(connection) | Connection::Primary(connection) => {
-                connection.clone().psubscribe(pattern).await
-            }
-            Connection::Cluster(connection) => connection.clone().psubscribe(pattern).await,
-        }
+        let (Connection::Server(connection) | Connection::Primary(connection)) = self;
+        connection.clone().psubscribe(pattern).await
     }
 
     /// Unsubscribes from channels.
@@ -603,13 +491,6 @@ impl Connection {
         match self {
             Connection::Server(connection) => connection.clone().unsubscribe(channels).await,
             Connection::Primary(_) => self.of_each("SUNSUBSCRIBE", channels).await,
-            Connection::Cluster(connection) => {
-                let each = channels.iter().map(|channel| {
-                    let mut connection = connection.clone();
-                    async move { connection.sunsubscribe(channel).await }
-                });
-                try_join_all(each).await.map(drop)
-            }
         }
     }
 

@@ -14,6 +14,7 @@
 
 pub mod answers;
 pub mod canary;
+pub mod cluster;
 pub mod connection;
 pub mod encoding;
 pub mod lanes;

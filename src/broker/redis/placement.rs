@@ -60,11 +60,11 @@ impl Routes {
         }
     }
 
-    /// Whether a server of a cluster has a key or a channel. What is no cluster has no slots.
-    pub fn has(&self, server: ServerId, key: &str) -> bool {
+    /// Whether a server of a cluster has a slot. What is no cluster has none.
+    pub fn has(&self, server: ServerId, slot: u16) -> bool {
         match &self.of {
             Of::Hash(_) => true,
-            Of::Slots(slots) => owner(slots, key) == server,
+            Of::Slots(slots) => slots.get(usize::from(slot)) == Some(&server),
         }
     }
 
@@ -179,7 +179,8 @@ mod tests {
         assert!(!routes.learn([(8192, 16_383, two), (0, 8191, one)].into_iter()), "that was known");
         assert_eq!((routes.of("foo"), routes.of("bar")), (two, one));
         assert_eq!(routes.of("foo}bar"), two, "what is in the braces counts");
-        assert!(routes.has(two, "app:{foo}:1") && !routes.has(one, "app:{foo}:1"));
+        let slot = slot_of(b"app:{foo}:1");
+        assert!(routes.has(two, slot) && !routes.has(one, slot));
         routes.learn([(0, 8191, three), (12_183, 16_383, two)].into_iter());
         assert_eq!(routes.unowned(), 12_183 - 8192);
         assert_eq!(

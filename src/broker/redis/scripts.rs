@@ -9,6 +9,7 @@ use redis::{Cmd, cmd};
 
 use super::encoding::{EventId, NO_ID};
 use super::request::Publish;
+use super::slots::slot_of;
 use super::tracker::Wanted;
 use crate::hub::brokered::{EventKey, Place, SharedLock};
 use crate::hub::name::RoomName;
@@ -18,6 +19,9 @@ const META_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// Bytes of events that one read brings, about; the largest event may be more.
 const READ_BYTES: usize = 256 << 10;
+
+/// Canaries that are tried for one that has a certain slot.
+const CANARIES_MAX: u32 = 1 << 18;
 
 /// Stands for a room in keys and channels that are only tried.
 const PROBE: &str = "probe";
@@ -129,6 +133,11 @@ impl Scripts {
         let channel = std::str::from_utf8(channel).ok()?;
         let (at, run) = channel.strip_prefix(&self.prefix)?.strip_prefix(":{canary-")?.split_once("}:")?;
         at.parse().ok().filter(|_| run == self.run)
+    }
+
+    /// A canary whose channel has one of those slots that something has. Even one of a single slot is found among them.
+    pub fn canary_within(&self, has: impl Fn(u16) -> bool) -> u32 {
+        (0..CANARIES_MAX).find(|at| has(slot_of(self.canary_channel(*at).as_bytes()))).unwrap_or(0)
     }
 
     /// What is said there.

@@ -9,7 +9,7 @@ use redis::Value;
 pub const SLOTS: u16 = 16_384;
 
 /// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// Its host.
     pub host: String,
@@ -35,6 +35,8 @@ pub struct Topology {
     pub epoch: u64,
     /// Ranges of slots, both ends included, and who has them.
     pub ranges: Vec<(u16, u16, Address)>,
+    /// All servers that it tells of, replicas too.
+    pub servers: Vec<Address>,
 }
 
 impl Topology {
@@ -42,11 +44,28 @@ impl Topology {
     /// not ask for the second is believed.
     pub fn read(host: &str, slots: &Value, info: Option<&str>) -> Option<Topology> {
         let epoch = info.and_then(|info| told(info, "cluster_current_epoch")?.parse().ok()).unwrap_or(0);
-        let Value::Array(ranges) = slots else { return None };
-        let ranges = ranges.iter().map(|part| range(host, part)).collect::<Option<Vec<_>>>()?;
-        let is_ok = info.is_none_or(is_serving);
-        Some(Topology { is_ok, epoch, ranges: ranges.into_iter().flatten().collect() })
+        let Value::Array(parts) = slots else { return None };
+        let mut ranges = Vec::with_capacity(parts.len());
+        let mut servers = Vec::new();
+        for part in parts {
+            let (first, last, told) = range(host, part)?;
+            ranges.extend(told.first()?.clone().map(|primary| (first, last, primary)));
+            servers.extend(told.into_iter().flatten());
+        }
+        Some(Topology { is_ok: info.is_none_or(is_serving), epoch, ranges, servers: distinct(servers) })
     }
+
+    /// Who has a slot.
+    pub fn owner(&self, slot: u16) -> Option<&Address> {
+        let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
+        range.map(|(.., owner)| owner)
+    }
+}
+
+fn distinct(mut servers: Vec<Address>) -> Vec<Address> {
+    servers.sort_unstable();
+    servers.dedup();
+    servers
 }
 
 /// What several servers know together, each with where it is, if that is known; none where none of them serves its slots.
@@ -65,7 +84,8 @@ pub fn agreed(views: Vec<(Option<Address>, Topology)>) -> Option<Topology> {
             _ => ranges.push((slot, slot, owner.clone())),
         }
     }
-    Some(Topology { is_ok: true, epoch, ranges })
+    let servers = views.iter().flat_map(|view| view.servers).cloned().collect();
+    Some(Topology { is_ok: true, epoch, ranges, servers: distinct(servers) })
 }
 
 /// Who has a slot.
@@ -83,6 +103,7 @@ fn owner<'a>(views: &[View<'a>], slot: u16) -> Option<&'a Address> {
 struct View<'a> {
     at: Option<&'a Address>,
     owners: Vec<Option<&'a Address>>,
+    servers: &'a [Address],
 }
 
 impl<'a> View<'a> {
@@ -93,7 +114,7 @@ impl<'a> View<'a> {
                 owners.fill(Some(address));
             }
         }
-        View { at: at.as_ref(), owners }
+        View { at: at.as_ref(), owners, servers: &told.servers }
     }
 
     fn owner(&self, slot: u16) -> Option<&'a Address> {
@@ -112,22 +133,30 @@ fn told<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     lines.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-/// A range of slots. None where it is none; nothing within where it is nobody's, or is not told whose.
-#[allow(clippy::option_option)]
-fn range(host: &str, range: &Value) -> Option<Option<(u16, u16, Address)>> {
+/// A range of slots, and where the primary and its replicas are, as far as that is told. None where it is none.
+fn range(host: &str, range: &Value) -> Option<(u16, u16, Vec<Option<Address>>)> {
     let Value::Array(parts) = range else { return None };
-    let [Value::Int(first), Value::Int(last), Value::Array(primary), ..] = &parts[..] else { return None };
-    let Value::Int(port) = primary.get(1)? else { return None };
-    let told = match primary.first()? {
+    let [Value::Int(first), Value::Int(last), primary, replicas @ ..] = &parts[..] else { return None };
+    let mut servers = vec![address(host, primary)?];
+    // None of these is needed.
+    servers.extend(replicas.iter().map(|replica| address(host, replica).flatten()));
+    Some((u16::try_from(*first).ok()?, u16::try_from(*last).ok()?, servers))
+}
+
+/// Where a server is; nothing within where that is not told. None where it is no server.
+#[allow(clippy::option_option)]
+fn address(host: &str, server: &Value) -> Option<Option<Address>> {
+    let Value::Array(parts) = server else { return None };
+    let [told, Value::Int(port), ..] = &parts[..] else { return None };
+    let told = match told {
         Value::BulkString(host) => String::from_utf8_lossy(host),
         _ => Cow::Borrowed(""),
     };
     // One that does not know its own name is where it was asked.
     let host = if told.is_empty() { host } else { &told };
-    let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
     let port = u16::try_from(*port).ok()?;
     let is_known = !["?", "0.0.0.0", "::"].contains(&host) && port != 0;
-    Some(is_known.then(|| (first, last, Address { host: host.to_owned(), port })))
+    Some(is_known.then(|| Address { host: host.to_owned(), port }))
 }
 
 /// The slot of a key: CRC-16 (XMODEM) of what is in its first braces.
@@ -171,7 +200,7 @@ mod tests {
         Value::Array(ranges.iter().map(range).collect())
     }
 
-    fn address(host: &str, port: u16) -> Address {
+    fn at(host: &str, port: u16) -> Address {
         Address { host: host.to_owned(), port }
     }
 
@@ -192,7 +221,8 @@ mod tests {
         let expected = Topology {
             is_ok: true,
             epoch: 17,
-            ranges: vec![(0, 8191, address("10.0.0.1", 6379)), (8192, 16_383, address("asked", 6380))],
+            ranges: vec![(0, 8191, at("10.0.0.1", 6379)), (8192, 16_383, at("asked", 6380))],
+            servers: vec![at("10.0.0.1", 6379), at("10.0.0.1", 6380), at("asked", 6380), at("asked", 6381)],
         };
         assert_eq!(Topology::read("asked", &told, Some(info)), Some(expected));
         let parted = Topology::read("asked", &told, Some("cluster_state:fail\r\n")).expect("it is read");
@@ -204,7 +234,7 @@ mod tests {
     fn what_has_no_address_is_nobodys_and_what_is_no_answer_is_none() {
         for (host, port) in [("?", 6379), ("0.0.0.0", 6379), ("::", 6379), ("10.0.0.1", 0)] {
             let told = Topology::read("asked", &slots(&[(0, 8191, host, port), (8192, 16_383, "a", 1)]), None);
-            assert_eq!(told.map(|told| told.ranges), Some(vec![(8192, 16_383, address("a", 1))]), "{host}");
+            assert_eq!(told.map(|told| told.ranges), Some(vec![(8192, 16_383, at("a", 1))]), "{host}");
         }
         for wrong in [Value::Nil, Value::Array(vec![Value::Int(1)]), Value::Array(vec![Value::Array(vec![])])] {
             assert_eq!(Topology::read("asked", &wrong, None), None);
@@ -216,10 +246,10 @@ mod tests {
 
     #[test]
     fn of_several_views_the_latest_counts_and_each_is_believed_of_itself() {
-        let (a, b, c) = (address("a", 1), address("b", 1), address("c", 1));
+        let (a, b, c) = (at("a", 1), at("b", 1), at("c", 1));
         let view = |at: Option<&Address>, epoch: u64, ranges: &[(u16, u16, &Address)]| {
             let ranges = ranges.iter().map(|(first, last, of)| (*first, *last, (*of).clone())).collect();
-            (at.cloned(), Topology { is_ok: true, epoch, ranges })
+            (at.cloned(), Topology { is_ok: true, epoch, ranges, servers: at.into_iter().cloned().collect() })
         };
         let ranges = |views: Vec<(Option<Address>, Topology)>| agreed(views).expect("some serve").ranges;
         let known = |ranges: &[(u16, u16, &Address)]| -> Vec<(u16, u16, Address)> {
@@ -250,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_address_is_written_as_urls_have_it() {
-        assert_eq!(address("a.example", 6379).to_string(), "a.example:6379");
-        assert_eq!(address("fe80::1", 6379).to_string(), "[fe80::1]:6379");
+        assert_eq!(at("a.example", 6379).to_string(), "a.example:6379");
+        assert_eq!(at("fe80::1", 6379).to_string(), "[fe80::1]:6379");
     }
 }

@@ -7,7 +7,7 @@
 use super::super::connection::{LinkError, gather};
 use super::super::placement::{NOBODY, ServerId};
 use super::super::server::{self, Link, Server};
-use super::super::slots::{Address, Topology, agreed};
+use super::super::slots::{Address, Topology, agreed, slot_of};
 use super::super::submissions::NO_LINK;
 use super::rooms::{RoomLanes, Subscription};
 use super::{What, Worker};
@@ -23,8 +23,6 @@ const LEARN_MIN_MS: u64 = 50;
 const HOLDS_MS: u64 = 2 * LEARN_MS;
 /// How many servers are asked at a time.
 const ASKED_MAX: usize = 8;
-/// Canaries that are tried for one that has a slot of a server. Even one of a single slot is found among them.
-const CANARIES_MAX: u32 = 1 << 18;
 
 /// When a cluster is asked who has which slots.
 #[derive(Debug, Default)]
@@ -120,11 +118,11 @@ impl Worker {
                 views.push((Some(address), told));
             }
             let best = match agreed(views) {
-                Some(best) => Ok(Some(best)),
-                None => {
-                    let seeds = cluster.ask_seeds().await;
-                    seeds.map(|told| agreed(told.into_iter().map(|told| (None, told)).collect()))
+                Some(best) => {
+                    cluster.heard(&best);
+                    Ok(Some(best))
                 }
+                None => cluster.ask().await,
             };
             let best = match best {
                 Ok(Some(best)) if best.ranges.is_empty() => Err(LinkError::NoAddress),
@@ -244,7 +242,7 @@ impl Worker {
     /// Has a server's canary be one that has a slot of it.
     fn look_at_canary(&mut self, id: ServerId, now_ms: u64) {
         let Some(canary) = self.servers.get(id.place()).map(|server| server.canary) else { return };
-        if !self.routes.has(id, &self.scripts.canary_channel(canary)) {
+        if !self.routes.has(id, slot_of(self.scripts.canary_channel(canary).as_bytes())) {
             let canary = self.canary_of(id);
             if let Some(server) = self.servers.get_mut(id.place()) {
                 server.set_canary(canary, now_ms);
@@ -253,8 +251,7 @@ impl Worker {
     }
 
     fn canary_of(&self, id: ServerId) -> u32 {
-        let has = |canary: &u32| self.routes.has(id, &self.scripts.canary_channel(*canary));
-        (0..CANARIES_MAX).find(has).unwrap_or(0)
+        self.scripts.canary_within(|slot| self.routes.has(id, slot))
     }
 
     /// Has all rooms be with the servers that have them now. What was asked of the former ones means nothing any more.
