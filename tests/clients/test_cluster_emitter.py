@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, history, stopping
 from events import reading
-from hub import admin
-from peer import joined
-from redis_servers import Redis, RedisCluster
+from hub import START_S, admin
+from peer import eventually, joined
+from redis_servers import Redis, RedisCluster, until
 from test_socketio import woven
 
 
@@ -26,8 +26,14 @@ def redis():
 @pytest.fixture(scope="module")
 def nodes(redis):
     cluster = Cluster(redis.settings | {"broker.redis.emitter_key": "app[1]"}, count=3)
+    until(lambda: all_listen(cluster), START_S, "all nodes listen to emitters", cluster.logs)
     yield cluster
     cluster.stop()
+
+
+def all_listen(cluster: Cluster) -> bool:
+    """A node is ready before it does."""
+    return all("emitters of Socket.IO are heard" in hub.log() for hub in cluster)
 
 
 async def emit(redis: Redis, *said: list, key: str = "app[1]") -> None:
@@ -86,6 +92,7 @@ async def test_what_is_emitted_at_any_server_of_a_cluster_is_heard_also_after_a_
     with RedisCluster(replicas=1) as redis, stopping() as clusters:
         nodes = Cluster(redis.settings | {"broker.redis.emitter_key": "app"}, count=2)
         clusters.append(nodes)
+        await eventually(lambda: all_listen(nodes), "all nodes listen to emitters")
         async with joined(nodes[0], admin()) as peer:
             await peer.subscribe(room)
             for number, server in enumerate(redis.primaries):
