@@ -38,6 +38,9 @@ UNLIMITED = {
     "limits.connections_per_address_max": 0,
 }
 
+# From 20 000 on.
+PORTS = 10_000
+
 
 class HubFailed(AssertionError):
     """The hub did not start, did not stop, or ended by itself; carries its log."""
@@ -54,9 +57,12 @@ def binary() -> Path:
 
 
 def free_port() -> int:
-    """A port nobody listens on, below the range that the kernel draws outgoing ports from."""
+    """A port nobody listens on, below the range that the kernel draws outgoing ports from. Of several processes of tests, each
+    has a part: a server that is started again would find its port taken."""
+    part = PORTS // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = 20_000 + part * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(200):
-        port = random.randint(20_000, 30_000)
+        port = random.randrange(first, first + part)
         with contextlib.closing(socket.socket()) as probe:
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))

@@ -456,16 +456,24 @@ class RedisCluster(Several):
 
     def move_slot(self, key: str) -> None:
         """Moves the slot of a key, with all that is in it, to another primary."""
+        self.begin_to_move_slot(key)()
+
+    def begin_to_move_slot(self, key: str) -> Callable[[], None]:
+        """The same, as far as that both servers know of it. What it returns does the rest."""
         source = self.owner(key)
         target = next(server for server in self.primaries if server is not source)
         slot = source.call("CLUSTER", "KEYSLOT", key)
         ids = [server.call("CLUSTER", "MYID") for server in (source, target)]
         target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
-        for server in (target, source, *[server for server in self.primaries if server not in (source, target)]):
-            server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+        def finish() -> None:
+            while keys := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
+            for server in (target, source, *[server for server in self.primaries if server not in (source, target)]):
+                server.call("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+        return finish
 
     @property
     def settings(self) -> dict:

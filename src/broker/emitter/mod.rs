@@ -17,14 +17,13 @@ use tokio::sync::Notify;
 
 use super::nodes::Handle;
 use super::redis::connection::{Connections, Inbox, LinkError, Target};
-use super::redis::scripts::Scripts;
 use crate::config::Config;
 use packet::{Emitted, Unusable};
 
 /// Bytes of what is heard that wait to be published; what is beyond is lost, and counted.
 const INBOX_BYTES_MAX: usize = 8 << 20;
 /// How often it is looked whether the link carries anything.
-const PING: Duration = Duration::from_secs(2);
+const PING: Duration = Duration::from_secs(3);
 /// How long a link rests that broke.
 const REST: Duration = Duration::from_secs(1);
 
@@ -49,7 +48,6 @@ struct Shared {
 struct Listener {
     shared: Arc<Shared>,
     target: Target,
-    scripts: Scripts,
     key: String,
     namespaces: Vec<String>,
     nodes: Handle,
@@ -61,10 +59,9 @@ pub fn start(config: &Config, nodes: Handle, publish: Publish) -> Result<Option<
     let Some(key) = config.broker_redis.emitter_key.clone() else { return Ok(None) };
     let me = nodes.me();
     let target = super::nodes::first_target(config, &me.name)?;
-    let scripts = Scripts::new(&config.broker_redis.prefix, target.is_cluster(), me.run);
     let shared: Arc<Shared> = Arc::default();
     let namespaces = config.socketio.namespaces.clone();
-    let listener = Listener { shared: shared.clone(), target, scripts, key, namespaces, nodes, publish };
+    let listener = Listener { shared: shared.clone(), target, key, namespaces, nodes, publish };
     let main = move || match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime.block_on(listener.run()),
         Err(error) => tracing::error!(%error, "emitters can't be heard: no runtime"),
@@ -112,7 +109,7 @@ impl Listener {
 
     async fn listen(&self, inbox: &Arc<Inbox>) -> Result<Connections, LinkError> {
         // In a cluster each server tells all others what is published.
-        let connections = self.target.connect_to_owner(&self.key, &self.scripts, inbox.clone()).await?;
+        let connections = self.target.connect_to_any(inbox.clone()).await?;
         connections.follow.subscribe_to_pattern(&format!("{}#/*", escaped(&self.key))).await?;
         Ok(connections)
     }
@@ -148,10 +145,17 @@ impl Listener {
         }
     }
 
-    /// Whether the link carries anything; in a cluster, that it does of others.
+    /// Whether the link carries anything.
     async fn look_at(&self, connections: &Connections) -> Result<(), LinkError> {
         connections.follow.command(cmd("PING")).await?;
-        self.target.look_around(connections).await
+        if self.target.look_around(connections).await? {
+            return Ok(());
+        }
+        // A cluster that is not complete carries it all the same; a server that is parted from the others hears nothing of them.
+        match self.target.ask().await {
+            Ok(Some(_)) => Err(LinkError::NotServing),
+            _ => Ok(()),
+        }
     }
 
     fn heard(&self, payload: &[u8]) {

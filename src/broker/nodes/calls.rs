@@ -7,7 +7,7 @@
 //! {"from":RUN,"look":true}                         ─► all: somebody has come or gone
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub const FRAME_BYTES_MAX: usize = 4 << 20;
 pub(super) const PENDING_MAX: usize = 4096;
 /// Of these, such as wait for something to happen: the others always have a place.
 pub(super) const LONG_MAX: usize = 3072;
+/// Answers that came which are known.
+const CAME_MAX: usize = 1 << 16;
 /// A call that may take longer than this waits for something to happen.
 pub(super) const LONG_MS: u64 = 10_000;
 
@@ -154,6 +156,9 @@ pub(super) struct Pending {
     /// Answers that did not come in time, since it was looked at last.
     pub(super) missing: u64,
     last: u64,
+    /// Answers that came, by number and node, the last of them.
+    came: HashSet<(u64, u64)>,
+    came_in_order: VecDeque<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -186,6 +191,21 @@ impl Pending {
         self.deadlines.insert((deadline_ms, self.last), ());
         self.calls.insert(self.last, Waiting { asked, answers: Vec::new(), deadline_ms, is_long, responder });
         Some(self.last)
+    }
+
+    /// Whether an answer came before: one of which its node could not know that it was heard is said again. It must not be
+    /// given back then.
+    pub(super) fn is_repeated(&mut self, number: u64, from: u64) -> bool {
+        if !self.came.insert((number, from)) {
+            return true;
+        }
+        self.came_in_order.push_back((number, from));
+        if self.came_in_order.len() > CAME_MAX
+            && let Some(first) = self.came_in_order.pop_front()
+        {
+            self.came.remove(&first);
+        }
+        false
     }
 
     /// A node has answered. Given back where nobody waits for it any more.
@@ -336,6 +356,20 @@ mod tests {
         assert_eq!(missing, [true, false, true]);
         let late = Ok(Bytes::from_static(b"late"));
         assert_eq!(calls.answered(number, 1, late.clone()), Err(late), "what came too late is given back");
+    }
+
+    #[test]
+    fn an_answer_that_came_before_is_known_among_the_last() {
+        let mut calls = Pending::default();
+        assert!(!calls.is_repeated(1, 7));
+        assert!(!calls.is_repeated(1, 8) && !calls.is_repeated(2, 7));
+        assert!(calls.is_repeated(1, 7) && calls.is_repeated(1, 8));
+        for number in 3..CAME_MAX as u64 {
+            assert!(!calls.is_repeated(number, 7));
+        }
+        assert!(calls.is_repeated(1, 7), "it is among the last");
+        assert!(!calls.is_repeated(0, 7));
+        assert!(!calls.is_repeated(1, 7), "it was the first of more than are kept");
     }
 
     #[test]

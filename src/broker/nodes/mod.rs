@@ -34,7 +34,6 @@ pub use figures::NodesFigures;
 pub use members::{Event, NodeInfo};
 
 use super::redis::connection::{CaFileError, Target};
-use super::redis::scripts::Scripts;
 use crate::config::Config;
 use crate::hub::presence::Presenting;
 use crate::hub::reply::{HubError, Pending, Responder, pending};
@@ -274,7 +273,6 @@ impl Intake {
         let me = handle.me();
         let target = first_target(config, &me.name)?;
         let prefix = config.broker_redis.prefix.clone();
-        let scripts = Scripts::new(&prefix, target.is_cluster(), me.run);
         let keys = keys::Keys::new(&prefix, target.is_cluster());
         let bounds = worker::Bounds { lease_ms: config.broker.lease_ms, timeout_ms: config.broker_redis.timeout_ms };
         let of_thread = handle.clone();
@@ -283,7 +281,7 @@ impl Intake {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
             match runtime {
                 Ok(runtime) => {
-                    let worker = worker::Worker::new(of_thread, target, scripts, keys, bounds, service);
+                    let worker = worker::Worker::new(of_thread, target, keys, bounds, service);
                     runtime.block_on(worker.run(calls, tasks, started));
                 }
                 Err(error) => tracing::error!(%error, "nodes can't know each other: no runtime"),

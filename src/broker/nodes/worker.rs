@@ -30,7 +30,7 @@ use super::members::{Beat, Event, Members, NodeInfo, Was};
 use super::registered::{Change, ChangeKind, Ids, Presence, is_of_lock, room_of};
 use super::{Asked, Call, ClaimFailure, FreeLock, Handle, Service, Task, Tell, TellPresence};
 use crate::broker::redis::connection::{Connection, Connections, Inbox, LinkError, Target};
-use crate::broker::redis::scripts::Scripts;
+use crate::broker::redis::server::{Meaning, is_on_its_way, meaning};
 use crate::hub::reply::{self, HubError};
 use crate::hub::shared_locks::NotedLock;
 use crate::wire::codes::ErrorCode;
@@ -61,6 +61,14 @@ const WAIT_MIN_MS: u64 = 40;
 const WAIT_MAX_MS: u64 = 1000;
 /// How long ids are refused after the registry was lost, until all nodes have told which they have.
 const REST_MS: u64 = 1500;
+/// How often at most it is looked which servers a cluster of Redis has.
+const LOOK_AROUND_MS: u64 = 5000;
+/// How long nothing is registered after a refusal, as of a Redis that is out of memory, and how often that is told.
+const REFUSED_REST_MS: u64 = 250;
+const REFUSED_TOLD_MS: u64 = 1000;
+/// How long an answer is kept for a node that lives and does not listen, and how often it is said again meanwhile.
+const ANSWER_KEPT_MS: u64 = 10_000;
+const ANSWER_AGAIN_MS: u64 = 100;
 /// The shortest time that a call is given at the other end.
 const TTL_MIN_MS: u64 = 10;
 
@@ -75,7 +83,6 @@ pub(super) struct Worker {
     handle: Handle,
     run: u64,
     target: Arc<Target>,
-    scripts: Arc<Scripts>,
     keys: Keys,
     bounds: Bounds,
     service: Service,
@@ -97,9 +104,14 @@ pub(super) struct Worker {
     claims_from_ms: u64,
     presence: Presence,
     batches: usize,
-    /// Answers that could not be said, to whom, and how many bytes they are.
-    unsaid: VecDeque<(u64, Bytes)>,
+    /// From when on more may be registered, and when that something was refused may be told again.
+    register_from_ms: u64,
+    tell_refused_ms: u64,
+    look_around_ms: u64,
+    /// Answers that could not be said, how many bytes they are, and when they are said again.
+    unsaid: VecDeque<KeptAnswer>,
     unsaid_bytes: usize,
+    say_again_ms: u64,
     /// Dead nodes after which this one has cleaned up, but for their record.
     left: VecDeque<u64>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -107,6 +119,13 @@ pub(super) struct Worker {
     pushed: Arc<Notify>,
     /// Is dropped when this node is registered for the first time, or can't be.
     started: Option<SyncSender<()>>,
+}
+
+/// An answer to another node's call, which is kept until then where that one does not hear it.
+struct KeptAnswer {
+    to: u64,
+    frame: Bytes,
+    until_ms: u64,
 }
 
 /// A call of another node that is being carried out.
@@ -131,6 +150,7 @@ enum What {
     Beaten(Result<Value, RedisError>),
     Sent { number: u64, to: u64, answer: Result<Value, RedisError> },
     Said(Result<Value, RedisError>),
+    Answered { kept: KeptAnswer, answer: Result<Value, RedisError> },
     Claimed { claims: Vec<(Box<str>, Tell)>, answer: Result<Value, RedisError> },
     Released { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
     Reclaimed { ids: Vec<Box<str>>, answer: Result<Value, RedisError> },
@@ -143,14 +163,7 @@ enum What {
 }
 
 impl Worker {
-    pub(super) fn new(
-        handle: Handle,
-        target: Target,
-        scripts: Scripts,
-        keys: Keys,
-        bounds: Bounds,
-        service: Service,
-    ) -> Worker {
+    pub(super) fn new(handle: Handle, target: Target, keys: Keys, bounds: Bounds, service: Service) -> Worker {
         let (reporter, reports) = mpsc::unbounded_channel();
         let me = handle.me();
         Worker {
@@ -158,7 +171,6 @@ impl Worker {
             members: Members::new(me.run, &me.name, bounds.lease_ms),
             handle,
             target: Arc::new(target),
-            scripts: Arc::new(scripts),
             keys,
             bounds,
             service,
@@ -176,8 +188,12 @@ impl Worker {
             claims_from_ms: 0,
             presence: Presence::default(),
             batches: 0,
+            register_from_ms: 0,
+            tell_refused_ms: 0,
+            look_around_ms: 0,
             unsaid: VecDeque::new(),
             unsaid_bytes: 0,
+            say_again_ms: 0,
             left: VecDeque::new(),
             reports,
             reporter,
@@ -233,7 +249,11 @@ impl Worker {
             Link::Connecting => None,
             Link::Up { .. } => (!self.is_beating).then(|| self.members.next_ms()),
         };
-        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms()]
+        let is_up = matches!(self.link, Link::Up { .. });
+        // Until then it is of no use to look; later, whatever comes has it looked at.
+        let register = (is_up && self.register_from_ms > now_ms).then_some(self.register_from_ms);
+        let say_again = (is_up && !self.unsaid.is_empty()).then_some(self.say_again_ms);
+        let next_ms = [of_link, self.pending.next_ms(), self.presence.next_ms(), register, say_again]
             .into_iter()
             .flatten()
             .min()
@@ -266,7 +286,12 @@ impl Worker {
                 self.link_lost(&"it does not bring what is said to this node");
             }
             Link::Up { .. } => {
-                self.register();
+                if self.register_from_ms <= now_ms {
+                    self.register();
+                }
+                if self.say_again_ms <= now_ms {
+                    self.say_again();
+                }
                 if !self.is_beating && self.members.next_ms() <= now_ms {
                     self.beat(now_ms);
                 }
@@ -277,14 +302,14 @@ impl Worker {
     // ---- the link ----
 
     fn connect(&mut self) {
-        let (target, scripts) = (self.target.clone(), self.scripts.clone());
+        let target = self.target.clone();
         let inbox = Inbox::new(self.pushed.clone(), INBOX_BYTES_MAX);
         let of_link = inbox.clone();
         self.link = Link::Connecting;
         let channel = self.keys.channel(self.run);
         self.spawn(async move {
             // In a cluster that is who has the registry as well: all of it has one slot.
-            let connected = match target.connect_to_owner(&channel, &scripts, of_link.clone()).await {
+            let connected = match target.connect_to_owner(&channel, of_link.clone()).await {
                 // Nobody is told of this node before it hears what is said to it.
                 Ok(connections) => match connections.follow.subscribe(&[channel]).await {
                     Ok(()) => Ok(connections),
@@ -373,6 +398,7 @@ impl Worker {
         match frame {
             Frame::Look if from == self.run => self.canary_sent_ms = None,
             Frame::Look => self.members.look_soon(),
+            Frame::Answer { number, .. } if self.pending.is_repeated(number, from) => {}
             Frame::Answer { number, outcome } => {
                 let outcome = outcome.map_err(Failure::Refused);
                 if let Err(Ok(late)) = self.pending.answered(number, from, outcome)
@@ -419,23 +445,51 @@ impl Worker {
             Frame::Answer { number, outcome: Err(error) }.encode(self.run)
         });
         if let Some(frame) = frame {
-            self.say_answer(to, frame.into());
+            let until_ms = self.now_ms() + ANSWER_KEPT_MS;
+            self.say_answer(KeptAnswer { to, frame: frame.into(), until_ms });
         }
     }
 
     /// Says an answer, or keeps it until there is a link: a session may be in it, or a message, which nobody else has. Who
     /// does not wait for it any more gives it back.
-    fn say_answer(&mut self, to: u64, frame: Bytes) {
-        if self.send(self.keys.publish(to, &frame), What::Said) {
-            return;
+    fn say_answer(&mut self, kept: KeptAnswer) {
+        let Some(connection) = self.publish_connection() else { return self.keep_answer(kept) };
+        let command = self.keys.publish(kept.to, &kept.frame);
+        self.spawn(async move { What::Answered { answer: connection.command(command).await, kept } });
+    }
+
+    fn keep_answer(&mut self, kept: KeptAnswer) {
+        if self.unsaid.is_empty() {
+            self.say_again_ms = self.now_ms() + ANSWER_AGAIN_MS;
         }
-        self.unsaid_bytes += frame.len();
-        self.unsaid.push_back((to, frame));
+        self.unsaid_bytes += kept.frame.len();
+        self.unsaid.push_back(kept);
         while self.unsaid_bytes > UNSAID_BYTES_MAX
-            && let Some((to, frame)) = self.unsaid.pop_front()
+            && let Some(KeptAnswer { to, frame, .. }) = self.unsaid.pop_front()
         {
             self.unsaid_bytes -= frame.len();
             tracing::warn!(node = run_text(to), "an answer to another node is lost: the registry is away for too long");
+        }
+    }
+
+    fn say_again(&mut self) {
+        self.unsaid_bytes = 0;
+        for kept in std::mem::take(&mut self.unsaid) {
+            self.say_answer(kept);
+        }
+    }
+
+    /// An answer was said. Where nobody heard it for certain it is said again: the node that waits for it may be about to make
+    /// its link anew, as this one did, because the registry has gone to another server.
+    fn answered(&mut self, kept: KeptAnswer, answer: &Result<Value, RedisError>) {
+        let was_heard = match answer {
+            Ok(Value::Int(0)) => false,
+            Ok(_) => true,
+            Err(error) => meaning(error) == Meaning::Broken,
+        };
+        let waits = || self.members.others().any(|node| node.run == kept.to) && self.now_ms() < kept.until_ms;
+        if !was_heard && waits() {
+            self.keep_answer(kept);
         }
     }
 
@@ -546,7 +600,10 @@ impl Worker {
             self.send(self.keys.publish(self.run, &frame), What::Said);
         }
         self.members.sent(now_ms);
-        self.look_around();
+        if self.look_around_ms <= now_ms {
+            self.look_around_ms = now_ms + LOOK_AROUND_MS;
+            self.look_around();
+        }
     }
 
     /// Keeps in mind who else is in the cluster of Redis, should its server there be gone.
@@ -693,6 +750,23 @@ impl Worker {
     fn report(&mut self, report: Report) {
         let is_former = report.generation != self.generation;
         match report.what {
+            // Also of a former link: nobody else knows that these did not come anywhere.
+            What::Answered { kept, answer } => {
+                self.answered(kept, &answer);
+                self.said(answer, is_former);
+            }
+            What::Sent { number, to, answer } => {
+                let is_missing = match &answer {
+                    // Nobody hears it there.
+                    Ok(heard) => *heard == Value::Int(0),
+                    // Where the link broke it may have come there, and its answer comes over the next one.
+                    Err(error) => !is_former || meaning(error) != Meaning::Broken,
+                };
+                if is_missing {
+                    drop(self.pending.answered(number, to, Err(Failure::Missing)));
+                }
+                self.said(answer, is_former);
+            }
             What::Served { to, number, outcome } => {
                 if let Some(serving) = self.serving.remove(&(to, number)) {
                     self.serving_long -= usize::from(serving.is_long);
@@ -723,19 +797,7 @@ impl Worker {
             _ if is_former => {}
             What::Connected(outcome, inbox) => self.connected(*outcome, inbox),
             What::Beaten(answer) => self.beaten(answer),
-            What::Sent { number, to, answer } => {
-                match answer {
-                    // Nobody hears it there.
-                    Ok(Value::Int(0)) => drop(self.pending.answered(number, to, Err(Failure::Missing))),
-                    Ok(_) => {}
-                    Err(error) => {
-                        drop(self.pending.answered(number, to, Err(Failure::Missing)));
-                        self.failed(&error);
-                    }
-                }
-            }
-            What::Said(Ok(_)) => {}
-            What::Said(Err(error)) => self.failed(&error),
+            What::Said(answer) => self.said(answer, is_former),
             What::Freed { node, outcome } => self.freed(node, outcome),
             What::Nothing => {}
             What::Finished { run, answer } => match answer {
@@ -783,27 +845,35 @@ impl Worker {
         match outcome {
             Ok(connections) => {
                 self.link = Link::Up { connections, inbox };
+                self.register_from_ms = 0;
                 self.members.look_soon();
-                self.unsaid_bytes = 0;
-                for (to, frame) in std::mem::take(&mut self.unsaid) {
-                    self.say_answer(to, frame);
-                }
+                self.say_again();
             }
             Err(error) => self.link_lost(&error),
         }
     }
 
+    fn said(&mut self, answer: Result<Value, RedisError>, is_former: bool) {
+        if let (Err(error), false) = (answer, is_former) {
+            self.failed(&error);
+        }
+    }
+
     /// A command was refused, or the link is broken.
     fn failed(&mut self, error: &RedisError) {
-        use crate::broker::redis::server::{Meaning, is_on_its_way, meaning};
         match meaning(error) {
             // Another server of the cluster has all of it. While it is on its way there, either may refuse what names several
             // keys.
             Meaning::Elsewhere if !is_on_its_way(error) => self.link_lost(error),
             Meaning::Broken | Meaning::NotNow => self.link_lost(error),
             Meaning::Refused | Meaning::Elsewhere => {
-                tracing::warn!(%error, "the registry of nodes refused something");
-                self.members.failed(self.now_ms());
+                let now_ms = self.now_ms();
+                if self.tell_refused_ms <= now_ms {
+                    self.tell_refused_ms = now_ms + REFUSED_TOLD_MS;
+                    tracing::warn!(%error, "the registry of nodes refused something");
+                }
+                self.register_from_ms = now_ms + REFUSED_REST_MS;
+                self.members.failed(now_ms);
             }
         }
     }
@@ -1043,7 +1113,6 @@ mod tests {
         let config = Config::from_toml("[broker]\nkind = \"redis\"\n[broker.redis]\nurl = [\"redis://127.0.0.1:1\"]\n");
         let config = config.expect("a configuration");
         let target = Target::all(&config, "n1").expect("no certificates").remove(0);
-        let scripts = Scripts::new("ringhub", false, 1);
         let cleaned: Arc<Mutex<Vec<u64>>> = Arc::default();
         let of_service = cleaned.clone();
         let service = Service {
@@ -1060,7 +1129,7 @@ mod tests {
         };
         let (handle, _intake) = super::super::link(info(1));
         let bounds = Bounds { lease_ms: 5000, timeout_ms: 1000 };
-        (Worker::new(handle, target, scripts, Keys::new("ringhub", false), bounds, service), cleaned)
+        (Worker::new(handle, target, Keys::new("ringhub", false), bounds, service), cleaned)
     }
 
     fn info(run: u64) -> NodeInfo {
@@ -1106,7 +1175,7 @@ mod tests {
         let (mut worker, _) = worker();
         let served = |number, bytes| What::Served { to: 9, number, outcome: Ok(vec![b'1'; bytes]) };
         worker.report(Report { generation: 0, what: served(1, 100) });
-        let frames: Vec<_> = worker.unsaid.iter().map(|(to, frame)| (*to, Frame::decode(frame))).collect();
+        let frames: Vec<_> = worker.unsaid.iter().map(|kept| (kept.to, Frame::decode(&kept.frame))).collect();
         let [(9, Some((1, Frame::Answer { number: 1, outcome: Ok(told) })))] = &frames[..] else {
             panic!("{frames:?}")
         };
@@ -1114,9 +1183,58 @@ mod tests {
         for number in 2..200 {
             worker.report(Report { generation: 0, what: served(number, 1 << 18) });
         }
-        let bytes: usize = worker.unsaid.iter().map(|(_, frame)| frame.len()).sum();
+        let bytes: usize = worker.unsaid.iter().map(|kept| kept.frame.len()).sum();
         assert_eq!(bytes, worker.unsaid_bytes);
         assert!((UNSAID_BYTES_MAX / 2..=UNSAID_BYTES_MAX).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn an_answer_that_nobody_heard_is_kept_for_a_node_that_lives() {
+        for (answer, to, is_kept) in [
+            (Ok(Value::Int(0)), 2, true),
+            (moved(), 2, true),
+            (Ok(Value::Int(1)), 2, false),
+            // It may have been heard, and must not be heard twice.
+            (Err(broken()), 2, false),
+            (Ok(Value::Int(0)), 3, false),
+        ] {
+            let (mut worker, _) = worker();
+            let living = vec![(info(2), 60_000)];
+            worker.members.beaten(Beat { was: Was::Known, redis_ms: 1, living, mine: Vec::new() }, 1);
+            let kept = KeptAnswer { to, frame: Bytes::from_static(b"{}"), until_ms: ANSWER_KEPT_MS };
+            let told = format!("{answer:?} to {to}");
+            worker.report(Report { generation: worker.generation + 1, what: What::Answered { kept, answer } });
+            assert_eq!(worker.unsaid.len(), usize::from(is_kept), "{told}");
+        }
+    }
+
+    #[test]
+    fn calls_that_came_nowhere_are_answered_though_the_link_is_another_by_then() {
+        let (mut worker, _) = worker();
+        let (responder, pending) = reply::pending();
+        let number = worker.pending.begin(vec![info(2), info(3)], 60_000, false, responder).expect("begun");
+        let sent = |to, answer| Report { generation: 0, what: What::Sent { number, to, answer } };
+        worker.report(sent(2, moved()));
+        worker.report(sent(3, Err(broken())));
+        assert_eq!(worker.pending.next_ms(), Some(60_000), "whether that one came there is not known");
+        worker.report(sent(3, moved()));
+        let answers = pending.wait().expect("all are missing");
+        assert!(answers.iter().all(|answer| answer.outcome == Err(Failure::Missing)), "{answers:?}");
+    }
+
+    #[test]
+    fn after_a_refusal_nothing_is_registered_for_a_while() {
+        let (mut worker, _) = worker();
+        worker.batches = 1;
+        let refused = redis::parse_redis_value(b"-OOM command not allowed\r\n").expect("a value").extract_error();
+        worker.report(Report { generation: 0, what: What::Released { ids: vec!["c".into()], answer: refused } });
+        let rest = worker.register_from_ms.checked_sub(worker.now_ms()).expect("it rests");
+        assert!((1..=REFUSED_REST_MS).contains(&rest), "{rest}");
+        assert_eq!(worker.ids.next_releases(10).len(), 1, "it is released later");
+    }
+
+    fn moved() -> Result<Value, RedisError> {
+        redis::parse_redis_value(b"-MOVED 1 a:1\r\n").expect("a value").extract_error()
     }
 
     fn broken() -> RedisError {

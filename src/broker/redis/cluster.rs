@@ -1,18 +1,20 @@
 //! Finding the primaries of a cluster: which of its servers are asked, and which of them has a key.
 //!
-//! Those that are configured are asked, and some of those that were heard of: in time none of the former may be left.
+//! Those that are configured are asked, and where none of them serves its slots, some of those that were heard of: in time
+//! none of the former may be left.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redis::{ConnectionAddr, IntoConnectionInfo as _};
 
 use super::connection::{Connection, Connections, Inbox, LinkError, Target, gather, tcp_settings};
-use super::scripts::Scripts;
 use super::slots::{Address, Topology, agreed, slot_of};
 use crate::config::{RedisMode, RedisUrl};
 
 /// How many servers are asked at a time that are not configured.
 const HEARD_OF_ASKED: usize = 3;
+/// How many primaries are tried where any will do.
+const TRIED: usize = 3;
 
 /// Servers of a cluster that were heard of last.
 #[derive(Debug, Default)]
@@ -56,56 +58,81 @@ impl Target {
 
     /// Connects to the server that has a key or channel, and hears what is pushed in `inbox`. All have it that are in no
     /// cluster.
-    pub async fn connect_to_owner(
-        &self,
-        key: &str,
-        scripts: &Scripts,
-        inbox: Arc<Inbox>,
-    ) -> Result<Connections, LinkError> {
+    pub async fn connect_to_owner(&self, key: &str, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
         if !self.is_cluster() {
-            return self.connect(scripts, inbox).await;
+            return self.connect(None, inbox).await;
         }
-        let topology = self.ask().await?.ok_or(LinkError::NotServing)?;
-        if topology.ranges.is_empty() {
-            return Err(LinkError::NoAddress);
-        }
+        let topology = self.ask_for_slots().await?;
         let owner = topology.owner(slot_of(key.as_bytes())).ok_or(LinkError::NotServing)?;
-        let canary = scripts.canary_within(|slot| topology.owner(slot) == Some(owner));
-        self.primary(owner, canary).ok_or(LinkError::NoAddress)?.connect(scripts, inbox).await
+        self.primary(owner, 0).ok_or(LinkError::NoAddress)?.connect(None, inbox).await
+    }
+
+    /// Connects to one of a cluster's primaries, and hears what is pushed in `inbox`.
+    pub async fn connect_to_any(&self, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
+        if !self.is_cluster() {
+            return self.connect(None, inbox).await;
+        }
+        let topology = self.ask_for_slots().await?;
+        let mut primaries: Vec<Address> = topology.ranges.into_iter().map(|(.., primary)| primary).collect();
+        primaries.sort_unstable();
+        primaries.dedup();
+        fastrand::shuffle(&mut primaries);
+        let mut error = LinkError::NoAddress;
+        for primary in primaries.iter().take(TRIED).filter_map(|primary| self.primary(primary, 0)) {
+            match primary.connect(None, inbox.clone()).await {
+                Ok(connections) => return Ok(connections),
+                Err(failed) => error = failed,
+            }
+        }
+        Err(error)
+    }
+
+    async fn ask_for_slots(&self) -> Result<Topology, LinkError> {
+        let topology = self.ask().await?.ok_or(LinkError::NotServing)?;
+        if topology.ranges.is_empty() { Err(LinkError::NoAddress) } else { Ok(topology) }
     }
 
     /// What those servers of the cluster know together that answer first, over connections that end with it; none where none
     /// of them serves its slots. An error where none answers.
     pub async fn ask(&self) -> Result<Option<Topology>, LinkError> {
-        let mut asked: Vec<_> = self.urls.iter().map(|url| (None, url.clone())).collect();
-        asked.extend(self.heard_of.some().into_iter().filter_map(|server| {
-            let url = self.url_of(&server)?;
-            Some((Some(server), url))
-        }));
-        let asked = asked.into_iter().map(|(at, url)| async move {
-            let answer = tokio::time::timeout(self.timeout, self.ask_server(&url)).await;
-            answer.unwrap_or(Err(LinkError::Timeout)).map(|told| (at, told))
+        let configured = self.ask_servers(&self.urls).await;
+        let topology = match configured {
+            Ok(Some(topology)) => Some(topology),
+            // Not before: what has one of their addresses by now may be of another cluster.
+            other => {
+                let urls: Vec<RedisUrl> =
+                    self.heard_of.some().iter().filter_map(|server| self.url_of(server)).collect();
+                match self.ask_servers(&urls).await {
+                    Ok(Some(topology)) => Some(topology),
+                    _ => other?,
+                }
+            }
+        };
+        if let Some(topology) = &topology {
+            self.heard(topology);
+        }
+        Ok(topology)
+    }
+
+    async fn ask_servers(&self, urls: &[RedisUrl]) -> Result<Option<Topology>, LinkError> {
+        let asked = urls.iter().map(|url| async move {
+            let answer = tokio::time::timeout(self.timeout, self.ask_server(url)).await;
+            answer.unwrap_or(Err(LinkError::Timeout))
         });
         let mut views = Vec::new();
         let mut errors = Vec::new();
-        for answer in gather(asked, |answer| answer.as_ref().is_ok_and(|(_, told)| told.is_ok)).await {
+        for answer in gather(asked, |answer| answer.as_ref().is_ok_and(|told| told.is_ok)).await {
             match answer {
-                Ok(view) => views.push(view),
+                Ok(told) => views.push((None, told)),
                 Err(error) => errors.push(error),
             }
         }
         // What a person can put right is told first.
         errors.sort_by_key(|error| error.remedy().is_none());
-        if let Some(error) = errors.into_iter().next()
-            && views.is_empty()
-        {
-            return Err(error);
+        match errors.into_iter().next() {
+            Some(error) if views.is_empty() => Err(error),
+            _ => Ok(agreed(views)),
         }
-        let topology = agreed(views);
-        if let Some(topology) = &topology {
-            self.heard(topology);
-        }
-        Ok(topology)
     }
 
     /// Keeps in mind which servers a cluster has, for when it has to be found again.
@@ -115,13 +142,13 @@ impl Target {
         }
     }
 
-    /// Looks which servers the cluster has now, over a link to one of them. An error where that one is broken, or parted from
-    /// most of the others. What is no cluster has nothing to tell.
-    pub async fn look_around(&self, connections: &Connections) -> Result<(), LinkError> {
-        let Some(at) = &connections.at else { return Ok(()) };
+    /// Looks which servers the cluster has now, over a link to one of them; whether that one serves its slots. What is no
+    /// cluster has nothing to tell.
+    pub async fn look_around(&self, connections: &Connections) -> Result<bool, LinkError> {
+        let Some(at) = &connections.at else { return Ok(true) };
         let topology = connections.publish.topology(&at.host).await?;
         self.heard(&topology);
-        if topology.is_ok { Ok(()) } else { Err(LinkError::NotServing) }
+        Ok(topology.is_ok)
     }
 
     async fn ask_server(&self, url: &RedisUrl) -> Result<Topology, LinkError> {

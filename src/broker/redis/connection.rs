@@ -217,8 +217,9 @@ impl Target {
     }
 
     /// Connects to a server, and hears what is pushed in `inbox`. Which of a cluster's it has to be is told by
-    /// [`Target::primary`].
-    pub async fn connect(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
+    /// [`Target::primary`]. With scripts for who keeps rooms there: the server is told them, and whether they may be called is
+    /// tried.
+    pub async fn connect(&self, scripts: Option<&Scripts>, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
         // Each of several steps has the timeout of its own, and all together have it as well.
         match tokio::time::timeout(self.timeout, self.connect_all(scripts, inbox)).await {
             Ok(connected) => connected,
@@ -226,7 +227,7 @@ impl Target {
         }
     }
 
-    async fn connect_all(&self, scripts: &Scripts, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
+    async fn connect_all(&self, scripts: Option<&Scripts>, inbox: Arc<Inbox>) -> Result<Connections, LinkError> {
         let client = match self.mode {
             RedisMode::Sentinel => self.sentinel().await?,
             RedisMode::Single | RedisMode::Cluster => self.single()?,
@@ -243,8 +244,12 @@ impl Target {
         let at = self.primary.as_ref().map(|(at, _)| at.clone());
         let connections = Connections { publish: of(publish), follow: of(follow), at };
         // One user, one server: what is so for one is so for the other.
-        self.prepare(&connections.publish, scripts).await?;
-        self.probe(&connections.publish, scripts).await?;
+        self.prepare(&connections.publish).await?;
+        if let Some(scripts) = scripts {
+            self.look_at_eviction(&connections.publish).await;
+            self.load(&connections.publish, scripts).await?;
+            self.probe(&connections.publish, scripts).await?;
+        }
         self.set_name(&connections.follow).await;
         Ok(connections)
     }
@@ -256,8 +261,8 @@ impl Target {
             .set_pipeline_buffer_size(QUEUE)
     }
 
-    /// A server must be one that takes events, and it is told the scripts.
-    async fn prepare(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
+    /// A server must be one that takes events.
+    async fn prepare(&self, connection: &Connection) -> Result<(), LinkError> {
         match connection.command(cmd("ROLE")).await {
             Ok(Value::Array(role)) => {
                 let is_primary = matches!(role.first(), Some(Value::BulkString(role)) if role == b"master");
@@ -273,8 +278,11 @@ impl Target {
         if self.primary.is_some() && cluster_info(connection).await?.is_some_and(|info| !is_serving(&info)) {
             return Err(LinkError::NotServing);
         }
-        self.look_at_eviction(connection).await;
         self.set_name(connection).await;
+        Ok(())
+    }
+
+    async fn load(&self, connection: &Connection, scripts: &Scripts) -> Result<(), LinkError> {
         for script in scripts.all() {
             let mut load = cmd("SCRIPT");
             load.arg("LOAD").arg(script.text);

@@ -18,7 +18,7 @@ impl Worker {
         let (target, scripts) = (server.target.clone(), self.scripts.clone());
         let inbox = Inbox::new(self.pushed.clone(), INBOX_BYTES_MAX);
         self.spawn(id, async move {
-            let outcome = target.connect(&scripts, inbox.clone()).await;
+            let outcome = target.connect(Some(&scripts), inbox.clone()).await;
             What::Connected(Box::new(outcome), inbox)
         });
     }
