@@ -86,7 +86,11 @@ impl Listener {
         while !self.shared.stop.load(Ordering::SeqCst) {
             let notify: Arc<Notify> = Arc::default();
             let inbox = Inbox::new(notify.clone(), INBOX_BYTES_MAX);
-            match self.listen(&inbox).await {
+            let listening = tokio::select! {
+                () = self.shared.stopped.notified() => break,
+                listening = self.listen(&inbox) => listening,
+            };
+            match listening {
                 Ok(connections) => {
                     tracing::info!(key = self.key, "emitters of Socket.IO are heard");
                     was_told = false;
