@@ -72,10 +72,7 @@ impl Target {
         if !self.is_cluster() {
             return self.connect(None, inbox).await;
         }
-        let topology = self.ask_for_slots().await?;
-        let mut primaries: Vec<Address> = topology.ranges.into_iter().map(|(.., primary)| primary).collect();
-        primaries.sort_unstable();
-        primaries.dedup();
+        let mut primaries = self.ask_for_slots().await?.primaries();
         fastrand::shuffle(&mut primaries);
         let mut error = LinkError::NoAddress;
         for primary in primaries.iter().take(TRIED).filter_map(|primary| self.primary(primary, 0)) {

@@ -60,6 +60,11 @@ impl Topology {
         let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
         range.map(|(.., owner)| owner)
     }
+
+    /// All who have slots.
+    pub fn primaries(&self) -> Vec<Address> {
+        distinct(self.ranges.iter().map(|(.., primary)| primary.clone()).collect())
+    }
 }
 
 fn distinct(mut servers: Vec<Address>) -> Vec<Address> {
@@ -227,7 +232,13 @@ mod tests {
         assert_eq!(Topology::read("asked", &told, Some(info)), Some(expected));
         let parted = Topology::read("asked", &told, Some("cluster_state:fail\r\n")).expect("it is read");
         assert_eq!((parted.is_ok, parted.epoch), (false, 0));
-        assert!(Topology::read("asked", &told, None).is_some_and(|believed| believed.is_ok));
+        let believed = Topology::read("asked", &told, None).expect("it is read");
+        assert!(believed.is_ok);
+        assert_eq!(believed.primaries(), [at("10.0.0.1", 6379), at("asked", 6380)]);
+        assert_eq!(
+            [0, 8191, 8192, 16_383].map(|slot| believed.owner(slot).map(|owner| owner.port)),
+            [6379, 6379, 6380, 6380].map(Some)
+        );
     }
 
     #[test]
